@@ -1,0 +1,1 @@
+"""Recurrent Interface Networks in JAX/Flax (arXiv 2212.11972)."""

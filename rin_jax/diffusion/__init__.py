@@ -1,0 +1,1 @@
+"""The diffusion process: schedules, noise, loss, samplers. Knows no Flax, parameters or mesh."""

@@ -1,0 +1,101 @@
+"""Noise schedules gamma(t): signal power against time, t = 0 data, t = 1 noise.
+
+    xt = sqrt(gamma) x0 + sqrt(1 - gamma) eps
+
+Families of arXiv 2301.10972 section 2.1 (cosine, sigmoid, linear), the cosine of arXiv
+2102.09672 eq. 17, and a logarithmic one. Everything here is float32, elementwise, and
+keeps the shape of its argument.
+"""
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+Schedule = Callable[[Array], Array]
+
+MIN_GAMMA = 1e-9  # the lower clip of all families but the offset cosine
+
+
+def offset_cosine(t: Array, small: float = 2e-4, stretch: float = 2.5e-4) -> Array:
+    """cos^2(pi/2 (t + small) / (1 + stretch)), which stays inside (0, 1) without clipping."""
+    return jnp.square(jnp.cos((t + small) / (1 + stretch) * (np.pi / 2)))
+
+
+def cosine(t: Array, start: float, end: float, tau: float) -> Array:
+    """cos(pi/2 u)^(2 tau) over u in [start, end], scaled to run from 1 to 0; 0 <= u <= 1."""
+
+    def power(u):  # cos(pi/2) rounds below zero in float32, and a power of that is not a number
+        return jnp.maximum(jnp.cos(u * np.float32(np.pi / 2)), 0.0) ** (2 * tau)
+
+    return _between(power, t, start, end)
+
+
+def sigmoid(t: Array, start: float, end: float, tau: float) -> Array:
+    """sigmoid(-u / tau) over u in [start, end], scaled to run from 1 to 0."""
+    return _between(lambda u: jax.nn.sigmoid(-u / tau), t, start, end)
+
+
+def linear(t: Array) -> Array:
+    """1 - t."""
+    return jnp.clip(1 - t, MIN_GAMMA, 1.0)
+
+
+def logarithmic(t: Array, start: float, end: float, reverse: bool) -> Array:
+    """(ln end - ln u) / (ln end - ln start), u from start to end; `reverse` swaps the two."""
+    if reverse:
+        start, end = end, start
+    u = start + (end - start) * t
+    return jnp.clip((np.log(end) - jnp.log(u)) / (np.log(end) - np.log(start)), 0.0, 1.0)
+
+
+def _between(function: Schedule, t: Array, start: float, end: float) -> Array:
+    first, last = function(jnp.float32(start)), function(jnp.float32(end))
+    gamma = (function(start + (end - start) * t) - last) / (first - last)
+    return jnp.clip(gamma, MIN_GAMMA, 1.0)
+
+
+SCHEDULES: dict[str, Callable[..., Array]] = {
+    "offset_cosine": offset_cosine,
+    "cosine": cosine,
+    "sigmoid": sigmoid,
+    "linear": linear,
+    "logarithmic": logarithmic,
+}
+
+
+def make_schedule(name: str, **parameters: float) -> Schedule:
+    """gamma(t) from a family's name and all its parameters.
+
+    Raises:
+      ValueError: unknown family, or missing or unknown parameters, with what is there.
+    """
+    if name not in SCHEDULES:
+        near = difflib.get_close_matches(name, SCHEDULES, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"no schedule {name!r}; choose one of {', '.join(SCHEDULES)}.{hint}")
+    function = SCHEDULES[name]
+    try:
+        inspect.signature(function).bind(None, **parameters)
+    except TypeError as error:
+        wanted = [p for p in inspect.signature(function).parameters if p != "t"]
+        raise ValueError(
+            f"schedule {name!r} takes {wanted}, not {sorted(parameters)}: {error}."
+        ) from error
+    return functools.partial(function, **parameters)
+
+
+def logsnr(gamma: Array) -> Array:
+    """log(gamma / (1 - gamma)), finite for gamma in [0, 1] by clipping to [1e-9, 1 - 6e-8]."""
+    gamma = jnp.clip(gamma, MIN_GAMMA, 1 - np.finfo(np.float32).epsneg)
+    return jnp.log(gamma) - jnp.log1p(-gamma)
+
+
+def gamma_of_logsnr(value: Array) -> Array:
+    """The inverse of `logsnr`."""
+    return jax.nn.sigmoid(value)

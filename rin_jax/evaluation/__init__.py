@@ -1,0 +1,1 @@
+"""Measures of samples. Knows neither the network nor the process."""

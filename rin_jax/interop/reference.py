@@ -1,0 +1,177 @@
+"""Weights of the authors' released code (google-research/pix2seq), by variable name.
+
+The names are `tape/<unit>/...`; the mapping needs only the network's configuration. Layers
+that we scan over are stacked: read, write and compute of a group of blocks of equal depth.
+"""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from rin_jax.network.rin import RIN
+
+ATTENTION = {
+    f"{ours}/{leaf}": f"{theirs}/{leaf}"
+    for ours, theirs in (
+        ("query", "query"), ("key", "key"), ("value", "value"), ("out", "attention_output"),
+    )
+    for leaf in ("kernel", "bias")
+}  # fmt: skip
+DENSE = {"kernel": "kernel", "bias": "bias"}
+NORM = {"scale": "gamma", "bias": "beta"}
+
+
+def _nest(ours: str, theirs: str, names: Mapping[str, str]) -> dict[str, str]:
+    return {f"{ours}/{a}": f"{theirs}/{b}" for a, b in names.items()}
+
+
+FFN = _nest("hidden", "dense1", DENSE) | _nest("out", "dense2", DENSE)
+MLP = _nest("norm", "ffn/ln", NORM) | _nest("ffn", "ffn", FFN)
+CROSS = (
+    _nest("norm", "cross_mha/ln", NORM)
+    | _nest("context_norm", "cross_mha/enc_ln", NORM)
+    | _nest("attention", "cross_mha", ATTENTION)
+    | _nest("mlp/norm", "mlp/ffn/ln", NORM)
+    | _nest("mlp/ffn", "mlp/ffn", FFN)
+)
+LAYER = (
+    _nest("attention_norm", "mha/ln", NORM)
+    | _nest("attention", "mha", ATTENTION)
+    | _nest("ffn_norm", "mlp/ffn/ln", NORM)
+    | _nest("ffn", "mlp/ffn", FFN)
+)
+
+
+def network(config: Mapping[str, Any], num_classes: int) -> RIN:
+    """The RIN of a reference configuration.
+
+    Args:
+      config: the reference's network configuration (`latent_slots`, `num_layers`, ...).
+      num_classes: width of its one-hot condition; 0 if it has none.
+
+    Raises:
+      ValueError: the configuration uses a part that this network does not have.
+    """
+    expected = {
+        "time_on_latent": True,
+        "cond_on_latent_n": 1 if num_classes else 0,
+        "cond_decoupled_read": False,
+        "cond_tape_writable": False,
+        "cond_proj": True,
+        "conv_kernel_size": 0,
+        "drop_att": 0.0,
+    }
+    for name, value in expected.items():
+        if config.get(name, value) != value:
+            raise ValueError(
+                f"reference configuration has {name}={config[name]!r}; only {value!r} is supported."
+            )
+    depths = tuple(int(depth) for depth in str(config["num_layers"]).split(","))
+    self_cond = config["self_cond"]
+    return RIN(
+        image_shape=(config["image_height"], config["image_width"], config["image_channels"]),
+        num_classes=num_classes,
+        patch_size=config["patch_size"],
+        num_blocks=len(depths),
+        depth=depths,
+        num_latents=config["latent_slots"],
+        latent_dim=config["latent_dim"],
+        interface_dim=config["tape_dim"],
+        num_heads=config["latent_num_heads"],
+        routing_heads=config["rw_num_heads"],
+        latent_mlp_ratio=config["latent_mlp_ratio"],
+        interface_mlp_ratio=config["tape_mlp_ratio"],
+        dropout=config["drop_units"],
+        drop_path=config["drop_path"],
+        latent_positions=config["latent_pos_encoding"],
+        interface_positions=config["tape_pos_encoding"],
+        latent_self_cond="latent" in self_cond,
+        interface_self_cond="tape" in self_cond,
+        norm_context=config["xattn_enc_ln"],
+        time_scale=config["time_scaling"],
+    )
+
+
+def import_params(weights: Mapping[str, np.ndarray], rin: RIN) -> dict[str, Any]:
+    """The parameters of `rin` from reference variables `tape/...`.
+
+    Raises:
+      ValueError: variables are missing, left over, or of another shape; all are listed.
+    """
+    template = jax.eval_shape(
+        rin.init,
+        jax.random.key(0),
+        np.zeros((1, *rin.image_shape), np.float32),
+        np.zeros((1,), np.float32),
+        np.zeros((1,), np.int32) if rin.num_classes else None,
+    )["params"]
+    names = _reference_names(rin)
+    problems, used, params = [], set(), {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(template):
+        ours = "/".join(key.key for key in path)
+        found = [weights.get(f"tape/{name}") for name in names[ours].ravel()]
+        used.update(f"tape/{name}" for name in names[ours].ravel())
+        missing = [n for n, w in zip(names[ours].ravel(), found, strict=True) if w is None]
+        if missing:
+            problems.append(f"{ours}: missing {', '.join(missing)}")
+            continue
+        stacked = np.stack(found).reshape(*names[ours].shape, *found[0].shape)
+        if stacked.shape != leaf.shape:
+            problems.append(f"{ours}: shape {stacked.shape} instead of {leaf.shape}")
+        node = params
+        for key in path[:-1]:
+            node = node.setdefault(key.key, {})
+        node[path[-1].key] = stacked.astype(np.float32)
+    problems += [f"{name}: not used" for name in sorted(set(weights) - used)]
+    if problems:
+        raise ValueError("reference weights do not fit the network:\n  " + "\n  ".join(problems))
+    return params
+
+
+def _reference_names(rin: RIN) -> dict[str, np.ndarray]:
+    """Our parameter path -> array of reference names without `tape/`, one per stacked layer."""
+    single = (
+        _nest("stem", "stem", DENSE)
+        | _nest("stem/norm", "stem_ln", NORM)
+        | _nest("time/hidden", "time_emb/dense0", DENSE)
+        | _nest("time/out", "time_emb/dense1", DENSE)
+        | _nest("label", "cond_proj", DENSE)
+        | _nest("prev_latent_mlp", "latent_prev_proj", MLP)
+        | _nest("prev_latent_norm", "latent_prev_ln", NORM)
+        | _nest("prev_interface_mlp", "tape_prev_proj", MLP)
+        | _nest("prev_interface_norm", "tape_prev_ln", NORM)
+        | _nest("readout/norm", "output_ln", NORM)
+        | _nest("readout/out", "output_linear", DENSE)
+    )
+    for ours, theirs, kind in (
+        ("latents", "latent_pos_emb", rin.latent_positions),
+        ("stem/positions", "tape_pos_emb", rin.interface_positions),
+    ):
+        plus = kind == "sin_cos_plus_learned"
+        single[f"{ours}/table"] = (
+            f"{theirs}_res/kernel" if plus else f"{theirs}/kernel/vis_pos_embedding"
+        )
+    names = {ours: np.array(theirs) for ours, theirs in single.items()}
+
+    first = 0
+    for group, (depth, blocks) in enumerate(itertools.groupby(rin.depths)):
+        block_ids = range(first, first := first + len(list(blocks)))
+        for unit in ("read", "write"):
+            for ours, theirs in CROSS.items():
+                names[f"blocks_{group}/{unit}/{ours}"] = np.array(
+                    [f"{unit}_unit_{i}/transformer_decoder_layer/{theirs}" for i in block_ids]
+                )
+        for ours, theirs in LAYER.items():
+            names[f"blocks_{group}/compute/{ours}"] = np.array(
+                [
+                    [
+                        f"latent_processing_unit{i}/transformer_encoder{suffix}/{theirs}"
+                        for suffix in ("", *(f"_{layer}" for layer in range(1, depth)))[:depth]
+                    ]
+                    for i in block_ids
+                ]
+            )
+    return names

@@ -1,0 +1,1 @@
+"""The network: tokens, attention, RIN blocks. Knows no schedule, noise, loss or mesh."""

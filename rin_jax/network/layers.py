@@ -1,0 +1,252 @@
+"""Attention, MLPs, norms and embeddings: the parts every RIN token passes through.
+
+Letters of shapes and of einsum strings, here and in the whole network:
+
+    B batch            N interface tokens   D interface width
+    M latents          E latent width       H heads   K width of a head
+    Q query tokens     S context tokens     W width of the queries
+    P patch side       C channels           F hidden width of an MLP
+
+Parameters are float32. Activations run in `dtype`; norms, softmax and the embedding of
+gamma are computed in float32 whatever `dtype` is.
+
+Source: arXiv 2212.11972 section 2 and appendix; initialisers and the order of norm and
+residual follow the authors' released code.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+Array = jax.Array
+Dtype = Any
+
+# On a kernel with more than two axes the leading ones count as a receptive field, so (W, H, K)
+# has the limit sqrt(6 / (W (H + K))): smaller than that of the flattened (W, H K) matrix.
+GLOROT = nn.initializers.glorot_uniform()
+POSITION_INIT = nn.initializers.truncated_normal(stddev=0.02)  # cut at two sigma: std 0.0176
+
+
+def layer_norm(name: str, dtype: Dtype, zero_scale: bool = False) -> nn.LayerNorm:
+    """LayerNorm over the last axis with population variance, epsilon 1e-6."""
+    return nn.LayerNorm(
+        epsilon=1e-6,
+        dtype=dtype,
+        use_fast_variance=False,
+        scale_init=nn.initializers.zeros if zero_scale else nn.initializers.ones,
+        name=name,
+    )
+
+
+def dense(name: str, features: int, dtype: Dtype) -> nn.Dense:
+    """Dense layer with a Glorot-uniform kernel and a zero bias."""
+    return nn.Dense(features, dtype=dtype, kernel_init=GLOROT, name=name)
+
+
+class HeadProjection(nn.Module):
+    """Projects [B, T, W] to heads [B, T, H, K]; kernel (W, H, K), bias (H, K)."""
+
+    num_heads: int
+    head_dim: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (self.num_heads, self.head_dim)
+        kernel = self.param("kernel", GLOROT, (x.shape[-1], *shape))
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
+        return jnp.einsum("btw,whk->bthk", x.astype(self.dtype), kernel) + bias[None, None]
+
+
+class MergeHeads(nn.Module):
+    """Projects heads [B, T, H, K] to [B, T, W]; kernel (H, K, W), bias (W,)."""
+
+    features: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", GLOROT, (*x.shape[-2:], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
+        return jnp.einsum("bthk,hkw->btw", x, kernel) + bias[None, None]
+
+
+class Attention(nn.Module):
+    """Multi-head attention of queries [B, Q, W] to context [B, S, any]; returns [B, Q, W].
+
+    `width` is the inner width; a head has `width // num_heads` features. Softmax in float32.
+    """
+
+    num_heads: int
+    width: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, queries: Array, context: Array) -> Array:
+        def project(name, x):
+            return HeadProjection(
+                self.num_heads, self.width // self.num_heads, self.dtype, name=name
+            )(x)
+
+        heads = jax.nn.dot_product_attention(
+            project("query", queries), project("key", context), project("value", context)
+        )
+        return MergeHeads(queries.shape[-1], self.dtype, name="out")(heads)
+
+
+class FeedForward(nn.Module):
+    """Dense, exact GELU, dropout, Dense, with hidden width `ratio` times the input's."""
+
+    ratio: int
+    dropout: float
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        hidden = dense("hidden", self.ratio * x.shape[-1], self.dtype)(x)
+        hidden = nn.gelu(hidden, approximate=False)
+        hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
+        return dense("out", x.shape[-1], self.dtype)(hidden)
+
+
+class MLP(nn.Module):
+    """Pre-norm feed-forward with its residual: x + FeedForward(LN(x)). Never drops."""
+
+    ratio: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        normed = layer_norm("norm", self.dtype)(x)
+        return x + FeedForward(self.ratio, 0.0, self.dtype, name="ffn")(normed, train=False)
+
+
+class CrossAttention(nn.Module):
+    """One direction of routing: x attends to context, then passes its own MLP.
+
+    x [B, Q, W], context [B, S, any] -> [B, Q, W]. The context is not normalised unless
+    `norm_context`. The inner width is the smaller of both widths. `mlp_ratio` 0: no MLP.
+    """
+
+    num_heads: int
+    mlp_ratio: int
+    norm_context: bool
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: Array, context: Array) -> Array:
+        width = min(x.shape[-1], context.shape[-1])
+        queries = layer_norm("norm", self.dtype)(x)
+        if self.norm_context:
+            context = layer_norm("context_norm", self.dtype)(context)
+        x = x + Attention(self.num_heads, width, self.dtype, name="attention")(queries, context)
+        if self.mlp_ratio:
+            x = MLP(self.mlp_ratio, self.dtype, name="mlp")(x)
+        return x
+
+
+class SelfAttentionLayer(nn.Module):
+    """One compute layer on the latents [B, M, E]: pre-norm self-attention, then feed-forward.
+
+    `dropout` acts on the hidden units, `drop_path` removes a whole branch per example
+    (stochastic depth; the kept ones are divided by the keep rate). Both only if `train`.
+    """
+
+    num_heads: int
+    mlp_ratio: int
+    dropout: float
+    drop_path: float
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        def keep(branch):
+            drop = nn.Dropout(self.drop_path, broadcast_dims=(1, 2), deterministic=not train)
+            return drop(branch)
+
+        normed = layer_norm("attention_norm", self.dtype)(x)
+        attention = Attention(self.num_heads, x.shape[-1], self.dtype, name="attention")
+        x = x + keep(attention(normed, normed))
+        normed = layer_norm("ffn_norm", self.dtype)(x)
+        ffn = FeedForward(self.mlp_ratio, self.dropout, self.dtype, name="ffn")
+        return x + keep(ffn(normed, train))
+
+
+def sinusoidal_encoding(coords: Array, width: int) -> Array:
+    """Sine block, then cosine block, of `coords`: shape [...] -> [..., width], width even.
+
+    The frequencies are 10000^(-2j / width) for j in 0..width/2 - 1.
+    """
+    frequencies = (10000.0 ** (-np.arange(0, width, 2) / width)).astype(np.float32)
+    angles = coords[..., None] * jnp.expand_dims(frequencies, range(coords.ndim))
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def sincos_positions(shape: tuple[int, ...], width: int, span: float) -> Array:
+    """Fixed position codes of a line (n,) or grid (rows, cols) of tokens: [tokens, width].
+
+    Coordinates run over 0..span on each axis. On a grid the first half of the features codes
+    the row, the second half the column; a grid with one row or one column counts as a line.
+    """
+    if 1 in shape:
+        shape = (int(np.prod(shape)),)
+
+    def code(n, features):
+        coords = np.arange(n, dtype=np.float32) / np.float32(max(n - 1, 1)) * np.float32(span)
+        return sinusoidal_encoding(jnp.asarray(coords), features)
+
+    if len(shape) == 1:
+        return code(shape[0], width)
+    rows, cols = (code(n, width // 2) for n in shape)
+    grid = (*shape, width // 2)
+    rows = jnp.broadcast_to(rows[:, None], grid)
+    cols = jnp.broadcast_to(cols[None, :], grid)
+    return jnp.concatenate([rows, cols], axis=-1).reshape(-1, width)
+
+
+class PositionTable(nn.Module):
+    """Position codes [tokens, width] of a line or grid of tokens, in float32.
+
+    `kind`: "learned" (a table), "sin_cos" (fixed, coordinates 0..span), or
+    "sin_cos_plus_learned" (fixed plus a table that starts at zero).
+    """
+
+    shape: tuple[int, ...]
+    width: int
+    kind: str
+    span: float
+
+    @nn.compact
+    def __call__(self) -> Array:
+        table = (int(np.prod(self.shape)), self.width)
+        if self.kind == "learned":
+            return self.param("table", POSITION_INIT, table)
+        codes = sincos_positions(self.shape, self.width, self.span)
+        if self.kind == "sin_cos":
+            return codes
+        return codes + self.param("table", nn.initializers.zeros, table)
+
+
+class ScalarEmbedding(nn.Module):
+    """Embeds gamma [B] in [0, 1] as one token [B, 1, width].
+
+    Sinusoids of gamma * scale in width / 4 features, standardised over the features (no
+    epsilon), Dense, SiLU, Dense. The sinusoids stay float32.
+    """
+
+    width: int
+    scale: float
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, gamma: Array) -> Array:
+        codes = sinusoidal_encoding(gamma.astype(jnp.float32) * self.scale, self.width // 4)
+        codes = codes - codes.mean(-1, keepdims=True)
+        codes = codes / codes.std(-1, keepdims=True)
+        hidden = nn.silu(dense("hidden", self.width, self.dtype)(codes))
+        return dense("out", self.width, self.dtype)(hidden)[:, None]

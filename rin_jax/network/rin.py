@@ -1,0 +1,333 @@
+"""The Recurrent Interface Network: initialise tokens, route through blocks, read out.
+
+    interface  X = LN(patches W) + positions
+    latents    Z = [bank, time token, class token] + LN_0(MLP(Z_prev))     LN_0: zero scale at init
+    block      Z = Z + MHA(LN(Z), X);  Z = Z + FFN(LN(Z))                  read
+               Z = compute^depth(Z)                                        self-attention on latents
+               X = X + MHA(LN(X), Z);  X = X + FFN(LN(X))                  write
+    output     unpatchify(LN(X) W)
+
+Blocks of equal depth and the compute layers inside a block are applied by scan: their
+parameters carry one leading axis for the block and one more for the layer.
+
+Source: arXiv 2212.11972 section 2; details as in the authors' released code.
+"""
+
+import itertools
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from rin_jax.network.layers import (
+    MLP,
+    Array,
+    CrossAttention,
+    PositionTable,
+    ScalarEmbedding,
+    SelfAttentionLayer,
+    dense,
+    layer_norm,
+)
+from rin_jax.network.tokenizer import PatchStem, Readout
+
+NO_LABEL = -1  # the label of an example without a class: its one-hot vector is zero
+INT32_LIMIT = 2**31
+
+# What the backward pass keeps of a layer instead of computing it again.
+REMAT_POLICIES: dict[str, Callable | None] = {
+    "full": None,  # nothing but the layer's input
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # results of projections
+}
+
+
+def scan_layers(body, length: int):
+    """Lifts `body(module, carry) -> carry` to `length` layers with stacked parameters."""
+    return nn.scan(
+        lambda module, carry, _: (body(module, carry), None),
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        length=length,
+    )
+
+
+class RINBlock(nn.Module):
+    """One read, `depth` compute layers, one write; depth 0 is a read alone.
+
+    carry = (latents [B, M, E], interface [B, N, D]) -> the same.
+    """
+
+    depth: int
+    num_heads: int
+    routing_heads: int
+    latent_mlp_ratio: int
+    interface_mlp_ratio: int
+    norm_context: bool
+    dropout: float
+    drop_path: float
+    remat: str
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, carry: tuple[Array, Array], train: bool) -> tuple[Array, Array]:
+        latents, interface = carry
+        cross, layer = CrossAttention, SelfAttentionLayer
+        if self.remat != "none":
+            policy = REMAT_POLICIES[self.remat]
+            cross = nn.remat(cross, prevent_cse=False, policy=policy)
+            layer = nn.remat(layer, prevent_cse=False, policy=policy, static_argnums=(2,))
+
+        def route(name, mlp_ratio):
+            return cross(self.routing_heads, mlp_ratio, self.norm_context, self.dtype, name=name)
+
+        latents = route("read", self.latent_mlp_ratio)(latents, interface)
+        if self.depth:
+            compute = layer(
+                self.num_heads,
+                self.latent_mlp_ratio,
+                self.dropout,
+                self.drop_path,
+                self.dtype,
+                name="compute",
+            )
+            layers = scan_layers(lambda module, z: module(z, train), self.depth)
+            latents, _ = layers(compute, latents, None)
+            interface = route("write", self.interface_mlp_ratio)(interface, latents)
+        return latents, interface
+
+
+class RIN(nn.Module):
+    """Class-conditional (or, with num_classes 0, unconditional) image RIN.
+
+    Attributes:
+      image_shape: (H, W, C) of the images.
+      num_classes: number of classes; 0 removes the class token.
+      patch_size: side of a square patch; divides H and W.
+      num_blocks: number of read / compute / write blocks.
+      depth: compute layers in a block, or one number for each block (0: read alone).
+      num_latents: M, the learned bank together with the time token and the class token.
+      latent_dim: E, a multiple of 8 and of num_heads.
+      interface_dim: D.
+      num_heads: heads of the compute layers.
+      routing_heads: heads of read and write; divides min(E, D).
+      latent_mlp_ratio, interface_mlp_ratio: hidden width / width; interface 0: no MLP in write.
+      latent_positions, interface_positions: "learned", "sin_cos" or "sin_cos_plus_learned".
+      latent_self_cond: whether the latents start from the previous step's.
+      interface_self_cond: whether the interface tokens do too.
+      norm_context: whether read and write normalise their context.
+      time_scale: gamma is multiplied by this before its sinusoids; also the span of sin_cos.
+      dropout, drop_path: rates in the compute layers, in training.
+      remat: "none", "full" or "dots": what the backward pass computes again.
+      dtype: compute dtype; parameters, norms, softmax and the prediction are float32.
+    """
+
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    patch_size: int
+    num_blocks: int
+    depth: int | tuple[int, ...]
+    num_latents: int
+    latent_dim: int
+    interface_dim: int
+    num_heads: int
+    routing_heads: int
+    latent_mlp_ratio: int
+    interface_mlp_ratio: int
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    latent_positions: str = "learned"
+    interface_positions: str = "learned"
+    latent_self_cond: bool = True
+    interface_self_cond: bool = False
+    norm_context: bool = False
+    time_scale: float = 1000.0
+    remat: str = "none"
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        check(self)
+        super().__post_init__()
+
+    @property
+    def num_tokens(self) -> int:
+        """N, the number of interface tokens."""
+        height, width, _ = self.image_shape
+        return (height // self.patch_size) * (width // self.patch_size)
+
+    @property
+    def num_cond_tokens(self) -> int:
+        """Tokens beside the latent bank: time, and the class if there is one."""
+        return 2 if self.num_classes else 1
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Compute layers of each block."""
+        depths = (self.depth,) * self.num_blocks if isinstance(self.depth, int) else self.depth
+        return tuple(depths)
+
+    @nn.compact
+    def __call__(
+        self,
+        xt: Array,
+        gamma: Array,
+        labels: Array | None = None,
+        prev_latents: Array | dict[str, Array] | None = None,
+        train: bool = False,
+    ) -> tuple[Array, Array | dict[str, Array]]:
+        """One denoising pass.
+
+        Args:
+          xt: noisy images [B, H, W, C].
+          gamma: signal power [B] in [0, 1].
+          labels: int32 [B] in 0..num_classes-1, or NO_LABEL; None if num_classes is 0.
+          prev_latents: the latents that the pass before returned; None stands for zeros.
+          train: whether dropout acts (needs a "dropout" key).
+
+        Returns:
+          (prediction [B, H, W, C] float32, latents [B, M, E] float32); with
+          interface_self_cond the latents are a dict of "latents" and "interface" [B, N, D].
+        """
+        batch = xt.shape[0]
+        chex.assert_shape(xt, (batch, *self.image_shape))
+        chex.assert_shape(gamma, (batch,))
+        dtype = jnp.dtype(self.dtype)
+        if not self.interface_self_cond:
+            prev_latents = {"latents": prev_latents, "interface": None}
+        elif prev_latents is None:
+            prev_latents = {"latents": None, "interface": None}
+
+        interface = PatchStem(
+            self.patch_size,
+            self.interface_dim,
+            self.interface_positions,
+            self.time_scale,
+            dtype,
+            name="stem",
+        )(xt)
+        if self.interface_self_cond:
+            interface += self._from_previous(
+                "interface", prev_latents["interface"], interface, self.interface_mlp_ratio
+            )
+        latents = self._initial_latents(gamma, labels)
+        if self.latent_self_cond:
+            latents += self._from_previous(
+                "latent", prev_latents["latents"], latents, self.latent_mlp_ratio
+            )
+
+        carry = (latents, interface)
+        for group, (depth, blocks) in enumerate(itertools.groupby(self.depths)):
+            block = RINBlock(
+                depth,
+                self.num_heads,
+                self.routing_heads,
+                self.latent_mlp_ratio,
+                self.interface_mlp_ratio,
+                self.norm_context,
+                self.dropout,
+                self.drop_path,
+                self.remat,
+                dtype,
+                name=f"blocks_{group}",
+            )
+            stack = scan_layers(lambda module, x: module(x, train), len(list(blocks)))
+            carry, _ = stack(block, carry, None)
+        latents, interface = carry
+
+        prediction = Readout(self.patch_size, self.image_shape, dtype, name="readout")(interface)
+        latents, interface = latents.astype(jnp.float32), interface.astype(jnp.float32)
+        if self.interface_self_cond:
+            return prediction, {"latents": latents, "interface": interface}
+        return prediction, latents
+
+    def _initial_latents(self, gamma: Array, labels: Array | None) -> Array:
+        """[B, M, E]: the learned bank, then the time token, then the class token."""
+        dtype = jnp.dtype(self.dtype)
+        bank = PositionTable(
+            (self.num_latents - self.num_cond_tokens,),
+            self.latent_dim,
+            self.latent_positions,
+            self.time_scale,
+            name="latents",
+        )()
+        batch = gamma.shape[0]
+        tokens = [jnp.broadcast_to(bank.astype(dtype)[None], (batch, *bank.shape))]
+        tokens.append(ScalarEmbedding(self.latent_dim, self.time_scale, dtype, name="time")(gamma))
+        if self.num_classes:
+            chex.assert_shape(labels, (batch,))
+            one_hot = jax.nn.one_hot(labels, self.num_classes, dtype=dtype)
+            tokens.append(dense("label", self.latent_dim, dtype)(one_hot)[:, None])
+        return jnp.concatenate(tokens, axis=1)
+
+    def _from_previous(self, name: str, previous: Array | None, like: Array, ratio: int) -> Array:
+        """What the previous pass adds to the initial tokens; nothing at initialisation."""
+        previous = jnp.zeros_like(like) if previous is None else previous.astype(like.dtype)
+        chex.assert_equal_shape([previous, like])
+        projected = MLP(ratio, like.dtype, name=f"prev_{name}_mlp")(previous)
+        return layer_norm(f"prev_{name}_norm", like.dtype, zero_scale=True)(projected)
+
+
+def check(rin: RIN) -> None:
+    """Raises ValueError, naming fields and values, if the attributes of `rin` disagree."""
+    height, width, channels = rin.image_shape
+    sizes = {
+        name: getattr(rin, name)
+        for name in (
+            "patch_size", "num_blocks", "num_latents", "latent_dim", "interface_dim",
+            "num_heads", "routing_heads", "latent_mlp_ratio",
+        )
+    }  # fmt: skip
+    for name, value in sizes.items() | {("image size", min(height, width)), ("channels", channels)}:
+        if not 1 <= value < INT32_LIMIT:
+            raise ValueError(f"{name} is {value}; it must be between 1 and {INT32_LIMIT - 1}.")
+    if not 0 <= rin.num_classes < INT32_LIMIT:
+        raise ValueError(
+            f"num_classes is {rin.num_classes}; labels are int32, so it must be between 0 "
+            f"(unconditional) and {INT32_LIMIT - 1}."
+        )
+    if height % rin.patch_size or width % rin.patch_size:
+        raise ValueError(
+            f"model.patch_size {rin.patch_size} does not divide the image size {height} x {width}; "
+            "choose a divisor, or another data.image_size."
+        )
+    if rin.num_latents <= rin.num_cond_tokens:
+        raise ValueError(
+            f"model.num_latents is {rin.num_latents}, but {rin.num_cond_tokens} of the latents are "
+            "the time and class tokens; it must be larger."
+        )
+    for heads, width_name, width in (
+        ("num_heads", "latent_dim", rin.latent_dim),
+        ("routing_heads", "min(latent_dim, interface_dim)", min(rin.latent_dim, rin.interface_dim)),
+    ):
+        if width % getattr(rin, heads):
+            raise ValueError(
+                f"model.{heads} {getattr(rin, heads)} does not divide {width_name} {width}; "
+                "choose a divisor."
+            )
+    if rin.latent_dim % 8:
+        raise ValueError(
+            f"model.latent_dim is {rin.latent_dim}; the embedding of gamma needs a multiple of 8."
+        )
+    if not isinstance(rin.depth, int) and len(rin.depth) != rin.num_blocks:
+        raise ValueError(
+            f"model.depth lists {len(rin.depth)} blocks, but model.num_blocks is {rin.num_blocks}."
+        )
+    if min(rin.depths) < 0:
+        raise ValueError(f"model.depth is {rin.depth}; it cannot be negative.")
+    for name, rate in (("dropout", rin.dropout), ("drop_path", rin.drop_path)):
+        if not 0 <= rate < 1:
+            raise ValueError(f"model.{name} is {rate}; it must be in [0, 1).")
+    kinds = ("learned", "sin_cos", "sin_cos_plus_learned")
+    for name, value, choices in (
+        ("latent_positions", rin.latent_positions, kinds),
+        ("interface_positions", rin.interface_positions, kinds),
+        ("remat", rin.remat, ("none", *REMAT_POLICIES)),
+        ("dtype", rin.dtype, ("float32", "bfloat16")),
+    ):
+        if value not in choices:
+            raise ValueError(f"model.{name} is {value!r}; choose one of {', '.join(choices)}.")
+    if rin.interface_positions != "learned" and rin.interface_dim % 4:
+        raise ValueError(
+            f"model.interface_dim is {rin.interface_dim}; sin_cos positions need a multiple of 4."
+        )

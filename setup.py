@@ -1,0 +1,42 @@
+"""Packaging of rin_jax: dependencies with lower bounds; optional ones are extras."""
+
+from pathlib import Path
+
+import setuptools
+
+setuptools.setup(
+    name="rin-jax",
+    version="0.1.0",
+    description="Recurrent Interface Networks in JAX/Flax: pixel-space diffusion, TPU first",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=setuptools.find_packages(include=["rin_jax", "rin_jax.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "absl-py>=2.1",
+        "array_record>=0.5",
+        "chex>=0.1.90",
+        "clu>=0.0.12",
+        "etils[epath]>=1.9",
+        "flax>=0.11.2",
+        "grain>=0.2.12",
+        "importlib_resources>=6",
+        "jax>=0.7.2",
+        "ml-collections>=1.0",
+        "numpy>=2.0",
+        "optax>=0.2.6",
+        "orbax-checkpoint>=0.11.25",
+        "pillow>=10.0",
+        "scikit-learn>=1.5",
+        "tensorboardX>=2.6.2",
+        "tensorflow-datasets>=4.9.9",
+    ],
+    extras_require={
+        "cuda": ["jax[cuda12]>=0.7.2"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.8", "tensorboard>=2.18"],
+        "tf": ["tensorflow-cpu>=2.20", "tensorboard>=2.18"],
+        "tpu": ["jax[tpu]>=0.7.2"],
+    },
+)

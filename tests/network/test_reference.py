@@ -1,0 +1,122 @@
+"""The network's forward pass against the reference implementation's tensors."""
+
+import jax
+import numpy as np
+import pytest
+
+from rin_jax.interop.reference import import_params
+from rin_jax.network import layers
+from rin_jax.network.rin import RIN
+from tests import reference
+from tests.reference import error, labels_of, load, under
+
+pytestmark = reference.needed
+ARCHITECTURES = reference.names("arch_image_*")
+
+
+def _apply(name: str, prev: bool):
+    arrays, meta = load(name)
+    rin, params = reference.network(name)
+    labels = labels_of(arrays["in/cond"]) if rin.num_classes else None
+    latents = arrays["in/latent_prev"]
+    if rin.interface_self_cond:
+        latents = {"latents": latents, "interface": arrays["in/tape_prev"]}
+    apply = jax.jit(rin.apply)
+    x, z = apply(
+        {"params": params}, arrays["in/x"], arrays["in/t"], labels, latents if prev else None
+    )
+    return rin, params, meta, x, z
+
+
+@pytest.mark.parametrize("prev", [True, False])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_forward(name, prev):
+    arrays, _ = load(name)
+    rin, params, meta, x, z = _apply(name, prev)
+    out = under(arrays, "out/" if prev else "out_zero_prev/")
+    assert sum(p.size for p in jax.tree.leaves(params)) == meta["num_params"]
+    if rin.interface_self_cond:
+        assert error(z["interface"], out["tape"]) < 4e-5
+        z = z["latents"]
+    assert error(x, out["x"]) < 4e-5
+    assert error(z, out["latent"]) < 4e-5
+
+
+def test_there_are_architectures():
+    assert {"arch_image_latent", "arch_image_uncond", "arch_image_layers_2_2_0"} <= set(
+        ARCHITECTURES
+    )
+
+
+def test_import_names_every_problem():
+    arrays, _ = load("arch_image_latent")
+    rin, _ = reference.network("arch_image_latent")
+    weights = under(arrays, "w/")
+    weights["tape/extra"] = weights.pop("tape/stem/bias")
+    weights["tape/output_linear/bias"] = weights["tape/output_linear/bias"][:-1]
+    with pytest.raises(ValueError, match="stem/bias: missing") as caught:
+        import_params(weights, rin)
+    assert "tape/extra: not used" in str(caught.value)
+    assert "readout/out/bias: shape (11,) instead of (12,)" in str(caught.value)
+
+
+def test_unsupported_configuration_is_refused():
+    _, meta = load("arch_image_latent")
+    config = meta["config"] | {"cond_decoupled_read": True}
+    with pytest.raises(ValueError, match="cond_decoupled_read=True"):
+        reference.reference.network(config, 5)
+
+
+@pytest.mark.parametrize(("scale", "dim"), [(1000, 6), (1000, 8), (10000, 6), (10000, 8)])
+def test_scalar_embedding(scale, dim):
+    arrays, _ = load("embed")
+    weights = under(arrays, f"scalar/scaling{scale}_dim{dim}/")
+    gamma = arrays["scalar/gamma"]
+    encoding = layers.sinusoidal_encoding(gamma * np.float32(scale), dim)
+    assert error(encoding, weights["encoding"]) < 3e-4
+    params = {
+        ours: {leaf: weights[f"w/time_emb/{theirs}/{leaf}"] for leaf in ("kernel", "bias")}
+        for ours, theirs in (("hidden", "dense0"), ("out", "dense1"))
+    }
+    embed = layers.ScalarEmbedding(4 * dim, scale, np.float32)
+    out = embed.apply({"params": params}, gamma)
+    assert error(out[:, 0], weights["out"]) < 3e-4
+
+
+def test_position_codes():
+    arrays, _ = load("embed")
+    coords = arrays["positional_encoding/coords"]
+    assert error(layers.sinusoidal_encoding(coords, 12), arrays["positional_encoding/dim12"]) < 3e-4
+    cases = {k: v for k, v in arrays.items() if k.startswith("sincos")}
+    assert len(cases) == 6
+    for name, expected in cases.items():
+        kind, size = name.split("/")
+        parts = size.split("_")
+        span = float(parts[-1].removeprefix("max"))
+        shape = tuple(int(p[1:]) for p in parts[:-2])
+        assert len(shape) == (1 if kind == "sincos1d" else 2)
+        codes = layers.sincos_positions(shape, expected.shape[-1], span)
+        assert error(codes.reshape(expected.shape), expected) < 3e-4, name
+
+
+def test_sin_cos_of_one_token_is_finite():
+    assert np.isfinite(layers.sincos_positions((1,), 8, 1000.0)).all()
+    table = layers.sincos_positions((1, 5), 8, 1000.0)
+    assert error(table, layers.sincos_positions((5,), 8, 1000.0)) == 0
+
+
+def test_context_norm_has_its_own_weights():
+    rin, params = reference.network("arch_image_latent")
+    arrays, _ = load("arch_image_latent")
+    weights = under(arrays, "w/")
+    fields = {f: getattr(rin, f) for f in RIN.__dataclass_fields__ if f not in ("parent", "name")}
+    normed = RIN(**(fields | {"norm_context": True}))
+    for unit, width in (("read", rin.interface_dim), ("write", rin.latent_dim)):
+        for i in range(2):
+            prefix = f"tape/{unit}_unit_{i}/transformer_decoder_layer/cross_mha/enc_ln"
+            weights[f"{prefix}/gamma"] = np.ones(width, np.float32)
+            weights[f"{prefix}/beta"] = np.zeros(width, np.float32)
+    args = arrays["in/x"], arrays["in/t"], labels_of(arrays["in/cond"]), arrays["in/latent_prev"]
+    with_norm = normed.apply({"params": import_params(weights, normed)}, *args)[0]
+    without = rin.apply({"params": params}, *args)[0]
+    assert error(with_norm, without) > 1e-2
