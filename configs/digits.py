@@ -1,0 +1,83 @@
+"""Class-conditional 8 x 8 handwritten digits: the demo and the tests' model."""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+
+    config.model = ml_collections.ConfigDict()
+    config.model.patch_size = 2
+    config.model.num_blocks = 2
+    config.model.depth = 2
+    config.model.num_latents = 12
+    config.model.latent_dim = 64
+    config.model.interface_dim = 48
+    config.model.num_heads = 4
+    config.model.routing_heads = 4
+    config.model.latent_mlp_ratio = 4
+    config.model.interface_mlp_ratio = 4
+    config.model.dropout = 0.0
+    config.model.drop_path = 0.0
+    config.model.remat = "none"
+    config.model.dtype = "float32"
+
+    config.diffusion = ml_collections.ConfigDict()
+    config.diffusion.schedule = dict(name="sigmoid", start=-3.0, end=3.0, tau=0.9)
+    config.diffusion.prediction_type = "eps"
+    config.diffusion.loss_type = "eps"
+    config.diffusion.input_scale = 1.0
+    config.diffusion.normalize_input = False
+    config.diffusion.self_cond_rate = 0.9
+    config.diffusion.cond_dropout = 0.1
+
+    config.sampler = ml_collections.ConfigDict()
+    config.sampler.name = "ddim"
+    config.sampler.schedule = dict(name="cosine", start=0.0, end=1.0, tau=1.0)
+    config.sampler.num_steps = 100
+    config.sampler.time_difference = 0.0
+    config.sampler.latent_decay = 0.0
+    config.sampler.guidance_scale = 0.0
+
+    config.data = ml_collections.ConfigDict()
+    config.data.name = "digits"
+    config.data.split = "train"
+    config.data.data_dir = config_dict.placeholder(str)
+    config.data.image_size = config_dict.placeholder(int)
+    config.data.channels = config_dict.placeholder(int)
+    config.data.num_classes = config_dict.placeholder(int)
+    config.data.flip = False
+
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.name = "lamb"
+    config.optimizer.learning_rate = 1e-2
+    config.optimizer.warmup_steps = 100
+    config.optimizer.decay = dict(name="cosine", end_factor=0.0, rate=0.9)
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    config.optimizer.eps = 1e-8
+    config.optimizer.weight_decay = 1e-2
+    config.optimizer.clip_norm = config_dict.placeholder(float)
+
+    config.train = ml_collections.ConfigDict()
+    config.train.batch_size = 64
+    config.train.num_steps = 2000
+    config.train.accumulation_steps = 1
+    config.train.ema_decay = 0.99
+    config.train.log_every_steps = 50
+    config.train.sample_every_steps = 500
+
+    config.checkpoint = ml_collections.ConfigDict()
+    config.checkpoint.every_steps = 500
+    config.checkpoint.keep = 2
+
+    config.evaluation = ml_collections.ConfigDict()
+    config.evaluation.num_samples = 1000
+    config.evaluation.batch_size = 250
+
+    config.mesh = ml_collections.ConfigDict()
+    config.mesh.data = -1
+    config.mesh.fsdp = 1
+    return config

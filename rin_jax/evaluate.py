@@ -1,0 +1,73 @@
+"""The job that measures a run's newest checkpoint: classifier agreement of its samples."""
+
+import json
+
+import jax
+import numpy as np
+from etils import epath
+
+from rin_jax import reports, sharding
+from rin_jax.data import pipeline
+from rin_jax.evaluation.agreement import label_agreement
+from rin_jax.experiment import ConfigError, config_errors, make_experiment
+from rin_jax.sample import load_ema, make_generate
+
+REAL_IMAGES = 5000  # the classifier learns from at most this many
+
+
+def evaluate(config, workdir: str) -> dict[str, float]:
+    """Samples `evaluation.num_samples` images, classes in turn, and writes the record.
+
+    The record goes to WORKDIR/evaluation/STEP.json and names the sampler, the seed and the
+    weights beside the figures.
+    """
+    experiment = make_experiment(config)
+    config, num_classes = experiment.config, experiment.rin.num_classes
+    if not num_classes:
+        raise ConfigError(
+            "--mode=evaluate measures whether samples show their class, but data.num_classes is 0."
+        )
+    data = config.data
+    with config_errors():
+        real = pipeline.fixed_examples(
+            name=data.name,
+            split=data.split,
+            data_dir=data.data_dir,
+            image_size=data.image_size,
+            channels=data.channels,
+            num=REAL_IMAGES,
+        )
+    mesh = sharding.make_mesh(**config.mesh)
+    step, params = load_ema(experiment, mesh, workdir)
+    generate = make_generate(experiment, mesh, config.seed)
+
+    count, size = config.evaluation.num_samples, config.evaluation.batch_size
+    labels = np.arange(count, dtype=np.int32) % num_classes
+    progress = reports.Progress(0, count, 1)
+    images = []
+    for first in range(0, count, size):
+        rows = np.arange(first, min(first + size, count))
+        padded = np.resize(rows, size)  # the last batch has the size of the others: one program
+        images.append(generate(params, padded, labels[padded])[: len(rows)])
+        rate = progress.update(int(rows[-1]) + 1)
+        reports.say(progress.line({"images_per_second": rate}))
+    figures = label_agreement(real["image"], real["label"], np.concatenate(images), labels)
+    record = {
+        "step": step,
+        **figures,
+        "num_samples": count,
+        "weights": f"ema_{config.train.ema_decay}",
+        "seed": config.seed,
+        "sampler": config.sampler.to_dict(),
+        "data": {"name": data.name, "split": data.split, "real_images": len(real["image"])},
+    }
+    path = epath.Path(workdir) / "evaluation" / f"{step:08d}.json"
+    if jax.process_index() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=2) + "\n")
+    reports.say(
+        f"step {step}: {100 * figures['agreement']:.1f} % of {count} samples are labelled as asked "
+        f"(the classifier: {100 * figures['classifier_accuracy']:.1f} % of held-out real images); "
+        f"{path}"
+    )
+    return record

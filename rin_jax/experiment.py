@@ -1,0 +1,245 @@
+"""An experiment: one configuration, resolved and checked, as the objects that it describes.
+
+Nothing here touches a device or a workdir, so that every mistake in a configuration is found
+before anything starts.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import ml_collections
+import optax
+
+from rin_jax.data import source
+from rin_jax.diffusion.objective import Objective
+from rin_jax.diffusion.process import Process
+from rin_jax.diffusion.samplers import Sampler
+from rin_jax.diffusion.schedules import make_schedule
+from rin_jax.network.rin import RIN
+from rin_jax.optimizer import make_optimizer
+
+# Fields that a checkpoint's weights depend on: a run can only go on under the same ones.
+ARCHITECTURE = (
+    "data.image_size", "data.channels", "data.num_classes",
+    "model.patch_size", "model.num_blocks", "model.depth", "model.num_latents",
+    "model.latent_dim", "model.interface_dim", "model.num_heads", "model.routing_heads",
+    "model.latent_mlp_ratio", "model.interface_mlp_ratio",
+    "diffusion.prediction_type", "optimizer.name",
+)  # fmt: skip
+
+
+class ConfigError(ValueError):
+    """A mistake in the configuration or the command, with the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What a configuration describes; see `make_experiment`.
+
+    Attributes:
+      config: the resolved configuration; no value is missing but those that may be.
+      rin: the network.
+      objective: the training loss.
+      sampler: the sampling procedure.
+      optimizer: the optax transformation.
+      learning_rate: its schedule.
+      class_names: names of the classes, or () where the data set has none.
+    """
+
+    config: ml_collections.FrozenConfigDict
+    rin: RIN
+    objective: Objective
+    sampler: Sampler
+    optimizer: optax.GradientTransformation
+    learning_rate: optax.Schedule
+    class_names: tuple[str, ...]
+
+
+def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
+    """Resolves and checks a configuration.
+
+    Raises:
+      ConfigError: with the field, the values that disagree and the remedy.
+    """
+    with config_errors():
+        return _make_experiment(config)
+
+
+@contextlib.contextmanager
+def config_errors() -> Iterator[None]:
+    """Turns a ValueError of the parts that a configuration describes into a ConfigError."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _make_experiment(config: ml_collections.ConfigDict) -> Experiment:
+    config, class_names = _resolve_data(config)
+    data, train = config.data, config.train
+    rin = _call(
+        RIN,
+        "model",
+        config.model,
+        image_shape=(data.image_size, data.image_size, data.channels),
+        num_classes=data.num_classes,
+    )
+    diffusion = config.diffusion.to_dict()
+    process = {
+        field: diffusion.pop(field)
+        for field in ("prediction_type", "input_scale", "normalize_input")
+        if field in diffusion
+    }
+    process = _call(Process, "diffusion", process)
+    objective = _call(
+        Objective,
+        "diffusion",
+        _with_schedule(diffusion, "diffusion"),
+        process=process,
+    )
+    sampler = config.sampler.to_dict()
+    guidance_scale = sampler.pop("guidance_scale")
+    sampler = _call(Sampler, "sampler", _with_schedule(sampler, "sampler"), process=process)
+    if guidance_scale < 0:
+        raise ConfigError(
+            f"sampler.guidance_scale is {guidance_scale}; 0 is no guidance, positive is stronger."
+        )
+    if guidance_scale and not data.num_classes:
+        raise ConfigError(
+            f"sampler.guidance_scale is {guidance_scale}, but the network has no classes; "
+            "set it to 0."
+        )
+    optimizer, learning_rate = _call(
+        make_optimizer, "optimizer", config.optimizer, num_steps=train.num_steps
+    )
+    _check_train(config)
+    return Experiment(
+        config=ml_collections.FrozenConfigDict(config),
+        rin=rin,
+        objective=objective,
+        sampler=sampler,
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+        class_names=class_names,
+    )
+
+
+def _resolve_data(config: ml_collections.ConfigDict):
+    """Fills in image size, channels and classes from the data set where they are not set."""
+    config = ml_collections.ConfigDict(config.to_dict())
+    data = config.data
+    class_names: tuple[str, ...] = ()
+    if None in (data.image_size, data.channels, data.num_classes):
+        info = source.describe(data.name, data.split, data.data_dir)
+        height, width, channels = info.image_shape
+        if data.image_size is None:
+            if height is None or height != width:
+                raise ConfigError(
+                    f"data.image_size is not set and the images of {data.name!r} have no single "
+                    f"square size ({height} x {width}); set --config.data.image_size."
+                )
+            data.image_size = height
+        data.channels = channels if data.channels is None else data.channels
+        if data.num_classes is None:
+            data.num_classes = info.num_classes
+        check_labels(data, info.num_classes)
+        class_names = info.class_names if data.num_classes else ()
+    return config, class_names
+
+
+def check_labels(data: ml_collections.ConfigDict, labels: int) -> None:
+    """Raises ConfigError if a data set with `labels` classes does not fit data.num_classes."""
+    if data.num_classes and not labels:
+        raise ConfigError(
+            f"data.num_classes is {data.num_classes}, but {data.name!r} has no labels; set it to 0."
+        )
+    if data.num_classes and labels > data.num_classes:
+        raise ConfigError(
+            f"data.num_classes is {data.num_classes}, but {data.name!r} has labels 0..{labels - 1}; "
+            f"set at least {labels}, or 0 for an unconditional model."
+        )
+
+
+def _with_schedule(section: Mapping[str, Any], name: str) -> dict[str, Any]:
+    try:
+        schedule = make_schedule(**section["schedule"])
+    except ValueError as error:
+        raise ConfigError(f"{name}.schedule: {error}") from error
+    return {**section, "schedule": schedule}
+
+
+def _call(function: Callable, section: str, fields: Mapping[str, Any], **derived: Any) -> Any:
+    """function(**fields, **derived) with an error that names unknown or missing fields."""
+    allowed = [p for p in inspect.signature(function).parameters if p not in ("parent", "name")]
+    allowed += ["name"] if function is not RIN else []
+    fields = dict(fields)
+    for field in fields:
+        if field not in allowed:
+            near = difflib.get_close_matches(field, allowed, n=1)
+            hint = f"; did you mean {section}.{near[0]}?" if near else "."
+            raise ConfigError(f"unknown field {section}.{field}{hint}")
+    try:
+        inspect.signature(function).bind(**fields, **derived)
+    except TypeError as error:
+        raise ConfigError(f"section {section}: {error}.") from error
+    return function(**fields, **derived)
+
+
+def _check_train(config: ml_collections.ConfigDict) -> None:
+    train = config.train
+    for section, field in (
+        ("train", "batch_size"), ("train", "num_steps"), ("train", "accumulation_steps"),
+        ("train", "log_every_steps"), ("train", "sample_every_steps"),
+        ("checkpoint", "every_steps"), ("evaluation", "batch_size"), ("evaluation", "num_samples"),
+    ):  # fmt: skip
+        value = config[section][field]
+        if not value >= 1:
+            raise ConfigError(f"{section}.{field} is {value}; it must be at least 1.")
+    if train.batch_size % train.accumulation_steps:
+        raise ConfigError(
+            f"train.batch_size {train.batch_size} is not divisible by train.accumulation_steps "
+            f"{train.accumulation_steps}; choose a divisor."
+        )
+    if not 0 <= train.ema_decay < 1:
+        raise ConfigError(f"train.ema_decay is {train.ema_decay}; it must be in [0, 1).")
+
+
+def check_devices(config: ml_collections.FrozenConfigDict, num_devices: int) -> None:
+    """Raises ConfigError if a micro-batch does not split evenly over the devices."""
+    train = config.train
+    micro_batch = train.batch_size // train.accumulation_steps
+    if micro_batch % num_devices:
+        raise ConfigError(
+            f"train.batch_size {train.batch_size} / train.accumulation_steps "
+            f"{train.accumulation_steps} = {micro_batch} images is not divisible by {num_devices} "
+            "devices; choose a batch size that is a multiple of both."
+        )
+
+
+def check_architecture(
+    config: ml_collections.FrozenConfigDict, saved: Mapping[str, Any], where: str
+) -> None:
+    """Raises ConfigError naming each field in which a checkpoint's architecture differs."""
+
+    def value(tree, path):
+        for part in path.split("."):
+            tree = tree.get(part) if hasattr(tree, "get") else None
+        return list(tree) if isinstance(tree, (list, tuple)) else tree
+
+    differences = [
+        f"{path}: checkpoint {value(saved, path)!r}, now {value(config.to_dict(), path)!r}"
+        for path in ARCHITECTURE
+        if value(saved, path) != value(config.to_dict(), path)
+    ]
+    if differences:
+        raise ConfigError(
+            f"{where} belongs to another architecture:\n  "
+            + "\n  ".join(differences)
+            + "\nUse another --workdir, or the checkpoint's values."
+        )

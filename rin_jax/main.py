@@ -1,0 +1,64 @@
+"""The command line: python -m rin_jax.main --config=configs/digits.py --workdir=DIR.
+
+Flags, start-up and dispatch; what a job does is in its own file.
+"""
+
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+MODES = ("train", "sample", "evaluate")
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "Configuration file, optionally with a variant: configs/digits.py:tiny. Any field can be "
+    "overridden: --config.model.depth=2.",
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run (checkpoints, curves, samples); the same one resumes it."
+)
+MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do with the run.")
+CLASSES = flags.DEFINE_list(
+    "classes", [], "--mode=sample: labels to sample, a row each; all (at most ten) if not given."
+)
+
+
+def main(argv: list[str]) -> None:
+    """Dispatches to the job; a mistake of the user ends with one message and exit code 2."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # the libraries' own progress is not the user's
+    from rin_jax.experiment import ConfigError  # noqa: PLC0415 (--help needs no jax)
+
+    try:
+        run(MODE.value)
+    except ConfigError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    except FloatingPointError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(3)
+
+
+def run(mode: str) -> None:
+    """Imports and runs one job."""
+    if mode == "train":
+        from rin_jax.train import train  # noqa: PLC0415
+
+        train(CONFIG.value, WORKDIR.value)
+    elif mode == "sample":
+        from rin_jax.sample import sample  # noqa: PLC0415
+
+        sample(CONFIG.value, WORKDIR.value, [int(label) for label in CLASSES.value])
+    else:
+        from rin_jax.evaluate import evaluate  # noqa: PLC0415
+
+        evaluate(CONFIG.value, WORKDIR.value)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

@@ -1,0 +1,131 @@
+"""What a run leaves for a person: log lines, metrics.jsonl, TensorBoard events, image grids.
+
+Only process 0 writes. Event files are read by TensorBoard; metrics.jsonl has one JSON object a
+line with the step first.
+"""
+
+import io
+import json
+import time
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+import tensorboardX
+from etils import epath
+from PIL import Image
+
+
+class Writer:
+    """Writes scalars and images of a run; entries after `resumed_step` are taken back first."""
+
+    def __init__(self, workdir: str, resumed_step: int, active: bool):
+        self._active = active
+        if not active:
+            return
+        self._workdir = epath.Path(workdir)
+        self._metrics = self._workdir / "metrics.jsonl"
+        kept = []
+        if self._metrics.exists():
+            lines = self._metrics.read_text().splitlines()
+            kept = [line for line in lines if line and json.loads(line)["step"] <= resumed_step]
+        self._metrics.write_text("".join(f"{line}\n" for line in kept))
+        self._events = tensorboardX.SummaryWriter(
+            str(self._workdir / "events"), purge_step=resumed_step + 1, flush_secs=10
+        )
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """One line of metrics.jsonl and one point of each curve."""
+        if not self._active:
+            return
+        with self._metrics.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """A uint8 image [H, W, C] as WORKDIR/NAME/STEP.png and in the event file."""
+        if not self._active:
+            return
+        write_png(self._workdir / name / f"{step:08d}.png", image)
+        self._events.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flushes the event file."""
+        if self._active:
+            self._events.close()
+
+
+def write_png(path: epath.Path, image: np.ndarray) -> None:
+    """A uint8 image [H, W, 1 or 3] as PNG, on any file system."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, "PNG")
+    path.write_bytes(buffer.getvalue())
+
+
+def grid(images: np.ndarray, columns: int, smallest: int = 48) -> np.ndarray:
+    """uint8 images [B, H, W, C] row by row as one picture with white gaps.
+
+    Small images are enlarged by whole factors until their side is at least `smallest`.
+    """
+    factor = max(1, -(-smallest // images.shape[1]))
+    images = images.repeat(factor, axis=1).repeat(factor, axis=2)
+    batch, height, width, channels = images.shape
+    gap, rows = 2, -(-batch // columns)
+    canvas = np.full(
+        (rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 255, np.uint8
+    )
+    for i, image in enumerate(images):
+        top = (i // columns) * (height + gap) + gap
+        left = (i % columns) * (width + gap) + gap
+        canvas[top : top + height, left : left + width] = image
+    return canvas
+
+
+class Progress:
+    """Images per second, per cent done and time left of a run of `num_steps`."""
+
+    def __init__(self, first_step: int, num_steps: int, batch_size: int):
+        self._num_steps, self._batch_size = num_steps, batch_size
+        self._step, self._seconds, self._since = first_step, 0.0, time.monotonic()
+        self._rate = 0.0
+
+    def pause(self) -> None:
+        """Stops the clock: what follows (samples, checkpoints) is not training."""
+        self._seconds += time.monotonic() - self._since
+
+    def resume(self) -> None:
+        """Starts the clock again."""
+        self._since = time.monotonic()
+
+    def update(self, step: int) -> float:
+        """Images per second since the last update, which ended at an earlier step."""
+        self.pause()
+        self._rate = (step - self._step) / max(self._seconds, 1e-9)
+        self._step, self._seconds = step, 0.0
+        self.resume()
+        return self._rate * self._batch_size
+
+    def line(self, values: Mapping[str, float]) -> str:
+        """The progress line after an update."""
+        left = (self._num_steps - self._step) / max(self._rate, 1e-9)
+        text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        done = 100 * self._step / self._num_steps
+        return (
+            f"step {self._step}/{self._num_steps} ({done:.1f} %)  {text}  "
+            f"{duration(left)} left"
+        )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    minutes, seconds = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def say(text: str) -> None:
+    """Text for the person at the terminal, from process 0 alone."""
+    if jax.process_index() == 0:
+        print(text, flush=True)

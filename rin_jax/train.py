@@ -1,0 +1,327 @@
+"""The job that trains: builds everything from a configuration, runs the loop, reports.
+
+All randomness of a step follows from fold_in(key(seed), step), and the data from the step too,
+so a run that stops and goes on under the same command is the run that never stopped.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from clu import parameter_overview
+from etils import epath
+from jax.sharding import Mesh
+
+from rin_jax import checkpoints, reports, sharding
+from rin_jax.data import pipeline, source
+from rin_jax.diffusion.objective import Draws
+from rin_jax.experiment import (
+    ConfigError,
+    Experiment,
+    check_architecture,
+    check_devices,
+    check_labels,
+    config_errors,
+    make_experiment,
+)
+from rin_jax.network import cost
+from rin_jax.network.rin import NO_LABEL
+from rin_jax.optimizer import update_ema
+from rin_jax.sample import GRID_COLUMNS, grid_labels, make_generate
+from rin_jax.state import TrainState, abstract_state, create_state
+
+Array = jax.Array
+Batch = dict[str, Array]
+GIB = 2**30
+
+
+def prepare_images(images: Array, key: Array, flip: bool) -> Array:
+    """uint8 images [B, H, W, C] to float32 [-1, 1], each mirrored with probability 1/2 if `flip`."""
+    images = images.astype(jnp.float32) / 127.5 - 1.0
+    if not flip:
+        return images
+    mirrored = jax.random.bernoulli(key, 0.5, images.shape[:1])
+    return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+
+
+def make_loss(experiment: Experiment):
+    """loss(params, images [B, H, W, C], labels [B] or None, draws, key) -> scalar."""
+    rin, objective = experiment.rin, experiment.objective
+
+    def drop_labels(labels, keep):
+        return None if labels is None else jnp.where(keep, labels, NO_LABEL)
+
+    def loss(params, images, labels, draws, key):
+        def denoise_fn(xt, gamma, cond, prev_latents, key):
+            return rin.apply(
+                {"params": params}, xt, gamma, cond, prev_latents, True, rngs={"dropout": key}
+            )
+
+        return objective.loss(denoise_fn, drop_labels, images, labels, draws, key)
+
+    return loss
+
+
+def make_train_step(experiment: Experiment, mesh: Mesh):
+    """step(state, batch) -> (state, metrics), to be compiled with the state donated.
+
+    batch: {"image": uint8 [B, H, W, C], "label": int32 [B] where the model has classes}.
+    metrics: float32 scalars loss, grad_norm and param_norm.
+    """
+    config = experiment.config
+    accumulation = config.train.accumulation_steps
+    loss_and_grad = jax.value_and_grad(make_loss(experiment))
+    rows = sharding.batch_sharding(mesh)
+
+    def split(x):
+        """[B, ...] to [accumulation, B / accumulation, ...]; each device keeps its rows."""
+        x = x.reshape(x.shape[0] // accumulation, accumulation, *x.shape[1:]).swapaxes(0, 1)
+        spec = jax.sharding.PartitionSpec(None, *sharding.BATCH)
+        return jax.lax.with_sharding_constraint(x, jax.sharding.NamedSharding(mesh, spec))
+
+    def gradients(params, images, labels, draws: Draws, key):
+        if accumulation == 1:
+            return loss_and_grad(params, images, labels, draws, key)
+
+        def add(total, micro):
+            index, (images, labels, draws) = micro
+            one = loss_and_grad(params, images, labels, draws, jax.random.fold_in(key, index))
+            return jax.tree.map(jnp.add, total, one), None
+
+        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        micros = jax.tree.map(split, (images, labels, draws))
+        total, _ = jax.lax.scan(add, zero, (jnp.arange(accumulation), micros))
+        return jax.tree.map(lambda x: x / accumulation, total)
+
+    def step(state: TrainState, batch: Batch):
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        flip_key, draw_key, dropout_key = jax.random.split(key, 3)
+        images = prepare_images(batch["image"], flip_key, config.data.flip)
+        draws = experiment.objective.draw(draw_key, images.shape)
+        images, draws = jax.lax.with_sharding_constraint((images, draws), rows)
+        loss, grads = gradients(state.params, images, batch.get("label"), draws, dropout_key)
+
+        updates, opt_state = experiment.optimizer.update(grads, state.opt_state, state.params)
+        params = jax.tree.map(jnp.add, state.params, updates)
+        metrics = {"loss": loss, "grad_norm": norm(grads), "param_norm": norm(params)}
+        new_state = TrainState(
+            step=state.step + 1,
+            params=params,
+            ema_params=update_ema(state.ema_params, params, config.train.ema_decay),
+            opt_state=opt_state,
+        )
+        return new_state, metrics
+
+    return step
+
+
+def norm(tree: Any) -> Array:
+    """Euclidean norm of all leaves together."""
+    return jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)))
+
+
+def compile_train_step(experiment: Experiment, mesh: Mesh):
+    """The training step compiled for `mesh`, ahead of the first batch."""
+    state = abstract_state(experiment.rin, experiment.optimizer, mesh)
+    placements = jax.tree.map(lambda leaf: leaf.sharding, state)
+    jitted = jax.jit(
+        make_train_step(experiment, mesh),
+        in_shardings=(placements, sharding.batch_sharding(mesh)),
+        out_shardings=(placements, sharding.replicated(mesh)),
+        donate_argnums=0,
+    )
+    return jitted.lower(state, abstract_batch(experiment)).compile()
+
+
+def abstract_batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a global batch."""
+    size = experiment.config.train.batch_size
+    batch = {"image": jax.ShapeDtypeStruct((size, *experiment.rin.image_shape), jnp.uint8)}
+    if experiment.rin.num_classes:
+        batch["label"] = jax.ShapeDtypeStruct((size,), jnp.int32)
+    return batch
+
+
+def describe(experiment: Experiment, mesh: Mesh) -> str:
+    """The configuration, the parameters and the costs of a run, for a person."""
+    rin, config = experiment.rin, experiment.config
+    state = abstract_state(rin, experiment.optimizer, mesh)
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
+    forward = cost.forward_flops(rin)
+    step = cost.training_flops(rin, bool(config.diffusion.self_cond_rate))
+    table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
+    return (
+        f"{config}\n{table}\n"
+        f"tokens: {rin.num_tokens} interface, {rin.num_latents} latents\n"
+        f"parameters: {count:,}\n"
+        f"FLOPs per image: {forward / 1e9:,.3f} G forward, {step / 1e9:,.3f} G training step\n"
+        f"mesh: {dict(mesh.shape)} of {mesh.devices.flat[0].device_kind}"
+    )
+
+
+def describe_memory(compiled) -> str:
+    """Bytes per device of a compiled step, as far as the backend tells."""
+    memory = compiled.memory_analysis()
+    if memory is None:
+        return "memory per device: the backend does not tell"
+    return (
+        f"memory per device: {memory.argument_size_in_bytes / GIB:.3f} GiB state and batch, "
+        f"{memory.temp_size_in_bytes / GIB:.3f} GiB temporary"
+    )
+
+
+def newest_step(experiment: Experiment, workdir: str) -> int | None:
+    """The step of the newest checkpoint in `workdir`, or None if there is none.
+
+    Raises:
+      ConfigError: it belongs to another architecture.
+    """
+    saved = checkpoints.latest(workdir)
+    if saved is None:
+        return None
+    check_architecture(experiment.config, saved[1], f"checkpoint {saved[0]} in {workdir}")
+    return saved[0]
+
+
+def open_batches(config, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+    """This process's rows of the global batches from `start_step` on.
+
+    Raises:
+      ConfigError: the data set does not fit the configuration.
+    """
+    data = config.data
+    with config_errors():
+        batches = pipeline.train_batches(
+            name=data.name,
+            split=data.split,
+            data_dir=data.data_dir,
+            image_size=data.image_size,
+            channels=data.channels,
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+            start_step=start_step,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        check_labels(data, source.describe(data.name, data.split, data.data_dir).num_classes)
+    wanted = ("image", "label") if data.num_classes else ("image",)
+    return ({name: batch[name] for name in wanted} for batch in batches)
+
+
+def open_workdir(config, workdir: str) -> None:
+    """Makes the folder and writes the resolved configuration into it.
+
+    Raises:
+      ConfigError: nothing can be written there.
+    """
+    if jax.process_index():
+        return
+    path = epath.Path(workdir)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to --workdir {workdir}: {error}. Name a folder that can be written."
+        ) from error
+
+
+def train(config, workdir: str) -> None:
+    """Trains to `train.num_steps`, from the newest checkpoint in `workdir` if there is one."""
+    experiment = make_experiment(config)
+    config = experiment.config
+    check_devices(config, jax.device_count())
+    mesh = sharding.make_mesh(**config.mesh)
+    resumed_step = newest_step(experiment, workdir)
+    first_step = resumed_step or 0
+    if first_step >= config.train.num_steps:
+        reports.say(
+            f"{workdir} is trained to step {first_step}; for more steps set "
+            "--config.train.num_steps."
+        )
+        return
+    batches = open_batches(config, first_step)
+    open_workdir(config, workdir)
+    reports.say(describe(experiment, mesh))
+    train_step = compile_train_step(experiment, mesh)
+    reports.say(describe_memory(train_step))
+
+    with checkpoints.Checkpoints(workdir, config.checkpoint.keep) as saver:
+        if resumed_step is None:
+            state = create_state(experiment.rin, experiment.optimizer, mesh, config.seed)
+        else:
+            abstract = abstract_state(experiment.rin, experiment.optimizer, mesh)
+            state = saver.restore(abstract, resumed_step)
+            reports.say(f"resumed from checkpoint {resumed_step} in {workdir}")
+        writer = reports.Writer(workdir, first_step, active=jax.process_index() == 0)
+        try:
+            run_loop(experiment, mesh, train_step, state, batches, saver, writer)
+        finally:
+            writer.close()
+    reports.say(f"trained to step {config.train.num_steps}; samples and curves in {workdir}")
+
+
+def run_loop(experiment, mesh, train_step, state, batches, saver, writer) -> TrainState:
+    """Steps, logs, samples and saves until `train.num_steps`; returns the last state.
+
+    Raises:
+      FloatingPointError: a loss or gradient was not finite; nothing of it was saved.
+    """
+    config = experiment.config
+    num_steps = config.train.num_steps
+    generate = make_generate(experiment, mesh, config.seed)
+    labels = grid_labels(experiment.rin.num_classes)
+    progress = reports.Progress(int(state.step), num_steps, config.train.batch_size)
+    window: list[dict[str, Array]] = []  # metrics not yet read, one step each
+
+    for step in range(int(state.step) + 1, num_steps + 1):
+        state, metrics = train_step(state, sharding.global_batch(next(batches), mesh))
+        window.append(metrics)
+        jax.block_until_ready(window[-2:][0])  # at most two steps in flight
+        due = {
+            name: step % every == 0 or step == num_steps
+            for name, every in (
+                ("log", config.train.log_every_steps),
+                ("sample", config.train.sample_every_steps),
+                ("save", config.checkpoint.every_steps),
+            )
+        }
+        if not any(due.values()):
+            continue
+        means = read_metrics(window, step)
+        window = []
+        if due["log"]:
+            means["learning_rate"] = float(experiment.learning_rate(step - 1))
+            means["images_per_second"] = progress.update(step)
+            reports.say(progress.line(means))
+            writer.scalars(step, means)
+        progress.pause()
+        if due["sample"]:
+            images = generate(state.ema_params, np.arange(len(labels)), labels)
+            writer.image(step, "progress", reports.grid(images, GRID_COLUMNS))
+        if due["save"]:
+            saver.save(state, config.to_dict())
+        progress.resume()
+    return state
+
+
+def read_metrics(window: list[dict[str, Array]], last_step: int) -> dict[str, float]:
+    """Means of the metrics of the steps up to `last_step`.
+
+    Raises:
+      FloatingPointError: a loss or gradient norm was not finite, with its step.
+    """
+    values = jax.device_get(window)
+    for step, row in enumerate(values, start=last_step - len(values) + 1):
+        for name in ("loss", "grad_norm"):
+            if not np.isfinite(row[name]):
+                raise FloatingPointError(
+                    f"{name} is {row[name]} at step {step}; training stops and keeps the last "
+                    "checkpoint. Lower optimizer.learning_rate or set optimizer.clip_norm, then "
+                    "run the same command again."
+                )
+    return {name: float(np.mean([row[name] for row in values])) for name in values[0]}

@@ -1,0 +1,24 @@
+"""Prepared data sets, once a session, below pytest's temporary folder."""
+
+import pytest
+
+from rin_jax.data import source
+from tests.data import small_sets
+
+
+def _prepared(data_dir, names):
+    for name in names:
+        source.open_source(name, "train", str(data_dir))
+    return str(data_dir)
+
+
+@pytest.fixture(scope="session")
+def digits_dir(tmp_path_factory):
+    return _prepared(tmp_path_factory.mktemp("digits"), ["digits"])
+
+
+@pytest.fixture(scope="session")
+def small_dir(tmp_path_factory):
+    assert small_sets.NUM_RECORDS == 10  # the import has registered the names
+    names = ["small_plain", "small_labelled", "small_unlabelled"]
+    return _prepared(tmp_path_factory.mktemp("small"), names)

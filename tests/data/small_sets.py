@@ -1,0 +1,70 @@
+"""Small TFDS data sets for these tests: 10 records of 6x9 colour images."""
+
+import io
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+NUM_RECORDS = 10
+_KIND = {"kind": tfds.features.ClassLabel(names=["even", "odd"])}
+
+
+def small_image(index):
+    """The image of record `index`, uint8 [6, 9, 3]."""
+    return np.random.default_rng(index).integers(0, 256, (6, 9, 3), np.uint8)
+
+
+class _SmallSet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    VERSION = tfds.core.Version("1.0.0")
+    EXTRA_FEATURES = {}  # noqa: RUF012
+
+    def _info(self):
+        image = tfds.features.Image(shape=(6, 9, 3), encoding_format="png")
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict({"image": image, **self.EXTRA_FEATURES}),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for index in range(NUM_RECORDS):
+            png = io.BytesIO()
+            Image.fromarray(small_image(index)).save(png, format="PNG")
+            png.seek(0)
+            yield index, {"image": png, **self.extra(index)}
+
+    def extra(self, index):
+        return {}
+
+
+class SmallPlain(_SmallSet):
+    """Without a class label."""
+
+
+class SmallLabelled(_SmallSet):
+    """With a class label under another key than "label"."""
+
+    EXTRA_FEATURES = _KIND
+
+    def extra(self, index):
+        return {"kind": index % 2}
+
+
+class SmallUnlabelled(_SmallSet):
+    """With a class label declared but not known, which TFDS stores as -1."""
+
+    EXTRA_FEATURES = _KIND
+
+    def extra(self, index):
+        return {"kind": -1}
+
+
+class SmallNeedsTensorflow(_SmallSet):
+    """Whose preparation fails as that of many sets of TFDS does without TensorFlow."""
+
+    def _generate_examples(self):
+        yield 0, {"image": small_image(0)}  # TFDS encodes arrays with TensorFlow
