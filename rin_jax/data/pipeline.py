@@ -2,8 +2,8 @@
 
 Owns the order of the records and what is done to each of them before it reaches a device. The
 order is a function of (seed, step) alone: grain shuffles indices, epoch after epoch, and process
-p of P takes every P-th of them from the p-th on, so that any number of processes reads the same
-global batches and a run resumes from its step. Records are fetched a batch at a time; a data set
+p of P takes the p-th block of each global batch, so that any number of processes reads the same
+global batches, row for row, and a run resumes from its step. Records are fetched a batch at a time; a data set
 that fits is kept decoded in memory from its first epoch on. Random augmentation is not done
 here but on the device.
 """
@@ -71,7 +71,15 @@ def train_batches(
         )
     reader = _Reader(source, image_size, channels, num_threads)
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
-    indices = order[process_index::process_count].batch(batch_size // process_count)
+    rows = batch_size // process_count
+    first = process_index * rows
+
+    def global_position(i: int) -> int:
+        """Position in the global order of this process's i-th record."""
+        return i // rows * batch_size + first + i % rows
+
+    indices = grain.MapDataset.range(len(order) // process_count)
+    indices = indices.map(lambda i: order[global_position(i)]).batch(rows)
     batches = indices.map(_Memory(reader) if reader.num_bytes <= _MEMORY_BYTES else reader)
     iterator = iter(
         batches.to_iter_dataset(
@@ -92,18 +100,12 @@ def fixed_examples(
     num: int,
     num_threads: int = 16,
 ) -> Batch:
-    """The first `num` records in storage order, as one batch; arguments as `train_batches`.
+    """The first `num` records in storage order (all, if there are fewer), as one batch.
 
-    Raises:
-      ValueError: as `train_batches`, and if the split has fewer than `num` records.
+    Arguments and errors as `train_batches`.
     """
     source = _open(name, split, data_dir, channels)
-    if len(source) < num:
-        raise ValueError(
-            f"data.name={name!r}, data.split={split!r} has {len(source)} records, fewer than the "
-            f"{num} asked for; ask for fewer or choose a larger split"
-        )
-    return _Reader(source, image_size, channels, num_threads)(np.arange(num))
+    return _Reader(source, image_size, channels, num_threads)(np.arange(min(num, len(source))))
 
 
 def preprocess(image: np.ndarray, image_size: int, channels: int) -> np.ndarray:
