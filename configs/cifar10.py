@@ -17,8 +17,8 @@ GFLOPs are of one forward pass on one image, ours as 2 x MAC [D].
 Source: github.com/google-research/pix2seq (configuration; FID and IS as an author gives them
 there, with the sigmoid schedule in training and 1000 DDPM steps on the cosine schedule in
 sampling). The file lists 1 - t beside the sigmoid; the figures are the sigmoid's [V]. Sampling is
-on the file's "cosine", here offset_cosine, rather than on the cosine with tau 1 that the question
-to the author names: the code ran the former, and the two differ by less than 2e-4 in gamma [D].
+on the file's "cosine", here offset_cosine; the cosine with tau 1 that a question to the author
+names differs from it by less than 2e-4 in gamma [D].
 """
 
 import ml_collections
@@ -116,7 +116,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.sampler.num_steps = 4
         config.data.name = "digits"
         config.data.image_size = 8
-        config.data.num_classes = 10
         config.optimizer.warmup_steps = 5
         config.train.batch_size = 8
         config.train.num_steps = 20

@@ -18,10 +18,10 @@ times ours; all rows published are 1.2 to 1.5 times such a count [D], by a rule 
 Sources: none of the published figures could be read; an author confirms 16,384 tokens and 256
 latents [V] (github.com/lucidrains/recurrent-interface-network-pytorch).
 
-Settings: [V] is read in the notes on the papers at zhangtemplar.github.io/iterative-generation
-and kimjy99.github.io; "released" is the authors' ImageNet 64 x 64 file in
-github.com/google-research/pix2seq; whether this run had the same is not known. The schedule is
-the one that arXiv 2301.10972 keeps at every size [V].
+Settings: [V] without a source is read in the notes on the papers at
+zhangtemplar.github.io/iterative-generation and kimjy99.github.io; "released" is the authors'
+ImageNet 64 x 64 file in github.com/google-research/pix2seq; whether this run had the same is not
+known. The schedule is the one that arXiv 2301.10972 keeps at every size [V].
 """
 
 import ml_collections
@@ -53,8 +53,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
     config.diffusion = ml_collections.ConfigDict()
     config.diffusion.schedule = {"name": "linear"}  # [V]
-    config.diffusion.prediction_type = "eps"  # [V]
-    config.diffusion.loss_type = "eps"  # [V]
+    config.diffusion.prediction_type = "eps"  # [V] released
+    config.diffusion.loss_type = "eps"  # [V] released
     config.diffusion.input_scale = 0.1  # [M]
     config.diffusion.normalize_input = True  # [V] wherever the scale is not 1
     config.diffusion.self_cond_rate = 0.9  # [V]

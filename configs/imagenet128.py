@@ -17,11 +17,11 @@ times ours; all rows published are 1.2 to 1.5 times such a count [D], by a rule 
 
 Sources: arXiv 2212.11972 figure 1 (GFLOPs) and paperswithcode.com (FID, IS).
 
-Settings: [V] is read in the notes on the papers at zhangtemplar.github.io/iterative-generation
-and kimjy99.github.io; "released" is the authors' ImageNet 64 x 64 file in
-github.com/google-research/pix2seq; whether this run had the same is not known. The figures are
-without input scaling. For the later runs of arXiv 2301.10972 a learning rate of 2e-3 is reported
-at this size [V].
+Settings: [V] without a source is read in the notes on the papers at
+zhangtemplar.github.io/iterative-generation and kimjy99.github.io; "released" is the authors'
+ImageNet 64 x 64 file in github.com/google-research/pix2seq; whether this run had the same is not
+known. The figures are without input scaling. For the later runs of arXiv 2301.10972 a learning
+rate of 2e-3 is reported at this size [V].
 """
 
 import ml_collections
@@ -53,8 +53,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
     config.diffusion = ml_collections.ConfigDict()
     config.diffusion.schedule = {"name": "sigmoid", "start": -3.0, "end": 3.0, "tau": 0.9}  # [M]
-    config.diffusion.prediction_type = "eps"  # [V]
-    config.diffusion.loss_type = "eps"  # [V]
+    config.diffusion.prediction_type = "eps"  # [V] released
+    config.diffusion.loss_type = "eps"  # [V] released
     config.diffusion.input_scale = 1.0  # [V] the figures are without scaling
     config.diffusion.normalize_input = False
     config.diffusion.self_cond_rate = 0.9  # [V]

@@ -18,13 +18,14 @@ times ours; all rows published are 1.2 to 1.5 times such a count [D], by a rule 
 Sources: arXiv 2212.11972 figure 1 (GFLOPs); arXiv 2511.13720 (parameters, GFLOPs, FID, IS); arXiv
 2312.06662 and 2401.11605 (batch, steps, FID).
 
-Settings: [V] is read in the notes on the papers at zhangtemplar.github.io/iterative-generation
-and kimjy99.github.io; "released" is the authors' ImageNet 64 x 64 file in
-github.com/google-research/pix2seq; whether this run had the same is not known. Without input
-scaling the figures are 4.51 [V], 161.0 [V2]; the shorter run of arXiv 2301.10972 has 3.52, 186.2
-[M]. The scale and the schedule of the 3.42 are not known. They are set as arXiv 2301.10972
-advises: 1 - t at every size, smaller scales for larger images [V], 0.5 here [M]. At scale 1 its
-table has 1 - t and the sigmoid of the smaller sizes level at 256 x 256, FID 7.21 and 7.19 [M].
+Settings: [V] without a source is read in the notes on the papers at
+zhangtemplar.github.io/iterative-generation and kimjy99.github.io; "released" is the authors'
+ImageNet 64 x 64 file in github.com/google-research/pix2seq; whether this run had the same is not
+known. Without input scaling the figures are 4.51 [V], 161.0 [V2]; the shorter run of arXiv
+2301.10972 has 3.52, 186.2 [M]. The scale and the schedule of the 3.42 are not known. They are set
+as arXiv 2301.10972 advises: 1 - t at every size, smaller scales for larger images [V], 0.5 here
+[M]. At scale 1 its table has 1 - t and the sigmoid of the smaller sizes level at 256 x 256, FID
+7.21 and 7.19 [M].
 """
 
 import ml_collections
@@ -56,8 +57,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
     config.diffusion = ml_collections.ConfigDict()
     config.diffusion.schedule = {"name": "linear"}  # [M] for this run
-    config.diffusion.prediction_type = "eps"  # [V]
-    config.diffusion.loss_type = "eps"  # [V]
+    config.diffusion.prediction_type = "eps"  # [V] released
+    config.diffusion.loss_type = "eps"  # [V] released
     config.diffusion.input_scale = 0.5  # [M]
     config.diffusion.normalize_input = True  # [V] wherever the scale is not 1
     config.diffusion.self_cond_rate = 0.9  # [V]

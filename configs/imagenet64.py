@@ -18,12 +18,13 @@ times ours; all rows published are 1.2 to 1.5 times such a count [D], by a rule 
 Sources: arXiv 2212.11972 as quoted by arXiv 2312.02696 tables 2 and 3 (parameters, GFLOPs, steps)
 and paperswithcode.com (FID, IS).
 
-Settings: [V] is read in the notes on the papers at zhangtemplar.github.io/iterative-generation
-and kimjy99.github.io; "released" is the authors' ImageNet 64 x 64 file in
-github.com/google-research/pix2seq. That file is not the model of the figures above: it has 128 x
-768 latents, patch 8, schedule linear, learning rate 2e-3 and 150,000 steps [V], which is 157.8M
-parameters [D]; with the patch 4 and layers 6,6,6,6 of its comments [V], 214.4M [D]. Here the
-network is the paper's as remembered (an interface of 256 is remembered too; the count fits 512).
+Settings: [V] without a source is read in the notes on the papers at
+zhangtemplar.github.io/iterative-generation and kimjy99.github.io; "released" is the authors'
+ImageNet 64 x 64 file in github.com/google-research/pix2seq. That file is not the model of the
+figures above: it has 128 x 768 latents, patch 8, schedule linear, learning rate 2e-3 and 150,000
+steps [V], which is 157.8M parameters [D]; with the patch 4 and layers 6,6,6,6 of its comments
+[V], 214.4M [D]. Here the network is the paper's as remembered (an interface of 256 is remembered
+too; the count fits 512).
 """
 
 import ml_collections
@@ -55,8 +56,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
     config.diffusion = ml_collections.ConfigDict()
     config.diffusion.schedule = {"name": "sigmoid", "start": -3.0, "end": 3.0, "tau": 0.9}  # [M]
-    config.diffusion.prediction_type = "eps"  # [V]
-    config.diffusion.loss_type = "eps"  # [V]
+    config.diffusion.prediction_type = "eps"  # [V] released
+    config.diffusion.loss_type = "eps"  # [V] released
     config.diffusion.input_scale = 1.0  # [V] released
     config.diffusion.normalize_input = False
     config.diffusion.self_cond_rate = 0.9  # [V]

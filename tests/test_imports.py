@@ -1,0 +1,99 @@
+"""The house's one-way imports: an edge that is not in this table fails."""
+
+import ast
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[1] / "rin_jax"
+
+# module or folder -> what it may import from rin_jax (folders cover what is below them)
+ALLOWED = {
+    "network.layers": set(),
+    "network.tokenizer": {"network.layers"},
+    "network.rin": {"network.layers", "network.tokenizer"},
+    "network.cost": {"network.rin"},
+    "diffusion.schedules": set(),
+    "diffusion.process": {"diffusion.schedules"},
+    "diffusion.objective": {"diffusion.process", "diffusion.schedules"},
+    "diffusion.guidance": set(),
+    "diffusion.samplers": {"diffusion.schedules", "diffusion.process", "diffusion.guidance"},
+    "data": {"data"},
+    "evaluation": {"evaluation"},
+    "interop": {"network"},
+    "sharding": set(),
+    "optimizer": set(),
+    "reports": set(),
+    "state": {"sharding"},
+    "checkpoints": {"state"},
+    "experiment": {"network", "diffusion", "data", "optimizer"},
+    "sample": {
+        "network", "diffusion", "experiment", "sharding", "state", "checkpoints", "reports",
+    },
+    "train": {
+        "network", "diffusion", "data", "experiment", "optimizer", "sharding", "state",
+        "checkpoints", "reports", "sample",
+    },
+    "evaluate": {"data", "evaluation", "experiment", "sharding", "reports", "sample"},
+    "main": {"experiment", "train", "sample", "evaluate"},
+}  # fmt: skip
+
+# what a tower may not import from outside
+FOREIGN = {"diffusion": {"flax", "optax"}, "network": {"optax"}, "data": {"jax", "flax"}}
+
+
+def imported(path: Path) -> set[str]:
+    """Absolute names of all modules that a file imports, at any depth of it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        yield name.removesuffix("__init__").rstrip("."), path
+
+
+def within(name: str, places: set[str]) -> bool:
+    return any(name == place or name.startswith(f"{place}.") for place in places)
+
+
+def violations(name: str, names: set[str]) -> list[str]:
+    rule = next((rule for rule in ALLOWED if within(name, {rule})), None)
+    allowed = ALLOWED.get(rule, set())
+    if rule is None and name not in ("", *{module.split(".")[0] for module in ALLOWED}):
+        return [f"{name} is not in the table"]
+    own = sorted(n.removeprefix("rin_jax.") for n in names if n.startswith("rin_jax"))
+    wrong = [f"{name} imports {n}" for n in own if not within(n, allowed | {name})]
+    foreign = FOREIGN.get(name.split(".")[0], set())
+    return wrong + [f"{name} imports {n}" for n in names if n.split(".")[0] in foreign]
+
+
+def test_every_import_runs_downwards():
+    found = [edge for name, path in modules() for edge in violations(name, imported(path))]
+    assert not found, "\n".join(found)
+
+
+def test_the_table_has_no_stale_rows():
+    names = [name for name, _ in modules()]
+    assert [rule for rule in ALLOWED if not any(within(name, {rule}) for name in names)] == []
+
+
+def test_a_forbidden_edge_would_be_seen():
+    assert violations("diffusion.process", {"rin_jax.network.rin.RIN"})
+    assert violations("network.layers", {"optax"})
+    assert violations("somewhere", set())
+    assert not violations("train", {"rin_jax.data.pipeline", "jax"})
+
+
+def test_files_and_functions_stay_small():
+    for name, path in modules():
+        text = path.read_text()
+        assert len(text.splitlines()) <= 400, f"{name} is too long: split it"
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno <= 100, f"{name}.{node.name} is too long"
