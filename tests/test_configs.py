@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -175,10 +176,13 @@ def test_tiny_runs_end_to_end(tmp_path):
         *(sys.executable, "-m", "rin_jax.main", "--config=configs/imagenet64.py:tiny"),
         *(f"--workdir={tmp_path / 'run'}", f"--config.data.data_dir={tmp_path / 'data'}"),
     ]
+    environment = dict(os.environ, JAX_COMPILATION_CACHE_DIR=jax.config.jax_compilation_cache_dir)
+    environment.pop("XLA_FLAGS", None)  # one device, as a user's machine has
     for mode in ("train", "sample", "evaluate"):
         done = subprocess.run(
             [*command, f"--mode={mode}"],
             cwd=CONFIGS.parent,
+            env=environment,
             capture_output=True,
             text=True,
             check=False,

@@ -28,9 +28,10 @@ ALLOWED = {
     "sample": {
         "network", "diffusion", "experiment", "sharding", "state", "checkpoints", "reports",
     },
+    "train_step": {"network", "diffusion", "experiment", "optimizer", "sharding", "state"},
     "train": {
-        "network", "diffusion", "data", "experiment", "optimizer", "sharding", "state",
-        "checkpoints", "reports", "sample",
+        "network", "data", "experiment", "sharding", "state", "checkpoints", "reports", "sample",
+        "train_step",
     },
     "evaluate": {"data", "evaluation", "experiment", "sharding", "reports", "sample"},
     "main": {"experiment", "train", "sample", "evaluate"},

@@ -1,0 +1,72 @@
+"""The smallest experiment that has every part, and how tests change it."""
+
+import copy
+
+import ml_collections
+import numpy as np
+
+from rin_jax.experiment import Experiment, make_experiment
+
+TINY = {
+    "seed": 0,
+    "model": {
+        "patch_size": 4, "num_blocks": 2, "depth": 1, "num_latents": 6, "latent_dim": 16,
+        "interface_dim": 8, "num_heads": 2, "routing_heads": 2, "latent_mlp_ratio": 2,
+        "interface_mlp_ratio": 2, "dropout": 0.1, "drop_path": 0.1, "remat": "none",
+        "dtype": "float32",
+    },
+    "diffusion": {
+        "schedule": {"name": "sigmoid", "start": -3.0, "end": 3.0, "tau": 0.9},
+        "prediction_type": "eps", "loss_type": "eps", "input_scale": 1.0,
+        "normalize_input": False, "self_cond_rate": 0.9, "cond_dropout": 0.1,
+    },
+    "sampler": {
+        "name": "ddim", "num_steps": 3, "schedule": {"name": "offset_cosine"},
+        "time_difference": 0.0, "latent_decay": 0.0, "guidance_scale": 0.0,
+    },
+    "data": {
+        "name": "digits", "split": "train[:64]", "data_dir": None, "image_size": 8, "channels": 1,
+        "num_classes": 10, "flip": True,
+    },
+    "optimizer": {
+        "name": "lamb", "learning_rate": 1e-2, "warmup_steps": 2,
+        "decay": {"name": "cosine", "end_factor": 0.0, "rate": 0.8}, "b1": 0.9, "b2": 0.999,
+        "eps": 1e-8, "weight_decay": 1e-2, "clip_norm": None,
+    },
+    "train": {
+        "batch_size": 16, "num_steps": 6, "accumulation_steps": 1, "ema_decay": 0.9,
+        "log_every_steps": 2, "sample_every_steps": 3,
+    },
+    "checkpoint": {"every_steps": 2, "keep": 2},
+    "evaluation": {"num_samples": 20, "batch_size": 16},
+    "mesh": {"data": -1, "fsdp": 1},
+}  # fmt: skip
+
+
+def config(**changes) -> ml_collections.ConfigDict:
+    """TINY with fields changed: config(model__depth=2)."""
+    tree = copy.deepcopy(TINY)
+    for path, value in changes.items():
+        *sections, field = path.split("__")
+        node = tree
+        for section in sections:
+            node = node[section]
+        node[field] = value
+    return ml_collections.ConfigDict(tree)
+
+
+def experiment(**changes) -> Experiment:
+    """The experiment of a changed TINY."""
+    return make_experiment(config(**changes))
+
+
+def batches(count: int, size: int = 16) -> list[dict[str, np.ndarray]]:
+    """Random batches for TINY."""
+    rng = np.random.default_rng(0)
+    return [
+        {
+            "image": rng.integers(0, 256, (size, 8, 8, 1), dtype=np.uint8),
+            "label": rng.integers(0, 10, size, dtype=np.int32),
+        }
+        for _ in range(count)
+    ]
