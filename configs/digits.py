@@ -1,10 +1,22 @@
-"""Class-conditional 8 x 8 handwritten digits: the demo and the tests' model."""
+"""Handwritten digits, 8 x 8, class-conditional: the demo, on two CPU cores and without a download.
+
+    python -m rin_jax.main --config=configs/digits.py --workdir=runs/digits
+
+Nothing about this experiment is published; all numbers are our choice. The README gives the
+measured time and the share of samples that a classifier reads as the class asked for.
+
+    parameters  389,492
+    GFLOPs      0.0 forward, one image (0.010)
+"""
 
 import ml_collections
 from ml_collections import config_dict
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """The experiment; "tiny" is the same at a size for tests."""
+    if arg not in ("", "tiny"):
+        raise ValueError(f"digits.py has no variant {arg!r}; choose 'tiny' or none.")
     config = ml_collections.ConfigDict()
     config.seed = 0
 
@@ -12,7 +24,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.model.patch_size = 2
     config.model.num_blocks = 2
     config.model.depth = 2
-    config.model.num_latents = 12
+    config.model.num_latents = 12  # time and class token included
     config.model.latent_dim = 64
     config.model.interface_dim = 48
     config.model.num_heads = 4
@@ -25,7 +37,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.model.dtype = "float32"
 
     config.diffusion = ml_collections.ConfigDict()
-    config.diffusion.schedule = dict(name="sigmoid", start=-3.0, end=3.0, tau=0.9)
+    config.diffusion.schedule = {"name": "sigmoid", "start": -3.0, "end": 3.0, "tau": 0.9}
     config.diffusion.prediction_type = "eps"
     config.diffusion.loss_type = "eps"
     config.diffusion.input_scale = 1.0
@@ -35,11 +47,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
     config.sampler = ml_collections.ConfigDict()
     config.sampler.name = "ddim"
-    config.sampler.schedule = dict(name="cosine", start=0.0, end=1.0, tau=1.0)
+    config.sampler.schedule = {"name": "cosine", "start": 0.0, "end": 1.0, "tau": 1.0}
     config.sampler.num_steps = 100
     config.sampler.time_difference = 0.0
     config.sampler.latent_decay = 0.0
-    config.sampler.guidance_scale = 0.0
+    config.sampler.guidance_scale = 1.0
 
     config.data = ml_collections.ConfigDict()
     config.data.name = "digits"
@@ -54,7 +66,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.optimizer.name = "lamb"
     config.optimizer.learning_rate = 1e-2
     config.optimizer.warmup_steps = 100
-    config.optimizer.decay = dict(name="cosine", end_factor=0.0, rate=0.9)
+    config.optimizer.decay = {"name": "cosine", "end_factor": 0.0, "rate": 0.9}
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999
     config.optimizer.eps = 1e-8
@@ -63,9 +75,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
     config.train = ml_collections.ConfigDict()
     config.train.batch_size = 64
-    config.train.num_steps = 2000
+    config.train.num_steps = 3000
     config.train.accumulation_steps = 1
-    config.train.ema_decay = 0.99
+    config.train.ema_decay = 0.998
     config.train.log_every_steps = 50
     config.train.sample_every_steps = 500
 
@@ -80,4 +92,18 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.mesh = ml_collections.ConfigDict()
     config.mesh.data = -1
     config.mesh.fsdp = 1
+
+    if arg == "tiny":
+        config.model.depth = 1
+        config.model.latent_dim = 32
+        config.model.interface_dim = 16
+        config.sampler.num_steps = 4
+        config.optimizer.warmup_steps = 5
+        config.train.batch_size = 16
+        config.train.num_steps = 20
+        config.train.log_every_steps = 5
+        config.train.sample_every_steps = 10
+        config.checkpoint.every_steps = 10
+        config.evaluation.num_samples = 20
+        config.evaluation.batch_size = 10
     return config

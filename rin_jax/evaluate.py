@@ -12,7 +12,9 @@ from rin_jax.evaluation.agreement import label_agreement
 from rin_jax.experiment import ConfigError, config_errors, make_experiment
 from rin_jax.sample import load_ema, make_generate
 
-REAL_IMAGES = 5000  # the classifier learns from at most this many
+REAL_IMAGES = 5000  # the classifier learns from at most this many,
+IMAGES_PER_CLASS = 20  # needs at least so many of each class,
+LARGEST_IMAGE = 32  # and reads no larger images
 
 
 def evaluate(config, workdir: str) -> dict[str, float]:
@@ -23,9 +25,15 @@ def evaluate(config, workdir: str) -> dict[str, float]:
     """
     experiment = make_experiment(config)
     config, num_classes = experiment.config, experiment.rin.num_classes
-    if not num_classes:
+    if not 2 <= num_classes <= REAL_IMAGES // IMAGES_PER_CLASS:
         raise ConfigError(
-            "--mode=evaluate measures whether samples show their class, but data.num_classes is 0."
+            f"--mode=evaluate measures whether samples show their class, for 2 to "
+            f"{REAL_IMAGES // IMAGES_PER_CLASS} classes; data.num_classes is {num_classes}."
+        )
+    if config.data.image_size > LARGEST_IMAGE:
+        raise ConfigError(
+            f"--mode=evaluate reads images up to {LARGEST_IMAGE} pixels; data.image_size is "
+            f"{config.data.image_size}."
         )
     data = config.data
     with config_errors():

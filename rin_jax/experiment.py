@@ -47,7 +47,6 @@ class Experiment:
       sampler: the sampling procedure.
       optimizer: the optax transformation.
       learning_rate: its schedule.
-      class_names: names of the classes, or () where the data set has none.
     """
 
     config: ml_collections.FrozenConfigDict
@@ -56,7 +55,6 @@ class Experiment:
     sampler: Sampler
     optimizer: optax.GradientTransformation
     learning_rate: optax.Schedule
-    class_names: tuple[str, ...]
 
 
 def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
@@ -81,7 +79,7 @@ def config_errors() -> Iterator[None]:
 
 
 def _make_experiment(config: ml_collections.ConfigDict) -> Experiment:
-    config, class_names = _resolve_data(config)
+    config = _resolve_data(config)
     data, train = config.data, config.train
     rin = _call(
         RIN,
@@ -126,15 +124,13 @@ def _make_experiment(config: ml_collections.ConfigDict) -> Experiment:
         sampler=sampler,
         optimizer=optimizer,
         learning_rate=learning_rate,
-        class_names=class_names,
     )
 
 
-def _resolve_data(config: ml_collections.ConfigDict):
+def _resolve_data(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Fills in image size, channels and classes from the data set where they are not set."""
     config = ml_collections.ConfigDict(config.to_dict())
     data = config.data
-    class_names: tuple[str, ...] = ()
     if None in (data.image_size, data.channels, data.num_classes):
         info = source.describe(data.name, data.split, data.data_dir)
         height, width, channels = info.image_shape
@@ -149,8 +145,7 @@ def _resolve_data(config: ml_collections.ConfigDict):
         if data.num_classes is None:
             data.num_classes = info.num_classes
         check_labels(data, info.num_classes)
-        class_names = info.class_names if data.num_classes else ()
-    return config, class_names
+    return config
 
 
 def check_labels(data: ml_collections.ConfigDict, labels: int) -> None:
@@ -161,8 +156,8 @@ def check_labels(data: ml_collections.ConfigDict, labels: int) -> None:
         )
     if data.num_classes and labels > data.num_classes:
         raise ConfigError(
-            f"data.num_classes is {data.num_classes}, but {data.name!r} has labels 0..{labels - 1}; "
-            f"set at least {labels}, or 0 for an unconditional model."
+            f"data.num_classes is {data.num_classes}, but {data.name!r} has labels "
+            f"0..{labels - 1}; set at least {labels}, or 0 for an unconditional model."
         )
 
 

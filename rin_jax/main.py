@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # the libraries' own progress is not the user's
-    from rin_jax.experiment import ConfigError  # noqa: PLC0415 (--help needs no jax)
+    from rin_jax.experiment import ConfigError
 
     try:
         run(MODE.value)
@@ -46,15 +46,15 @@ def main(argv: list[str]) -> None:
 def run(mode: str) -> None:
     """Imports and runs one job."""
     if mode == "train":
-        from rin_jax.train import train  # noqa: PLC0415
+        from rin_jax.train import train
 
         train(CONFIG.value, WORKDIR.value)
     elif mode == "sample":
-        from rin_jax.sample import sample  # noqa: PLC0415
+        from rin_jax.sample import sample
 
         sample(CONFIG.value, WORKDIR.value, [int(label) for label in CLASSES.value])
     else:
-        from rin_jax.evaluate import evaluate  # noqa: PLC0415
+        from rin_jax.evaluate import evaluate
 
         evaluate(CONFIG.value, WORKDIR.value)
 

@@ -201,14 +201,14 @@ def read_metrics(window: list[dict[str, Array]], last_step: int) -> dict[str, fl
     """Means of the metrics of the steps up to `last_step`.
 
     Raises:
-      FloatingPointError: a loss or gradient norm was not finite, with its step.
+      FloatingPointError: a loss, gradient or parameter was not finite, with its step.
     """
     values = jax.device_get(window)
     for step, row in enumerate(values, start=last_step - len(values) + 1):
-        for name in ("loss", "grad_norm"):
-            if not np.isfinite(row[name]):
+        for name, value in row.items():
+            if not np.isfinite(value):
                 raise FloatingPointError(
-                    f"{name} is {row[name]} at step {step}; training stops and keeps the last "
+                    f"{name} is {value} at step {step}; training stops and keeps the last "
                     "checkpoint. Lower optimizer.learning_rate or set optimizer.clip_norm, then "
                     "run the same command again."
                 )

@@ -21,7 +21,7 @@ Batch = dict[str, Array]
 
 
 def prepare_images(images: Array, key: Array, flip: bool) -> Array:
-    """uint8 images [B, H, W, C] to float32 [-1, 1], each mirrored with probability 1/2 if `flip`."""
+    """uint8 images [B, H, W, C] to float32 [-1, 1]; with `flip` each second one is mirrored."""
     images = images.astype(jnp.float32) / 127.5 - 1.0
     if not flip:
         return images

@@ -189,11 +189,11 @@ def test_clipping_acts_for_every_optimizer(name):
             name=name, learning_rate=1.0, warmup_steps=0, decay={"name": "constant"}, b1=0.9,
             b2=0.999, eps=1e-8, weight_decay=0.0, clip_norm=clip_norm, num_steps=10,
         )  # fmt: skip
-        params = {"a": {"kernel": jnp.ones((3,))}}
-        _, state = update.update({"a": {"kernel": jnp.full((3,), 1e3)}}, update.init(params), params)
-        adam = [s for s in jax.tree.leaves(state, is_leaf=lambda s: hasattr(s, "mu")) if
-                hasattr(s, "mu")]  # fmt: skip
-        return np.linalg.norm(adam[0].mu["a"]["kernel"]) / 0.1
+        params, grads = ({"a": {"kernel": jnp.full((3,), value)}} for value in (1.0, 1e3))
+        _, state = update.update(grads, update.init(params), params)
+        states = jax.tree.leaves(state, is_leaf=lambda s: hasattr(s, "mu"))
+        (adam,) = (s for s in states if hasattr(s, "mu"))
+        return np.linalg.norm(adam.mu["a"]["kernel"]) / 0.1
 
     assert moments(2.0) == pytest.approx(2.0, rel=1e-5)
     assert moments(None) == pytest.approx(1e3 * 3**0.5, rel=1e-5)

@@ -85,7 +85,7 @@ def test_ema_starts_from_the_parameters_and_follows(one_device):
     state = create_state(experiment.rin, experiment.optimizer, mesh, 0)
     jax.tree.map(np.testing.assert_array_equal, state.params, state.ema_params)
     _, params, last = one_device
-    assert 0 < difference(params, jax.device_get(last.ema_params))
+    assert difference(params, jax.device_get(last.ema_params)) > 0
 
 
 def test_adamw_step_runs_with_clipping():

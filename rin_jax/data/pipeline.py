@@ -3,9 +3,9 @@
 Owns the order of the records and what is done to each of them before it reaches a device. The
 order is a function of (seed, step) alone: grain shuffles indices, epoch after epoch, and process
 p of P takes the p-th block of each global batch, so that any number of processes reads the same
-global batches, row for row, and a run resumes from its step. Records are fetched a batch at a time; a data set
-that fits is kept decoded in memory from its first epoch on. Random augmentation is not done
-here but on the device.
+global batches, row for row, and a run resumes from its step. Records are fetched a batch at a
+time; a data set that fits is kept decoded in memory from its first epoch on. Random augmentation
+is not done here but on the device.
 """
 
 from collections.abc import Iterator

@@ -26,7 +26,7 @@ def label_agreement(
     Returns:
       agreement: share of samples in 0..1; classifier_accuracy: share of held-out real images.
     """
-    from sklearn import model_selection, svm  # noqa: PLC0415 (half a second, only used here)
+    from sklearn import model_selection, svm
 
     def flat(x):
         return x.reshape(len(x), -1).astype(np.float32) / 255.0

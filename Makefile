@@ -1,0 +1,31 @@
+# make demo    train the digits on this machine and leave a sample grid
+# make test    the test suite
+# make lint    the linter
+# PYTHON picks the interpreter (3.11 to 3.13); VENV the environment's folder.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+WORKDIR ?= runs/digits
+SHELL := /bin/bash
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m rin_jax.main --config=configs/digits.py --workdir=$(WORKDIR)
+	$(BIN)/python -m rin_jax.main --config=configs/digits.py --workdir=$(WORKDIR) --mode=sample
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest -n 2 --durations=10
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+
+$(VENV)/.installed: setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .cache build *.egg-info

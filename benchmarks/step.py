@@ -1,0 +1,354 @@
+"""Times one training step, its parts and one sampler step on one device.
+
+    python -m benchmarks.step --size=s64 --json=s64.json
+
+Each part is compiled, run until warm, then timed N times until its results are ready; the table
+gives the median and the range. Rates hold model FLOPs (network/cost.py) against the device's own
+matrix product. README.md in this folder says how to read it.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import runpy
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+# so that `python benchmarks/step.py` finds the package
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from rin_jax import sharding
+from rin_jax.experiment import ConfigError, Experiment, make_experiment
+from rin_jax.network import cost
+from rin_jax.optimizer import update_ema
+from rin_jax.state import TrainState, create_state
+from rin_jax.train_step import compile_train_step, make_loss, prepare_images
+
+ROOT = Path(__file__).resolve().parents[1]
+DTYPES = ("float32", "bfloat16")
+# A file of configs/, the batch, and what differs from that file.
+SIZES: dict[str, dict[str, Any]] = {
+    "s64": {  # the size of the reference figures in README.md; the heads are our choice
+        "config": "imagenet64",
+        "batch": 4,
+        "model": {
+            "patch_size": 8, "num_blocks": 2, "depth": 2, "num_latents": 128, "latent_dim": 384,
+            "interface_dim": 256, "num_heads": 8, "routing_heads": 8, "latent_mlp_ratio": 4,
+            "interface_mlp_ratio": 4, "dtype": "float32",
+        },
+        "data": {"image_size": 64, "channels": 3, "num_classes": 10},
+    },
+    "digits": {
+        "config": "digits",
+        "batch": 64,
+        "model": {},
+        "data": {"image_size": 8, "channels": 1, "num_classes": 10},
+    },
+    "imagenet64": {"config": "imagenet64", "batch": 32, "model": {}, "data": {}},
+}  # fmt: skip
+# Sides of the square matrix products among which the fastest is the ceiling.
+MATMUL_SIDES = {"cpu": (512, 1024, 2048), "accelerator": (2048, 4096, 8192)}
+
+# call(carry) -> carry, and the first carry: what an iteration hands to the next
+Part = tuple[Callable[[Any], Any], Any]
+
+
+def make_config(size: str, batch: int | None, dtype: str | None) -> ml_collections.ConfigDict:
+    """The configuration of a size; `batch` and `dtype` replace its own if given.
+
+    Self-conditioning is always on and the sampler is DDIM without guidance.
+    """
+    row = SIZES[size]
+    config = runpy.run_path(str(ROOT / "configs" / f"{row['config']}.py"))["get_config"]()
+    config.model.update(row["model"])
+    config.data.update(row["data"])
+    config.train.batch_size = row["batch"] if batch is None else batch
+    if dtype is not None:
+        config.model.dtype = dtype
+    config.diffusion.self_cond_rate = 1.0
+    config.sampler.name = "ddim"
+    config.sampler.guidance_scale = 0.0
+    return config
+
+
+def measure(part: Part, repetitions: int, warmup: int) -> list[float]:
+    """Seconds of each repetition, until the result is ready; the first warm-up run compiles."""
+    call, carry = part
+    seconds = []
+    for _ in range(warmup + repetitions):
+        start = time.perf_counter()
+        carry = jax.block_until_ready(call(carry))
+        seconds.append(time.perf_counter() - start)
+    return seconds[warmup:]
+
+
+def random_batch(experiment: Experiment) -> dict[str, np.ndarray]:
+    """A batch of random images and, if the model has classes, labels."""
+    rng = np.random.default_rng(0)
+    size, classes = experiment.config.train.batch_size, experiment.rin.num_classes
+    shape = (size, *experiment.rin.image_shape)
+    batch = {"image": rng.integers(0, 256, shape, dtype=np.uint8)}
+    if classes:
+        batch["label"] = rng.integers(0, classes, size, dtype=np.int32)
+    return batch
+
+
+def forward_backward(experiment: Experiment, params: Any, batch: dict[str, jax.Array]) -> Part:
+    """Loss and gradients of a batch, both passes."""
+    key = jax.random.key(0)
+    images = prepare_images(batch["image"], key, flip=False)
+    draws = experiment.objective.draw(key, images.shape)
+    compute = jax.jit(jax.value_and_grad(make_loss(experiment)))
+    return lambda _: compute(params, images, batch.get("label"), draws, key), None
+
+
+def optimizer_update(experiment: Experiment, state: TrainState) -> Part:
+    """The optimizer's update added to the parameters; both are donated, as in the step."""
+
+    def update(carry, grads):
+        params, opt_state = carry
+        updates, opt_state = experiment.optimizer.update(grads, opt_state, params)
+        return jax.tree.map(jnp.add, params, updates), opt_state
+
+    compiled = jax.jit(update, donate_argnums=0)
+    grads = jax.jit(lambda tree: jax.tree.map(lambda p: jnp.full_like(p, 1e-3), tree))(state.params)
+    carry = copy((state.params, state.opt_state))
+    return lambda carry: compiled(carry, grads), carry
+
+
+def ema_update(experiment: Experiment, state: TrainState) -> Part:
+    """The running average of the parameters, donated."""
+    decay = experiment.config.train.ema_decay
+    compiled = jax.jit(lambda ema, params: update_ema(ema, params, decay), donate_argnums=0)
+    return lambda ema: compiled(ema, state.params), copy(state.ema_params)
+
+
+def copy(tree: Any) -> Any:
+    """Arrays that may be donated in place of those given."""
+    return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(tree)
+
+
+def sampler_step(experiment: Experiment, params: Any, labels: jax.Array | None) -> Part:
+    """One sampler step that carries images and latents, half-way through the noise."""
+    rin, sampler = experiment.rin, experiment.sampler
+    times = jnp.float32(0.5), jnp.float32(0.49)
+
+    @jax.jit
+    def step(params, carry, labels):
+        def denoise_fn(xt, gamma, cond, prev_latents):
+            return rin.apply({"params": params}, xt, gamma, cond, prev_latents)
+
+        xt, latents = carry
+        xt, latents, _ = sampler.step(
+            denoise_fn, xt, latents, labels, *times, fresh=jnp.zeros_like(xt)
+        )
+        return xt, latents
+
+    size = experiment.config.train.batch_size
+    noise = jax.random.normal(jax.random.key(0), (size, *rin.image_shape))
+    shapes = jax.eval_shape(
+        lambda p: rin.apply({"params": p}, noise, jnp.zeros(size), labels)[1], params
+    )
+    latents = jax.tree.map(lambda z: jnp.zeros(z.shape, z.dtype), shapes)
+    return lambda carry: step(params, carry, labels), (noise, latents)
+
+
+def time_parts(experiment: Experiment, repetitions: int, warmup: int) -> dict[str, list[float]]:
+    """Seconds of each part, on the first device; the batch lies on the device already."""
+    mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
+    state = create_state(experiment.rin, experiment.optimizer, mesh, experiment.config.seed)
+    batch = sharding.global_batch(random_batch(experiment), mesh)
+    labels = batch.get("label")
+
+    def seconds(part: Part) -> list[float]:
+        return measure(part, repetitions, warmup)
+
+    times = {
+        "forward_backward": seconds(forward_backward(experiment, state.params, batch)),
+        "optimizer_update": seconds(optimizer_update(experiment, state)),
+        "ema_update": seconds(ema_update(experiment, state)),
+        "sampler_step": seconds(sampler_step(experiment, state.ema_params, labels)),
+    }
+    train_step = compile_train_step(experiment, mesh)
+    # last, since it gives the state away
+    times["training_step"] = seconds((lambda carry: train_step(carry[0], batch), (state, None)))
+    return times
+
+
+def matmul_rates(
+    sides: Sequence[int], dtype: str, repetitions: int, warmup: int
+) -> dict[str, float]:
+    """GFLOP/s of one square matrix product of each side, at the median time."""
+    product = jax.jit(jnp.matmul)
+    rates = {}
+    for side in sides:
+        a, b = jax.random.normal(jax.random.key(0), (2, side, side)).astype(dtype)
+        times = measure((lambda _, a=a, b=b: product(a, b), None), repetitions, warmup)
+        rates[str(side)] = 2 * side**3 / statistics.median(times) / 1e9
+    return rates
+
+
+def figures(
+    seconds: Sequence[float], images: int | None, flops: int | None, ceiling: float
+) -> dict[str, Any]:
+    """Figures of one part; `images` and `flops` are of a call, None where they do not apply.
+
+    `ceiling` is in GFLOP/s.
+    """
+    median = statistics.median(seconds)
+    gflops = None if flops is None else flops / median / 1e9
+    return {
+        "median_ms": 1e3 * median,
+        "min_ms": 1e3 * min(seconds),
+        "max_ms": 1e3 * max(seconds),
+        "flops": flops,
+        "gflops_per_second": gflops,
+        "share_of_ceiling": None if gflops is None else gflops / ceiling,
+        "images_per_second": None if images is None else images / median,
+    }
+
+
+def run(
+    experiment: Experiment, matmul_sides: Sequence[int], repetitions: int, warmup: int
+) -> dict[str, Any]:
+    """Times everything; returns the ceilings and the figures of each part."""
+    dtype, batch = experiment.rin.dtype, experiment.config.train.batch_size
+    matmul = {
+        name: matmul_rates(matmul_sides, name, repetitions, warmup)
+        for name in dict.fromkeys(("float32", dtype))
+    }
+    ceiling = max(matmul[dtype].values())
+    times = time_parts(experiment, repetitions, warmup)
+    training = batch * cost.training_flops(experiment.rin, self_cond=True)
+    forward = batch * cost.forward_flops(experiment.rin)
+    work = {  # images and FLOPs of a call
+        "forward_backward": (batch, training),
+        "optimizer_update": (None, None),
+        "ema_update": (None, None),
+        "training_step": (batch, training),
+        "sampler_step": (batch, forward),
+    }
+    return {
+        "dtype": dtype,
+        "batch": batch,
+        "matmul_gflops_per_second": matmul,
+        "ceiling_gflops_per_second": ceiling,
+        "parts": {name: figures(times[name], *work[name], ceiling) for name in work},
+    }
+
+
+def environment() -> dict[str, Any]:
+    """The device, the threads, the versions and the date."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
+    return {
+        "device": jax.devices()[0].device_kind,
+        "platform": jax.devices()[0].platform,
+        "cores": os.cpu_count(),
+        "threads": len(affinity(0)) if affinity else None,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("jax", "jaxlib", "flax")},
+        },
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+def table(report: dict[str, Any]) -> str:
+    """The parts as a Markdown table."""
+
+    def cell(value, form):
+        return "" if value is None else format(value, form)
+
+    lines = [
+        "| part | ms, median [min, max] | GFLOP | GFLOP/s | of ceiling | images/s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, part in report["parts"].items():
+        gflop = None if part["flops"] is None else part["flops"] / 1e9
+        cells = (
+            name.replace("_", " "),
+            "{median_ms:.2f} [{min_ms:.2f}, {max_ms:.2f}]".format(**part),
+            cell(gflop, ".2f"),
+            cell(part["gflops_per_second"], ".1f"),
+            cell(part["share_of_ceiling"], ".0%"),
+            cell(part["images_per_second"], ".1f"),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The report for a person."""
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    matmul = "; ".join(
+        f"{dtype} " + ", ".join(f"{side}: {rate:.1f}" for side, rate in rates.items())
+        for dtype, rates in report["matmul_gflops_per_second"].items()
+    )
+    return (
+        f"{report['command']}\n"
+        f"{report['device']}, {report['threads']} threads of {report['cores']} cores; {versions}; "
+        f"{report['date']}\n"
+        f"batch {report['batch']}, {report['dtype']}; matrix product, GFLOP/s by side: {matmul}; "
+        f"ceiling {report['ceiling_gflops_per_second']:.1f}\n\n"
+        f"{table(report)}"
+    )
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--size", choices=SIZES, default="s64", help="the model; default s64")
+    parser.add_argument("--batch", type=positive, help="images a step instead of the size's own")
+    parser.add_argument("--dtype", choices=DTYPES, help="compute dtype instead of the size's own")
+    parser.add_argument("--repetitions", type=positive, default=20, help="timed runs; default 20")
+    parser.add_argument(
+        "--warmup", type=positive, default=3, help="runs before them, the first compiles; default 3"
+    )
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    args = parser.parse_args()
+    try:
+        experiment = make_experiment(make_config(args.size, args.batch, args.dtype))
+    except ConfigError as error:
+        parser.error(str(error))
+    kind = "cpu" if jax.default_backend() == "cpu" else "accelerator"
+    command = (
+        f"python -m benchmarks.step --size={args.size} "
+        f"--batch={experiment.config.train.batch_size} --dtype={experiment.rin.dtype} "
+        f"--repetitions={args.repetitions} --warmup={args.warmup}"
+    )
+    report = {
+        "command": command,
+        "size": args.size,
+        "repetitions": args.repetitions,
+        "warmup": args.warmup,
+        **environment(),
+        **run(experiment, MATMUL_SIDES[kind], args.repetitions, args.warmup),
+    }
+    print(summary(report))
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

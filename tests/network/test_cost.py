@@ -1,0 +1,45 @@
+"""The counted operations against those in the traced program."""
+
+import jax
+import jax.extend
+import numpy as np
+import pytest
+
+from rin_jax.network.cost import forward_flops, training_flops
+from tests.network.small import BATCH, inputs, param_shapes, small
+
+
+def _matmul_flops(jaxpr) -> int:
+    """Two for each multiply-add of a program's matrix products, scans unrolled."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            terms = np.prod([equation.invars[0].aval.shape[axis] for axis in contracted])
+            total += 2 * int(terms) * equation.outvars[0].aval.size
+        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        for value in equation.params.values():
+            if isinstance(value, jax.extend.core.ClosedJaxpr):
+                total += times * _matmul_flops(value.jaxpr)
+    return total
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_blocks": 4, "depth": (2, 2, 0, 1), "interface_self_cond": True},
+        {"num_classes": 0, "latent_mlp_ratio": 3, "interface_mlp_ratio": 0},
+        {"latent_self_cond": False, "interface_dim": 32, "routing_heads": 8},
+    ],
+)
+def test_forward_flops_are_those_of_the_program(changes):
+    rin = small(**changes)
+    program = jax.make_jaxpr(rin.apply)({"params": param_shapes(rin)}, *inputs(rin))
+    assert _matmul_flops(program.jaxpr) == BATCH * forward_flops(rin)
+
+
+def test_self_conditioning_adds_a_forward_pass():
+    rin = small()
+    assert training_flops(rin, True) - training_flops(rin, False) == forward_flops(rin)
+    assert training_flops(rin, False) == 3 * forward_flops(rin)

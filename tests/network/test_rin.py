@@ -1,0 +1,382 @@
+"""What must hold of the whole network, whatever its parameters."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rin_jax.network.layers import CrossAttention, SelfAttentionLayer
+from rin_jax.network.rin import NO_LABEL
+from rin_jax.network.tokenizer import PatchStem, Readout, patchify, unpatchify
+from tests.network.small import BATCH, distance, inputs, param_shapes, random_params, small
+
+
+@pytest.fixture(scope="module")
+def network():
+    """(forward(params, *inputs), params, inputs): one compiled program for most tests."""
+    rin = small()
+    apply = jax.jit(rin.apply)
+    return lambda params, *args: apply({"params": params}, *args), random_params(rin), inputs(rin)
+
+
+@pytest.fixture(scope="module")
+def initial():
+    """Parameters as initialised."""
+    rin = small()
+    return jax.jit(rin.init)(jax.random.key(0), *inputs(rin))["params"]
+
+
+def _without_blocks(params):
+    """`params` with blocks that add nothing, so that the latents leave as they entered."""
+    zero = {k: jax.tree.map(np.zeros_like, v) for k, v in params.items() if "blocks" in k}
+    return params | zero
+
+
+# Invariance, each with a change that does matter.
+
+
+def test_an_image_ignores_its_batch_mates(network):
+    forward, params, args = network
+    others = [np.concatenate([a[:1], b[1:]]) for a, b in zip(args, _changed(args), strict=True)]
+    before, after = forward(params, *args), forward(params, *others)
+    assert distance([o[:1] for o in before], [o[:1] for o in after]) < 1e-6
+    assert distance([o[1:] for o in before], [o[1:] for o in after]) > 1e-1
+
+
+@pytest.mark.parametrize("field", range(4), ids=["image", "gamma", "label", "previous latents"])
+def test_an_image_depends_on_each_of_its_own_inputs(network, field):
+    forward, params, args = network
+    own = list(args)
+    own[field] = np.concatenate([_changed(args)[field][:1], args[field][1:]])
+    before, after = forward(params, *args), forward(params, *own)
+    assert distance([o[1:] for o in before], [o[1:] for o in after]) < 1e-6
+    for a, b in zip(before, after, strict=True):
+        assert distance(a[:1], b[:1]) > 1e-3
+
+
+def _changed(args):
+    images, gamma, labels, latents = args
+    return [images + 1.0 + images**2, 1 - gamma, (labels + 1) % 3, latents[::-1] ** 2 + 1]
+
+
+def test_permuted_patches_with_their_positions_permute_the_output(network):
+    forward, params, (images, *rest) = network
+    order = np.random.default_rng(3).permutation(6)
+
+    def shuffle(x):
+        return np.asarray(unpatchify(patchify(x, 2)[:, order], 4, 6))
+
+    positions = {"table": params["stem"]["positions"]["table"][order]}
+    moved = params | {"stem": params["stem"] | {"positions": positions}}
+    image, latents = forward(params, images, *rest)
+    new_image, new_latents = forward(moved, shuffle(images), *rest)
+    assert distance(shuffle(image), new_image) < 1e-4
+    assert distance(latents, new_latents) < 1e-4
+    assert distance(shuffle(image), forward(params, shuffle(images), *rest)[0]) > 1e-1
+    assert distance(image, new_image) > 1e-1
+
+
+# Tokens.
+
+
+def test_latents_are_bank_time_and_class_tokens(network):
+    forward, params, (images, gamma, labels, previous) = network
+    zeros = jax.tree.map(np.zeros_like, params["prev_latent_norm"])
+    params = _without_blocks(params) | {"prev_latent_norm": zeros}
+    latents = forward(params, images, gamma, labels, previous)[1]
+    bank = params["latents"]["table"]
+    assert distance(latents[:, :3], np.broadcast_to(bank, (BATCH, *bank.shape))) == 0
+    assert distance(latents[:, 4], params["label"]["kernel"] + params["label"]["bias"]) < 1e-6
+    other = forward(params, images[::-1], gamma[::-1], labels[::-1], previous)[1]
+    assert distance(latents[:, 3], other[::-1, 3]) < 1e-6  # gamma alone
+    assert distance(latents[:, 3], other[:, 3]) > 1e-1
+
+
+def test_no_label_is_the_bias_alone(network):
+    forward, params, (images, gamma, labels, previous) = network
+    one = [np.repeat(a[:1], BATCH, 0) for a in (images, gamma)]
+    previous = np.repeat(previous[:1], BATCH, 0)
+    none = forward(params, *one, np.full_like(labels, NO_LABEL), previous)
+    kernel = np.zeros_like(params["label"]["kernel"])
+    bias = params | {"label": params["label"] | {"kernel": kernel}}
+    assert distance(none, forward(bias, *one, labels, previous)) < 1e-6
+    labelled = forward(params, *one, labels, previous)
+    for i in range(BATCH):  # labels are 0, 1, 2: every class
+        assert distance(none[0][i], labelled[0][i]) > 1e-2
+
+
+@pytest.mark.parametrize("interface", [False, True])
+def test_previous_latents_change_nothing_at_initialisation(network, initial, interface):
+    rin = small(interface_self_cond=interface)
+    args = inputs(rin)
+    if interface:
+        apply = jax.jit(rin.apply)
+        params = jax.jit(rin.init)(jax.random.key(0), *args)["params"]
+    else:
+        apply, params = (lambda variables, *a: network[0](variables["params"], *a)), initial
+    blank = [*args[:3], jax.tree.map(np.zeros_like, args[3])]
+    with_previous = apply({"params": params}, *args)
+    assert distance(with_previous, apply({"params": params}, *blank)) == 0
+    for name in ["prev_latent_norm"] + ["prev_interface_norm"] * interface:
+        scale = {"scale": params[name]["scale"] + 0.5}
+        moved = {"params": params | {name: params[name] | scale}}
+        assert distance(apply(moved, *args), apply(moved, *blank)) > 1e-2
+
+
+def test_no_previous_latents_are_zeros(network):
+    forward, params, args = network
+    zeros = forward(params, *args[:3], np.zeros_like(args[3]))
+    assert distance(forward(params, *args[:3]), zeros) < 1e-6
+    rin = small(interface_self_cond=True)
+    shapes = jax.eval_shape(rin.apply, {"params": param_shapes(rin)}, *args[:3])
+    assert {k: v.shape for k, v in shapes[1].items()} == {
+        "latents": (BATCH, 5, 16), "interface": (BATCH, 6, 8),
+    }  # fmt: skip
+
+
+def test_the_unconditional_model_takes_no_labels():
+    rin = small(num_classes=0)
+    images, gamma, _, latents = inputs(rin)
+    params = param_shapes(rin)
+    assert "label" not in params
+    assert params["latents"]["table"].shape == (4, 16)
+    image, latents = jax.eval_shape(rin.apply, {"params": params}, images, gamma, None, latents)
+    assert (image.shape, latents.shape) == (images.shape, (BATCH, 5, 16))
+    conditional = small()
+    with pytest.raises((AssertionError, TypeError)):
+        jax.eval_shape(conditional.apply, {"params": param_shapes(conditional)}, images, gamma)
+
+
+def test_wrong_shapes_are_refused():
+    rin = small()
+    images, gamma, labels, latents = inputs(rin)
+    params = {"params": param_shapes(rin)}
+    for args in (
+        (images.swapaxes(1, 2), gamma, labels, latents),
+        (images, gamma[:, None], labels, latents),
+        (images, gamma, labels[:1], latents),
+        (images, gamma, labels, latents[:, :-1]),
+        (images, gamma, labels, latents[:1]),
+    ):
+        with pytest.raises(AssertionError):
+            jax.eval_shape(rin.apply, params, *args)
+
+
+# Equivalence.
+
+
+def test_scan_is_a_loop():
+    rin = small(num_blocks=4, depth=(1, 1, 2, 0), norm_context=True)
+    params, args, apply = random_params(rin), inputs(rin), jax.jit(rin.apply)
+
+    def loop(params, z, x):
+        read = write = CrossAttention(2, 2, True, jnp.float32)
+        layer = SelfAttentionLayer(4, 2, 0.0, 0.0, jnp.float32)
+        for group, index, depth in ((0, 0, 1), (0, 1, 1), (1, 0, 2), (2, 0, 0)):
+            block = jax.tree.map(lambda p: p[index], params[f"blocks_{group}"])  # noqa: B023
+            z = read.apply({"params": block["read"]}, z, x)
+            for i in range(depth):
+                compute = jax.tree.map(lambda p: p[i], block["compute"])  # noqa: B023
+                z = layer.apply({"params": compute}, z, False)
+            if depth:
+                x = write.apply({"params": block["write"]}, x, z)
+        return Readout(2, rin.image_shape, jnp.float32).apply({"params": params["readout"]}, x), z
+
+    z = apply({"params": _without_blocks(params)}, *args)[1]
+    stem = PatchStem(2, 8, "learned", 1.0, jnp.float32)
+    x = stem.apply({"params": params["stem"]}, args[0])
+    assert distance(apply({"params": params}, *args), jax.jit(loop)(params, z, x)) < 1e-4
+    assert set(params["blocks_2"]) == {"read"}
+    swapped = params | {"blocks_0": jax.tree.map(lambda p: p[::-1], params["blocks_0"])}
+    assert distance(apply({"params": params}, *args), apply({"params": swapped}, *args)) > 1e-1
+
+
+def test_equal_depths_are_one_depth():
+    def program(rin):
+        return str(jax.make_jaxpr(rin.init)(jax.random.key(0), *inputs(rin)))
+
+    assert program(small(depth=(2, 2))) == program(small(depth=2))
+    assert program(small(depth=(1, 2))) != program(small(depth=2))
+
+
+def test_bfloat16_computes_and_float32_keeps(network):
+    forward, params, args = network
+    rin = small(dtype="bfloat16")
+    assert jax.tree.map(lambda p: (p.shape, p.dtype), param_shapes(rin)) == jax.tree.map(
+        lambda p: (p.shape, p.dtype), params
+    )
+    exact, rounded = forward(params, *args), jax.jit(rin.apply)({"params": params}, *args)
+    for a, b in zip(exact, rounded, strict=True):
+        assert b.dtype == jnp.float32
+        error = np.sqrt(np.mean((a - b) ** 2) / np.mean(a**2))
+        # One rounding to 8 bits is 2^-9 = 0.002; some hundred of them, added as a random walk.
+        assert 1e-3 < error < 3e-2
+
+
+@pytest.fixture(scope="module")
+def gradients():
+    """remat -> gradient of a squared error that every output enters."""
+
+    def gradient(remat):
+        rin = small(remat=remat, interface_self_cond=True)
+        args = inputs(rin)
+
+        def loss(params):
+            image, latents = rin.apply({"params": params}, *args)
+            return jnp.mean((image - args[0]) ** 2) + jnp.mean(latents["latents"] ** 2)
+
+        return jax.jit(jax.grad(loss))(random_params(rin))
+
+    return {remat: gradient(remat) for remat in ("none", "full", "dots")}
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_remat_keeps_the_gradient(gradients, remat):
+    expected = gradients["none"]
+    scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(expected))
+    assert distance(gradients[remat], expected) < 1e-6 * max(scale, 1.0)
+
+
+def test_every_parameter_gets_gradient(gradients):
+    for path, gradient in jax.tree_util.tree_leaves_with_path(gradients["none"]):
+        name = jax.tree_util.keystr(path)
+        largest = float(jnp.abs(gradient).max())
+        if "['key']['bias']" in name:  # adds the same to all scores of a softmax
+            assert largest < 1e-6, name
+        elif gradient.ndim and "blocks" in name:
+            assert (jnp.abs(gradient).max(range(1, gradient.ndim)) > 1e-6).all(), name
+        else:
+            assert largest > 1e-6, name
+
+
+def test_remat_saves_memory():
+    def saved(remat):
+        rin = small(remat=remat, num_blocks=4, depth=2)
+        args = inputs(rin)
+
+        def pullback(params):
+            return jax.vjp(lambda p: rin.apply({"params": p}, *args)[0], params)[1]
+
+        kept = jax.tree.leaves(jax.eval_shape(pullback, param_shapes(rin)))
+        return sum(x.size for x in kept)
+
+    assert saved("full") < 0.8 * saved("dots") < 0.8 * 0.8 * saved("none")
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_the_program_does_not_grow_with_the_network(remat):
+    def lines(num_blocks, depth):
+        rin = small(num_blocks=num_blocks, depth=depth, remat=remat)
+        args = inputs(rin)
+
+        def loss(params):
+            return jnp.mean(rin.apply({"params": params}, *args)[0] ** 2)
+
+        program = jax.jit(jax.grad(loss)).lower(param_shapes(rin))
+        return len(program.as_text().splitlines())
+
+    # Blocks and layers differ in number, or equal loops would be written once.
+    assert abs(lines(9, 8) / lines(3, 2) - 1) < 0.01
+
+
+# Dropout.
+
+
+def test_dropout_draws_from_its_key_in_training_only():
+    rin = small(dropout=0.2, drop_path=0.2)
+    params, args = {"params": random_params(rin)}, inputs(rin)
+    train = jax.jit(lambda key: rin.apply(params, *args, train=True, rngs={"dropout": key}))
+    first = train(jax.random.key(1))
+    assert distance(first, train(jax.random.key(1))) == 0
+    assert distance(first, train(jax.random.key(2))) > 1e-2
+    plain = small()
+
+    def program(rin):
+        return str(jax.make_jaxpr(rin.apply)(params, *args))
+
+    assert program(rin) == program(plain)  # train=False: the rates do not enter
+
+
+# Initialisation.
+
+ZERO_SCALES = ("prev_latent_norm/scale",)
+
+
+def test_initialisers(initial):
+    leaves = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(initial)
+    }
+    kernels = 0
+    for name, leaf in leaves.items():
+        kind = name.rsplit("/", 1)[1]
+        if kind == "scale":
+            assert (leaf == (0 if name in ZERO_SCALES else 1)).all(), name
+        elif kind == "bias":
+            assert not leaf.any(), name
+        elif kind == "table":
+            assert 0.01 < leaf.std() < 0.025, name
+            assert np.abs(leaf).max() <= 0.04, name
+        else:
+            assert kind == "kernel"
+            stacked = ("blocks" in name) + ("compute" in name)
+            *field, fan_in, fan_out = leaf.shape[stacked:]
+            limit = np.sqrt(6 / (np.prod(field) * (fan_in + fan_out)))
+            assert 0.9 * limit < np.abs(leaf).max() <= limit, name
+            assert abs(leaf.std() / (limit / np.sqrt(3)) - 1) < 0.2, name
+            if stacked:
+                assert distance(leaf[0], leaf[1]) > 0.1 * limit, name
+            kernels += 1
+    assert kernels == 25
+    assert initial["blocks_0"]["compute"]["attention"]["query"]["kernel"].shape == (2, 1, 16, 4, 4)
+    assert initial["blocks_0"]["write"]["attention"]["key"]["kernel"].shape == (2, 16, 2, 4)
+
+
+# Errors.
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"patch_size": 4}, ["patch_size 4", "4 x 6"]),
+        ({"patch_size": 0}, ["patch_size is 0"]),
+        ({"num_blocks": 0}, ["num_blocks is 0"]),
+        ({"image_shape": (4, 6, 0)}, ["channels is 0"]),
+        ({"image_shape": (0, 6, 1)}, ["image size is 0"]),
+        ({"num_heads": 3}, ["num_heads 3", "latent_dim 16"]),
+        ({"num_heads": 0}, ["num_heads is 0"]),
+        ({"routing_heads": 16}, ["routing_heads 16", "interface_dim) 8"]),
+        ({"latent_dim": 12}, ["latent_dim is 12", "multiple of 8"]),
+        ({"latent_mlp_ratio": 0}, ["latent_mlp_ratio is 0"]),
+        ({"num_latents": 2}, ["num_latents is 2"]),
+        ({"num_latents": 1, "num_classes": 0}, ["num_latents is 1"]),
+        ({"num_classes": 2**31}, ["num_classes is 2147483648", "int32"]),
+        ({"num_classes": -1}, ["num_classes is -1"]),
+        ({"depth": (1, 2, 3)}, ["depth lists 3", "num_blocks is 2"]),
+        ({"depth": (1, -1)}, ["depth is (1, -1)"]),
+        ({"depth": -1}, ["depth is -1"]),
+        ({"dropout": 1.0}, ["dropout is 1.0"]),
+        ({"drop_path": -0.1}, ["drop_path is -0.1"]),
+        ({"dtype": "float16"}, ["dtype is 'float16'", "bfloat16"]),
+        ({"remat": "half"}, ["remat is 'half'", "none, full, dots"]),
+        ({"latent_positions": "sine"}, ["latent_positions is 'sine'", "sin_cos_plus_learned"]),
+        ({"interface_positions": "no"}, ["interface_positions is 'no'", "learned"]),
+        (
+            {"interface_positions": "sin_cos", "interface_dim": 6, "routing_heads": 1},
+            ["interface_dim is 6", "multiple of 4"],
+        ),
+    ],
+)
+def test_a_wrong_field_is_named_with_its_value(changes, words):
+    with pytest.raises(ValueError, match="must|choose|cannot|lists|need") as caught:
+        small(**changes)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"num_classes": 2**31 - 1}, {"num_latents": 3}, {"interface_mlp_ratio": 0}, {"depth": (0, 3)}],
+)
+def test_the_limits_themselves_are_allowed(changes):
+    small(**changes)
