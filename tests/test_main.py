@@ -1,0 +1,150 @@
+"""The command line: jobs end to end, and mistakes that cost nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rin_jax import sharding
+from rin_jax.experiment import ConfigError, check_devices, make_experiment
+from tests import tiny
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def command(*arguments: str, workdir) -> subprocess.CompletedProcess:
+    """python -m rin_jax.main on one device, with the tests' compile cache."""
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    environment["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".cache" / "jax-cli")
+    return subprocess.run(
+        [sys.executable, "-m", "rin_jax.main", f"--workdir={workdir}", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_train_sample_evaluate_and_again(tmp_path):
+    workdir, data = tmp_path / "run", f"--config.data.data_dir={tmp_path}/tfds"
+    tiny_digits = "--config=configs/digits.py:tiny"
+    first = command(tiny_digits, data, "--config.model.num_blocks=1", workdir=workdir)
+    assert first.returncode == 0, first.stderr
+    for wanted in ("num_blocks: 1", "parameters:", "FLOPs per image", "memory per device",
+                   "step 20/20 (100.0 %)", "images_per_second", "0:00 left"):  # fmt: skip
+        assert wanted in first.stdout, first.stdout
+    assert (workdir / "progress" / "00000020.png").exists()
+    assert [json.loads(x)["step"] for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+    again = command(tiny_digits, data, "--config.model.num_blocks=1", workdir=workdir)
+    assert again.returncode == 0
+    assert "is trained to step 20" in again.stdout
+
+    changes = (tiny_digits, data, "--config.model.num_blocks=1")
+    sampled = command(*changes, "--mode=sample", "--classes=3,1", workdir=workdir)
+    assert sampled.returncode == 0, sampled.stderr
+    assert (workdir / "samples" / "00000020.png").exists()
+    evaluated = command(*changes, "--mode=evaluate", workdir=workdir)
+    assert evaluated.returncode == 0, evaluated.stderr
+    record = json.loads((workdir / "evaluation" / "00000020.json").read_text())
+    assert record["num_samples"] == 20
+    assert record["classifier_accuracy"] > 0.95
+    assert record["sampler"]["num_steps"] == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config=configs/digits.py", "--config.model.dpeth=2"], ["dpeth", "depth"]),
+        (["--config=configs/digits.py:small"], ["no variant 'small'", "tiny"]),
+        (["--config=configs/digits.py", "--config.model.patch_size=3"],
+         ["error: model.patch_size 3", "8 x 8"]),
+        (["--config=configs/digits.py", "--config.data.name=digts"], ["digts", "digits"]),
+    ],
+)  # fmt: skip
+def test_a_mistake_on_the_command_line(tmp_path, arguments, words):
+    result = command(*arguments, workdir=tmp_path / "run")
+    assert result.returncode != 0
+    for word in words:
+        assert word in result.stderr, result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model__patch_size": 3}, r"model.patch_size 3 does not divide the image size 8 x 8"),
+        ({"model__num_heads": 3}, r"model.num_heads 3 does not divide latent_dim 16"),
+        ({"model__routing_heads": 3}, r"model.routing_heads 3 does not divide .* 8"),
+        ({"model__num_latents": 2**31}, r"num_latents is 2147483648; it must be between"),
+        ({"model__num_latents": 2}, r"model.num_latents is 2, but 2 of the latents"),
+        ({"data__num_classes": 2**31}, r"num_classes is 2147483648; labels are int32"),
+        ({"model__dtype": "float16"}, r"model.dtype is 'float16'; choose one of float32"),
+        ({"train__accumulation_steps": 3}, r"train.batch_size 16 is not divisible by .* 3"),
+        ({"train__batch_size": 0}, r"train.batch_size is 0"),
+        ({"diffusion__prediction_type": "epsilon"}, r"prediction_type is 'epsilon'; choose"),
+        ({"diffusion__self_cond_rate": 1.5}, r"diffusion.self_cond_rate is 1.5"),
+        ({"diffusion__schedule": {"name": "sigmod"}}, r"diffusion.schedule: .*Did you mean"),
+        ({"diffusion__schedule": {"name": "sigmoid", "tau": 1.0}}, r"diffusion.schedule: .*start"),
+        ({"sampler__name": "ddpm"}, r"sampler.name is 'ddpm'; choose one of ddim"),
+        ({"sampler__num_steps": 0}, r"sampler.num_steps is 0"),
+        ({"sampler__guidance_scale": -1.0}, r"sampler.guidance_scale is -1.0"),
+        ({"data__num_classes": 0, "sampler__guidance_scale": 1.0}, r"has no classes"),
+        ({"optimizer__name": "adam"}, r"optimizer.name is 'adam'; choose one of lamb, adamw"),
+        ({"optimizer__warmup_steps": 6}, r"optimizer.warmup_steps 6 .* train.num_steps 6"),
+        ({"model__dpeth": 2}, r"unknown field model.dpeth; did you mean model.depth"),
+        ({"data__num_classes": None, "data__name": "digist"}, r"data.name.*digits"),
+        ({"data__num_classes": 5, "data__channels": None}, r"data.num_classes is 5, but 'digits'"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_the_configuration(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        make_experiment(tiny.config(**changes))
+
+
+def test_a_missing_field_is_named():
+    config = tiny.config()
+    del config.model["num_latents"]
+    with pytest.raises(ConfigError, match=r"section model: .*num_latents"):
+        make_experiment(config)
+
+
+def test_a_batch_that_does_not_split_over_the_devices():
+    config = make_experiment(tiny.config(train__accumulation_steps=4)).config
+    check_devices(config, 4)
+    with pytest.raises(ConfigError, match=r"16 / train.accumulation_steps 4 = 4 .* by 8 devices"):
+        check_devices(config, 8)
+
+
+def test_labels_that_the_model_does_not_know(tmp_path):
+    from rin_jax.sample import sample
+
+    with pytest.raises(ConfigError, match=r"--classes has 10, but the model knows 10 .*: 0..9"):
+        sample(tiny.config(), str(tmp_path), [3, 10])
+    with pytest.raises(ConfigError, match=r"no checkpoint in "):
+        sample(tiny.config(), str(tmp_path), [3])
+
+
+def test_a_mesh_that_does_not_fit():
+    with pytest.raises(ValueError, match=r"mesh.data 3 x mesh.fsdp 1 does not cover 8 devices"):
+        sharding.mesh_shape(3, 1, 8)
+    with pytest.raises(ValueError, match=r"mesh.data -1 x mesh.fsdp -1"):
+        sharding.mesh_shape(-1, -1, 8)
+    assert sharding.mesh_shape(-1, 4, 8) == (2, 4)
+    assert sharding.mesh_shape(2, -1, 8) == (2, 4)
+
+
+def test_unset_data_fields_follow_the_data_set():
+    unset = {"data__image_size": None, "data__channels": None, "data__num_classes": None}
+    data = make_experiment(tiny.config(**unset)).config.data
+    assert (data.image_size, data.channels, data.num_classes) == (8, 1, 10)
+    data = make_experiment(tiny.config(**unset, data__name="fashion_mnist")).config.data
+    assert (data.image_size, data.channels, data.num_classes) == (28, 1, 10)
+    with pytest.raises(ConfigError, match="set --config.data.image_size"):
+        make_experiment(tiny.config(**unset, data__name="imagenet2012"))

@@ -1,0 +1,61 @@
+"""Grids, progress lines and what resuming does to the curves."""
+
+import json
+
+import numpy as np
+
+from rin_jax import reports
+
+
+def test_grid_places_every_image_once():
+    images = np.arange(5, dtype=np.uint8)[:, None, None, None] + np.zeros((5, 60, 60, 3), np.uint8)
+    grid = reports.grid(images, 3)
+    assert grid.shape == (2 * 62 + 2, 3 * 62 + 2, 3)
+    centres = [[int(grid[32 + 62 * row, 32 + 62 * column, 0]) for column in range(3)]
+               for row in range(2)]  # fmt: skip
+    assert centres == [[0, 1, 2], [3, 4, 255]]
+    assert [(grid == i).all(-1).sum() for i in range(5)] == [3600] * 5
+
+
+def test_small_images_are_enlarged():
+    grid = reports.grid(np.zeros((1, 8, 8, 1), np.uint8), 1)
+    assert grid.shape == (52, 52, 1)
+
+
+def test_duration():
+    assert [reports.duration(s) for s in (0, 59.6, 61, 3600, 36061)] == [
+        "0:00", "1:00", "1:01", "1:00:00", "10:01:01",
+    ]  # fmt: skip
+
+
+def test_progress_counts_only_training_time(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(reports.time, "monotonic", lambda: now[0])
+    progress = reports.Progress(0, 100, batch_size=10)
+    now[0] = 2.0
+    progress.pause()
+    now[0] = 50.0  # samples
+    progress.resume()
+    now[0] = 53.0
+    assert progress.update(20) == 20 * 10 / 5.0
+    assert progress.line({"loss": 0.5}) == "step 20/100 (20.0 %)  loss 0.5  0:20 left"
+
+
+def test_resuming_takes_back_what_came_after_the_checkpoint(tmp_path):
+    writer = reports.Writer(str(tmp_path), 0, active=True)
+    for step in (1, 2, 3):
+        writer.scalars(step, {"loss": float(step)})
+    writer.close()
+    writer = reports.Writer(str(tmp_path), 2, active=True)
+    writer.scalars(3, {"loss": 30.0})
+    writer.close()
+    lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [{"step": s, "loss": v} for s, v in ((1, 1.0), (2, 2.0), (3, 30.0))]
+
+
+def test_other_processes_write_nothing(tmp_path):
+    writer = reports.Writer(str(tmp_path / "run"), 0, active=False)
+    writer.scalars(1, {"loss": 1.0})
+    writer.image(1, "progress", np.zeros((4, 4, 3), np.uint8))
+    writer.close()
+    assert not (tmp_path / "run").exists()
