@@ -69,12 +69,12 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
 
 @contextlib.contextmanager
 def config_errors() -> Iterator[None]:
-    """Turns a ValueError of the parts that a configuration describes into a ConfigError."""
+    """Turns a ValueError or ImportError of what a configuration describes into a ConfigError."""
     try:
         yield
     except ConfigError:
         raise
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         raise ConfigError(str(error)) from error
 
 

@@ -8,7 +8,7 @@ from rin_jax.network.rin import RIN
 SMALL = {
     "image_shape": (4, 6, 2), "num_classes": 3, "patch_size": 2, "num_blocks": 2, "depth": 1,
     "num_latents": 5, "latent_dim": 16, "interface_dim": 8, "num_heads": 4, "routing_heads": 2,
-    "latent_mlp_ratio": 2, "interface_mlp_ratio": 2,
+    "latent_mlp_ratio": 2, "interface_mlp_ratio": 2, "interface_self_cond": True,
 }  # fmt: skip
 BATCH = 3
 

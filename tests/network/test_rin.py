@@ -35,45 +35,60 @@ def _without_blocks(params):
 # Invariance, each with a change that does matter.
 
 
-def test_an_image_ignores_its_batch_mates(network):
-    forward, params, args = network
-    others = [np.concatenate([a[:1], b[1:]]) for a, b in zip(args, _changed(args), strict=True)]
-    before, after = forward(params, *args), forward(params, *others)
-    assert distance([o[:1] for o in before], [o[:1] for o in after]) < 1e-6
-    assert distance([o[1:] for o in before], [o[1:] for o in after]) > 1e-1
+def _mix(first, others):
+    """The first example of one batch with the others of another."""
+    return jax.tree.map(lambda a, b: np.concatenate([a[:1], b[1:]]), first, others)
 
 
-@pytest.mark.parametrize("field", range(4), ids=["image", "gamma", "label", "previous latents"])
-def test_an_image_depends_on_each_of_its_own_inputs(network, field):
-    forward, params, args = network
-    own = list(args)
-    own[field] = np.concatenate([_changed(args)[field][:1], args[field][1:]])
-    before, after = forward(params, *args), forward(params, *own)
-    assert distance([o[1:] for o in before], [o[1:] for o in after]) < 1e-6
-    for a, b in zip(before, after, strict=True):
-        assert distance(a[:1], b[:1]) > 1e-3
+def _first(batch):
+    return jax.tree.map(lambda a: a[:1], batch)
+
+
+def _others(batch):
+    return jax.tree.map(lambda a: a[1:], batch)
 
 
 def _changed(args):
-    images, gamma, labels, latents = args
-    return [images + 1.0 + images**2, 1 - gamma, (labels + 1) % 3, latents[::-1] ** 2 + 1]
+    images, gamma, labels, previous = args
+    previous = jax.tree.map(lambda z: z[::-1] ** 2 + 1, previous)
+    return [images + 1.0 + images**2, 1 - gamma, (labels + 1) % 3, previous]
+
+
+def test_an_image_ignores_its_batch_mates(network):
+    forward, params, args = network
+    before, after = forward(params, *args), forward(params, *_mix(args, _changed(args)))
+    assert distance(_first(before), _first(after)) < 1e-6
+    assert distance(_others(before), _others(after)) > 1e-1
+
+
+@pytest.mark.parametrize("field", range(4), ids=["image", "gamma", "label", "previous"])
+def test_an_image_depends_on_each_of_its_own_inputs(network, field):
+    forward, params, args = network
+    own = list(args)
+    own[field] = _mix(_changed(args)[field], args[field])
+    before, after = forward(params, *args), forward(params, *own)
+    assert distance(_others(before), _others(after)) < 1e-6
+    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        assert distance(a[:1], b[:1]) > 1e-3
 
 
 def test_permuted_patches_with_their_positions_permute_the_output(network):
-    forward, params, (images, *rest) = network
+    forward, params, (images, gamma, labels, previous) = network
     order = np.random.default_rng(3).permutation(6)
 
     def shuffle(x):
         return np.asarray(unpatchify(patchify(x, 2)[:, order], 4, 6))
 
+    args = shuffle(images), gamma, labels, previous | {"interface": previous["interface"][:, order]}
     positions = {"table": params["stem"]["positions"]["table"][order]}
     moved = params | {"stem": params["stem"] | {"positions": positions}}
-    image, latents = forward(params, images, *rest)
-    new_image, new_latents = forward(moved, shuffle(images), *rest)
+    image, latents = forward(params, images, gamma, labels, previous)
+    new_image, new_latents = forward(moved, *args)
     assert distance(shuffle(image), new_image) < 1e-4
-    assert distance(latents, new_latents) < 1e-4
-    assert distance(shuffle(image), forward(params, shuffle(images), *rest)[0]) > 1e-1
+    assert distance(latents["latents"], new_latents["latents"]) < 1e-4
+    assert distance(latents["interface"][:, order], new_latents["interface"]) < 1e-4
     assert distance(image, new_image) > 1e-1
+    assert distance(shuffle(image), forward(params, *args)[0]) > 1e-1
 
 
 # Tokens.
@@ -83,11 +98,11 @@ def test_latents_are_bank_time_and_class_tokens(network):
     forward, params, (images, gamma, labels, previous) = network
     zeros = jax.tree.map(np.zeros_like, params["prev_latent_norm"])
     params = _without_blocks(params) | {"prev_latent_norm": zeros}
-    latents = forward(params, images, gamma, labels, previous)[1]
+    latents = forward(params, images, gamma, labels, previous)[1]["latents"]
     bank = params["latents"]["table"]
     assert distance(latents[:, :3], np.broadcast_to(bank, (BATCH, *bank.shape))) == 0
     assert distance(latents[:, 4], params["label"]["kernel"] + params["label"]["bias"]) < 1e-6
-    other = forward(params, images[::-1], gamma[::-1], labels[::-1], previous)[1]
+    other = forward(params, images[::-1], gamma[::-1], labels[::-1], previous)[1]["latents"]
     assert distance(latents[:, 3], other[::-1, 3]) < 1e-6  # gamma alone
     assert distance(latents[:, 3], other[:, 3]) > 1e-1
 
@@ -95,7 +110,7 @@ def test_latents_are_bank_time_and_class_tokens(network):
 def test_no_label_is_the_bias_alone(network):
     forward, params, (images, gamma, labels, previous) = network
     one = [np.repeat(a[:1], BATCH, 0) for a in (images, gamma)]
-    previous = np.repeat(previous[:1], BATCH, 0)
+    previous = jax.tree.map(lambda z: np.repeat(z[:1], BATCH, 0), previous)
     none = forward(params, *one, np.full_like(labels, NO_LABEL), previous)
     kernel = np.zeros_like(params["label"]["kernel"])
     bias = params | {"label": params["label"] | {"kernel": kernel}}
@@ -105,50 +120,48 @@ def test_no_label_is_the_bias_alone(network):
         assert distance(none[0][i], labelled[0][i]) > 1e-2
 
 
-@pytest.mark.parametrize("interface", [False, True])
-def test_previous_latents_change_nothing_at_initialisation(network, initial, interface):
-    rin = small(interface_self_cond=interface)
-    args = inputs(rin)
-    if interface:
-        apply = jax.jit(rin.apply)
-        params = jax.jit(rin.init)(jax.random.key(0), *args)["params"]
-    else:
-        apply, params = (lambda variables, *a: network[0](variables["params"], *a)), initial
+def test_previous_latents_change_nothing_at_initialisation(network, initial):
+    forward, _, args = network
     blank = [*args[:3], jax.tree.map(np.zeros_like, args[3])]
-    with_previous = apply({"params": params}, *args)
-    assert distance(with_previous, apply({"params": params}, *blank)) == 0
-    for name in ["prev_latent_norm"] + ["prev_interface_norm"] * interface:
-        scale = {"scale": params[name]["scale"] + 0.5}
-        moved = {"params": params | {name: params[name] | scale}}
-        assert distance(apply(moved, *args), apply(moved, *blank)) > 1e-2
+    assert distance(forward(initial, *args), forward(initial, *blank)) == 0
+    for name in ("latents", "interface"):
+        norm = f"prev_{name.removesuffix('s')}_norm"
+        moved = initial | {norm: initial[norm] | {"scale": initial[norm]["scale"] + 0.5}}
+        expected = forward(moved, *blank)
+        assert distance(forward(moved, *args), expected) > 1e-2
+        other = args[3] | {name: blank[3][name]}
+        assert distance(forward(moved, *args[:3], other), expected) == 0
 
 
 def test_no_previous_latents_are_zeros(network):
     forward, params, args = network
-    zeros = forward(params, *args[:3], np.zeros_like(args[3]))
+    zeros = forward(params, *args[:3], jax.tree.map(np.zeros_like, args[3]))
     assert distance(forward(params, *args[:3]), zeros) < 1e-6
-    rin = small(interface_self_cond=True)
-    shapes = jax.eval_shape(rin.apply, {"params": param_shapes(rin)}, *args[:3])
-    assert {k: v.shape for k, v in shapes[1].items()} == {
-        "latents": (BATCH, 5, 16), "interface": (BATCH, 6, 8),
-    }  # fmt: skip
+    assert distance(forward(params, *args), zeros) > 1e-1
 
 
-def test_the_unconditional_model_takes_no_labels():
-    rin = small(num_classes=0)
-    images, gamma, _, latents = inputs(rin)
+@pytest.mark.parametrize(
+    "changes", [{}, {"interface_self_cond": False}, {"num_classes": 0, "latent_self_cond": False}]
+)
+def test_shapes(changes):
+    rin = small(**changes)
+    images, gamma, labels, previous = inputs(rin)
     params = param_shapes(rin)
-    assert "label" not in params
-    assert params["latents"]["table"].shape == (4, 16)
-    image, latents = jax.eval_shape(rin.apply, {"params": params}, images, gamma, None, latents)
-    assert (image.shape, latents.shape) == (images.shape, (BATCH, 5, 16))
-    conditional = small()
-    with pytest.raises((AssertionError, TypeError)):
-        jax.eval_shape(conditional.apply, {"params": param_shapes(conditional)}, images, gamma)
+    assert ("label" in params) == bool(rin.num_classes)
+    assert params["latents"]["table"].shape == (5 - rin.num_cond_tokens, 16)
+    assert ("prev_latent_mlp" in params) == rin.latent_self_cond
+    assert ("prev_interface_mlp" in params) == rin.interface_self_cond
+    for start in (previous, None):
+        image, latents = jax.eval_shape(rin.apply, {"params": params}, images, gamma, labels, start)
+        assert image.shape == images.shape
+        assert jax.tree.map(jnp.shape, latents) == jax.tree.map(jnp.shape, previous)
+    if rin.num_classes:
+        with pytest.raises((AssertionError, TypeError)):
+            jax.eval_shape(rin.apply, {"params": params}, images, gamma, None, previous)
 
 
 def test_wrong_shapes_are_refused():
-    rin = small()
+    rin = small(interface_self_cond=False)
     images, gamma, labels, latents = inputs(rin)
     params = {"params": param_shapes(rin)}
     for args in (
@@ -166,7 +179,7 @@ def test_wrong_shapes_are_refused():
 
 
 def test_scan_is_a_loop():
-    rin = small(num_blocks=4, depth=(1, 1, 2, 0), norm_context=True)
+    rin = small(num_blocks=4, depth=(1, 1, 2, 0), norm_context=True, interface_self_cond=False)
     params, args, apply = random_params(rin), inputs(rin), jax.jit(rin.apply)
 
     def loop(params, z, x):
@@ -206,7 +219,8 @@ def test_bfloat16_computes_and_float32_keeps(network):
         lambda p: (p.shape, p.dtype), params
     )
     exact, rounded = forward(params, *args), jax.jit(rin.apply)({"params": params}, *args)
-    for a, b in zip(exact, rounded, strict=True):
+    pairs = zip(jax.tree.leaves(exact), jax.tree.leaves(rounded), strict=True)
+    for a, b in pairs:
         assert b.dtype == jnp.float32
         error = np.sqrt(np.mean((a - b) ** 2) / np.mean(a**2))
         # One rounding to 8 bits is 2^-9 = 0.002; some hundred of them, added as a random walk.
@@ -218,7 +232,7 @@ def gradients():
     """remat -> gradient of a squared error that every output enters."""
 
     def gradient(remat):
-        rin = small(remat=remat, interface_self_cond=True)
+        rin = small(remat=remat)
         args = inputs(rin)
 
         def loss(params):
@@ -299,7 +313,7 @@ def test_dropout_draws_from_its_key_in_training_only():
 
 # Initialisation.
 
-ZERO_SCALES = ("prev_latent_norm/scale",)
+ZERO_SCALES = ("prev_latent_norm/scale", "prev_interface_norm/scale")
 
 
 def test_initialisers(initial):
@@ -327,7 +341,7 @@ def test_initialisers(initial):
             if stacked:
                 assert distance(leaf[0], leaf[1]) > 0.1 * limit, name
             kernels += 1
-    assert kernels == 25
+    assert kernels == 27
     assert initial["blocks_0"]["compute"]["attention"]["query"]["kernel"].shape == (2, 1, 16, 4, 4)
     assert initial["blocks_0"]["write"]["attention"]["key"]["kernel"].shape == (2, 16, 2, 4)
 
@@ -376,7 +390,12 @@ def test_a_wrong_field_is_named_with_its_value(changes, words):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"num_classes": 2**31 - 1}, {"num_latents": 3}, {"interface_mlp_ratio": 0}, {"depth": (0, 3)}],
+    [
+        {"num_classes": 2**31 - 1},
+        {"num_latents": 3},
+        {"interface_mlp_ratio": 0, "interface_self_cond": False},
+        {"depth": (0, 3)},
+    ],
 )
 def test_the_limits_themselves_are_allowed(changes):
     small(**changes)

@@ -1,0 +1,243 @@
+"""The loss with lambdas for the network."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rin_jax.diffusion.objective import LOSS_TYPES, Draws, Objective
+from rin_jax.diffusion.process import add_noise, velocity
+from tests.diffusion.toys import TYPES, column, process, ramp, target
+
+KEY = jax.random.key(0)
+SHAPE = (4, 3, 3, 2)
+COND = jnp.float32([1, 2, 3, 4])
+
+
+def _objective(kind="eps", loss_type="eps", rate=0.9, scale=0.5, normalize=False, drop=0.0):
+    return Objective(process(kind, scale, normalize), ramp, loss_type, rate, drop)
+
+
+def _images():
+    return jnp.float32(np.random.default_rng(1).uniform(-1, 1, SHAPE))
+
+
+def _draws(self_cond=(1, 0, 1, 0), keep=((1, 1), (1, 0), (0, 1), (0, 0))) -> Draws:
+    rng = np.random.default_rng(0)
+    return Draws(
+        t=jnp.float32(rng.uniform(size=4)),
+        eps=jnp.float32(rng.normal(size=SHAPE)),
+        self_cond=jnp.float32(self_cond),
+        keep_cond=jnp.array(keep, bool),
+    )
+
+
+def _hide(cond, keep):
+    return jnp.where(keep, cond, -1.0)
+
+
+def _loss(objective, denoise_fn, draws=None, images=None):
+    images = _images() if images is None else images
+    draws = draws or _draws()
+    return objective.loss(denoise_fn, _hide, images, COND[: images.shape[0]], draws, KEY)
+
+
+def _always(prediction):
+    return lambda xt, gamma, cond, latents, key: (prediction, jnp.ones((xt.shape[0], 2)))
+
+
+class _Spy:
+    """A network that records its arguments."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, xt, gamma, cond, latents, key):
+        self.calls.append({"xt": xt, "gamma": gamma, "cond": cond, "latents": latents, "key": key})
+        return jnp.zeros_like(xt), {"z": 1 + jnp.arange(8.0).reshape(4, 2), "y": jnp.ones(4)}
+
+
+# Values.
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("kind", TYPES)
+def test_an_oracle_has_no_loss(kind, loss_type, scale):
+    objective, draws = _objective(kind, loss_type, scale=scale), _draws()
+    truth = target(kind, _images() * scale, draws.eps, ramp(draws.t))
+    assert _loss(objective, _always(truth)) < 1e-9
+    assert _loss(objective, _always(truth + 0.1)) > 1e-4
+    normalized = _objective(kind, loss_type, scale=scale, normalize=True)
+    assert _loss(normalized, _always(truth)) < 1e-9
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+@pytest.mark.parametrize("loss_type", ["eps", "v"])
+@pytest.mark.parametrize("kind", TYPES)
+def test_loss_of_predicting_zero(kind, loss_type, scale):
+    draws, x0 = _draws(), _images() * scale
+    g, h = column(ramp(draws.t), x0)
+    v = velocity(x0, draws.eps, ramp(draws.t))
+    expected = {
+        ("eps", "eps"): draws.eps**2,
+        ("v", "v"): v**2,
+        ("eps", "v"): draws.eps**2 / g,
+        ("x0", "v"): x0**2 / h,
+        ("x0", "eps"): x0**2 * g / h,
+        ("v", "eps"): v**2 * g,
+    }[kind, loss_type]
+    loss = _loss(_objective(kind, loss_type, scale=scale), _always(jnp.zeros(SHAPE)))
+    np.testing.assert_allclose(loss, expected.mean(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+def test_x0_loss_is_in_the_units_of_images(scale):
+    zeros = jnp.zeros(SHAPE)
+    draws, images = _draws(), _images()
+    g, _ = column(ramp(draws.t), images)
+    loss = _loss(_objective("x0", "x0", scale=scale), _always(zeros))
+    np.testing.assert_allclose(loss, (images**2).mean(), rtol=1e-5)
+    xt = add_noise(images * scale, draws.eps, ramp(draws.t))
+    for kind, estimate in (("eps", xt / jnp.sqrt(g)), ("v", xt * jnp.sqrt(g))):
+        clipped = jnp.clip(estimate / scale, -1, 1)
+        loss = _loss(_objective(kind, "x0", scale=scale), _always(zeros))
+        np.testing.assert_allclose(loss, ((images - clipped) ** 2).mean(), rtol=1e-4)
+    far = _loss(_objective("eps", "x0", scale=scale), _always(zeros - 100))
+    np.testing.assert_allclose(far, ((images - 1) ** 2).mean(), rtol=1e-5)
+
+
+def test_the_batch_loss_is_the_mean_of_its_parts():
+    def denoise_fn(xt, gamma, cond, latents, key):
+        shift = gamma if latents is None else gamma + latents + cond
+        return jnp.tanh(xt) * shift[:, None, None, None], cond + gamma
+
+    objective, draws = _objective(), _draws()
+    parts = [
+        objective.loss(
+            denoise_fn, _hide, _images()[i], COND[i], jax.tree.map(lambda d: d[i], draws), KEY  # noqa: B023
+        )
+        for i in (slice(0, 2), slice(2, 4))
+    ]  # fmt: skip
+    np.testing.assert_allclose(_loss(objective, denoise_fn), sum(parts) / 2, rtol=1e-6)
+    assert abs(parts[0] - parts[1]) > 1e-2
+
+
+# The two passes.
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_what_each_pass_sees(normalize):
+    spy, draws = _Spy(), _draws()
+    _loss(_objective(normalize=normalize, scale=0.3), spy)
+    first, second = spy.calls
+    xt = add_noise(_images() * 0.3, draws.eps, ramp(draws.t))
+    if normalize:
+        xt = xt / xt.std((1, 2, 3), keepdims=True)
+    for call in spy.calls:
+        np.testing.assert_allclose(call["xt"], xt, rtol=1e-5)
+        np.testing.assert_allclose(call["gamma"], ramp(draws.t))
+    assert first["latents"] is None
+    np.testing.assert_array_equal(second["latents"]["z"], [[1, 2], [0, 0], [5, 6], [0, 0]])
+    np.testing.assert_array_equal(second["latents"]["y"], [1, 0, 1, 0])
+    np.testing.assert_array_equal(first["cond"], [1, 2, -1, -1])
+    np.testing.assert_array_equal(second["cond"], [1, -1, 3, -1])
+    assert (jax.random.key_data(first["key"]) != jax.random.key_data(second["key"])).any()
+
+
+def test_no_self_conditioning_is_one_pass():
+    spy = _Spy()
+    _loss(_objective(rate=0.0), spy)
+    (call,) = spy.calls
+    assert call["latents"] is None
+    np.testing.assert_array_equal(call["cond"], [1, -1, 3, -1])
+
+
+def test_no_gradient_flows_through_the_first_pass():
+    def loss(params, self_cond=(1, 1, 1, 1)):
+        def denoise_fn(xt, gamma, cond, latents, key):
+            if latents is None:
+                return xt, params["first"] * xt
+            return params["second"] * xt + latents, xt
+
+        return _loss(_objective(), denoise_fn, _draws(self_cond))
+
+    params = {"first": 0.5, "second": 0.25}
+    gradient = jax.grad(loss)(params)
+    assert gradient["first"] == 0
+    assert abs(gradient["second"]) > 0.1
+    changed = params | {"first": 0.6}
+    assert abs(loss(changed) - loss(params)) > 1e-2  # its latents do enter the loss,
+    assert loss(changed, (0, 0, 0, 0)) == loss(params, (0, 0, 0, 0))  # unless masked
+
+    def shared(p):
+        return loss({"first": p, "second": p})
+
+    def frozen(p):  # the same function of p as second parameter, first held at its value
+        return loss({"first": 0.5, "second": p})
+
+    assert jax.grad(shared)(0.5) == pytest.approx(float(jax.grad(frozen)(0.5)), rel=1e-6)
+
+
+# Draws.
+
+
+def test_draws():
+    batch = 20_000
+    objective = _objective(rate=0.9, drop=0.2)
+    draws = objective.draw(KEY, (batch, 3))
+    assert (draws.t.shape, draws.eps.shape) == ((batch,), (batch, 3))
+    assert (draws.self_cond.shape, draws.keep_cond.shape) == ((batch,), (batch, 2))
+    assert (draws.self_cond.dtype, draws.keep_cond.dtype) == (jnp.float32, jnp.bool_)
+
+    t = np.sort(draws.t)
+    assert t[0] >= 0
+    assert t[-1] < 1
+    assert np.abs(t - np.linspace(0, 1, batch)).max() < 2 / np.sqrt(batch)  # Kolmogorov-Smirnov
+    assert abs(float(draws.eps.mean())) < 5 / np.sqrt(3 * batch)
+    assert abs(float(draws.eps.std()) - 1) < 5 / np.sqrt(6 * batch)
+
+    assert set(np.unique(draws.self_cond)) == {0.0, 1.0}
+    assert abs(float(draws.self_cond.mean()) - 0.9) < 5 * np.sqrt(0.09 / batch)
+    keep = np.asarray(draws.keep_cond)
+    for share, expected in ((keep[:, 0], 0.8), (keep[:, 1], 0.8), (keep.all(1), 0.64)):
+        assert abs(share.mean() - expected) < 5 * np.sqrt(expected * (1 - expected) / batch)
+    columns = [draws.t, draws.eps[:, 0], draws.eps[:, 1], draws.self_cond, keep[:, 0], keep[:, 1]]
+    correlation = np.corrcoef(np.stack([np.asarray(c, np.float64) for c in columns]))
+    assert np.abs(correlation - np.eye(6)).max() < 5 / np.sqrt(batch)
+
+
+def test_draws_depend_on_the_key_alone():
+    objective = _objective(drop=0.5)
+    first, again = (objective.draw(KEY, SHAPE) for _ in range(2))
+    other = objective.draw(jax.random.key(1), SHAPE)
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert np.abs(first.eps - other.eps).max() > 0.1
+    assert np.abs(first.t - other.t).max() > 1e-3
+
+
+def test_the_ends_of_the_rates():
+    never = _objective(rate=0.0, drop=1.0).draw(KEY, (64, 1))
+    always = _objective(rate=1.0, drop=0.0).draw(KEY, (64, 1))
+    assert not never.self_cond.any()
+    assert not never.keep_cond.any()
+    assert always.self_cond.all()
+    assert always.keep_cond.all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"loss_type": "x"}, ["loss_type is 'x'", "eps, x0, v"]),
+        ({"self_cond_rate": 1.1}, ["self_cond_rate is 1.1"]),
+        ({"cond_dropout": -0.1}, ["cond_dropout is -0.1"]),
+    ],
+)
+def test_errors_name_field_and_value(changes, words):
+    with pytest.raises(ValueError, match="diffusion") as caught:
+        dataclasses.replace(_objective(), **changes)
+    for word in words:
+        assert word in str(caught.value)
