@@ -9,7 +9,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "rin_jax"
 ALLOWED = {
     "network.layers": set(),
     "network.tokenizer": {"network.layers"},
-    "network.rin": {"network.layers", "network.tokenizer"},
+    "network.checks": set(),
+    "network.rin": {"network.checks", "network.layers", "network.tokenizer"},
     "network.cost": {"network.rin"},
     "diffusion.schedules": set(),
     "diffusion.process": {"diffusion.schedules"},

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from rin_jax.network.checks import check
 from rin_jax.network.layers import (
     MLP,
     Array,
@@ -34,7 +35,6 @@ from rin_jax.network.layers import (
 from rin_jax.network.tokenizer import PatchStem, Readout
 
 NO_LABEL = -1  # the label of an example without a class: its one-hot vector is zero
-INT32_LIMIT = 2**31
 
 # What the backward pass keeps of a layer instead of computing it again.
 REMAT_POLICIES: dict[str, Callable | None] = {
@@ -147,7 +147,7 @@ class RIN(nn.Module):
     dtype: str = "float32"
 
     def __post_init__(self):
-        check(self)
+        check(self, remat=("none", *REMAT_POLICIES))
         super().__post_init__()
 
     @property
@@ -266,68 +266,3 @@ class RIN(nn.Module):
         chex.assert_equal_shape([previous, like])
         projected = MLP(ratio, like.dtype, name=f"prev_{name}_mlp")(previous)
         return layer_norm(f"prev_{name}_norm", like.dtype, zero_scale=True)(projected)
-
-
-def check(rin: RIN) -> None:
-    """Raises ValueError, naming fields and values, if the attributes of `rin` disagree."""
-    height, width, channels = rin.image_shape
-    sizes = {
-        name: getattr(rin, name)
-        for name in (
-            "patch_size", "num_blocks", "num_latents", "latent_dim", "interface_dim",
-            "num_heads", "routing_heads", "latent_mlp_ratio",
-        )
-    }  # fmt: skip
-    for name, value in sizes.items() | {("image size", min(height, width)), ("channels", channels)}:
-        if not 1 <= value < INT32_LIMIT:
-            raise ValueError(f"{name} is {value}; it must be between 1 and {INT32_LIMIT - 1}.")
-    if not 0 <= rin.num_classes < INT32_LIMIT:
-        raise ValueError(
-            f"num_classes is {rin.num_classes}; labels are int32, so it must be between 0 "
-            f"(unconditional) and {INT32_LIMIT - 1}."
-        )
-    if height % rin.patch_size or width % rin.patch_size:
-        raise ValueError(
-            f"model.patch_size {rin.patch_size} does not divide the image size {height} x {width}; "
-            "choose a divisor, or another data.image_size."
-        )
-    if rin.num_latents <= rin.num_cond_tokens:
-        raise ValueError(
-            f"model.num_latents is {rin.num_latents}, but {rin.num_cond_tokens} of the latents are "
-            "the time and class tokens; it must be larger."
-        )
-    for heads, width_name, width in (
-        ("num_heads", "latent_dim", rin.latent_dim),
-        ("routing_heads", "min(latent_dim, interface_dim)", min(rin.latent_dim, rin.interface_dim)),
-    ):
-        if width % getattr(rin, heads):
-            raise ValueError(
-                f"model.{heads} {getattr(rin, heads)} does not divide {width_name} {width}; "
-                "choose a divisor."
-            )
-    if rin.latent_dim % 8:
-        raise ValueError(
-            f"model.latent_dim is {rin.latent_dim}; the embedding of gamma needs a multiple of 8."
-        )
-    if not isinstance(rin.depth, int) and len(rin.depth) != rin.num_blocks:
-        raise ValueError(
-            f"model.depth lists {len(rin.depth)} blocks, but model.num_blocks is {rin.num_blocks}."
-        )
-    if min(rin.depths) < 0:
-        raise ValueError(f"model.depth is {rin.depth}; it cannot be negative.")
-    for name, rate in (("dropout", rin.dropout), ("drop_path", rin.drop_path)):
-        if not 0 <= rate < 1:
-            raise ValueError(f"model.{name} is {rate}; it must be in [0, 1).")
-    kinds = ("learned", "sin_cos", "sin_cos_plus_learned")
-    for name, value, choices in (
-        ("latent_positions", rin.latent_positions, kinds),
-        ("interface_positions", rin.interface_positions, kinds),
-        ("remat", rin.remat, ("none", *REMAT_POLICIES)),
-        ("dtype", rin.dtype, ("float32", "bfloat16")),
-    ):
-        if value not in choices:
-            raise ValueError(f"model.{name} is {value!r}; choose one of {', '.join(choices)}.")
-    if rin.interface_positions != "learned" and rin.interface_dim % 4:
-        raise ValueError(
-            f"model.interface_dim is {rin.interface_dim}; sin_cos positions need a multiple of 4."
-        )
