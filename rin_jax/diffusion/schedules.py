@@ -51,7 +51,8 @@ def logarithmic(t: Array, start: float, end: float, reverse: bool) -> Array:
     if reverse:
         start, end = end, start
     u = start + (end - start) * t
-    return jnp.clip((np.log(end) - jnp.log(u)) / (np.log(end) - np.log(start)), 0.0, 1.0)
+    gamma = (np.log(end) - jnp.log(u)) / (np.log(end) - np.log(start))
+    return jnp.clip(gamma, MIN_GAMMA, 1.0)
 
 
 def _between(function: Schedule, t: Array, start: float, end: float) -> Array:

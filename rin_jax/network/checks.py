@@ -26,6 +26,11 @@ def check(rin: Any, remat: tuple[str, ...]) -> None:
             f"num_classes is {rin.num_classes}; labels are int32, so it must be between 0 "
             f"(unconditional) and {INT32_LIMIT - 1}."
         )
+    if rin.interface_mlp_ratio < (1 if rin.interface_self_cond else 0):
+        raise ValueError(
+            f"model.interface_mlp_ratio is {rin.interface_mlp_ratio}; it must not be negative, and "
+            "at least 1 if interface_self_cond is True."
+        )
     if height % rin.patch_size or width % rin.patch_size:
         raise ValueError(
             f"model.patch_size {rin.patch_size} does not divide the image size {height} x {width}; "

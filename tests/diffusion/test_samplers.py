@@ -226,10 +226,9 @@ def test_an_examples_noise_is_its_own():
         np.testing.assert_array_equal(some_fresh(7), fresh(7)[jnp.array(members)])
 
 
-@pytest.mark.parametrize("name", ["ddim", "ddpm_small"])
-def test_a_sample_is_the_same_in_any_batch(name):
+def test_a_sample_is_the_same_in_any_batch():
     keys = jax.random.split(jax.random.key(0), 16)
-    sampler = _sampler(name=name, num_steps=3)
+    sampler = _sampler(name="ddpm_small", num_steps=3)
 
     def sample(keys):
         noise, noise_fn = example_noise(keys, (4, 4))
@@ -237,8 +236,8 @@ def test_a_sample_is_the_same_in_any_batch(name):
 
     whole = sample(keys)
     assert np.abs(whole[0] - whole[1]).max() > 0.1
-    for batch in (1, 3):
-        np.testing.assert_allclose(sample(keys[:batch]), whole[:batch], atol=1e-5)
+    np.testing.assert_allclose(sample(keys[:1]), whole[:1], atol=1e-5)
+    np.testing.assert_allclose(sample(keys[4:7]), whole[4:7], atol=1e-5)
 
 
 @pytest.mark.parametrize(

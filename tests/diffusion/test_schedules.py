@@ -21,7 +21,7 @@ def test_power_falls_from_one_to_nothing(name):
     gamma = np.asarray(schedule(jnp.linspace(0, 1, 101)))
     assert gamma.dtype == np.float32
     assert (np.diff(gamma) < 0).all()
-    floor = {"offset_cosine": 6.1e-9, "logarithmic": 0.0}.get(name, 1e-9)
+    floor = {"offset_cosine": 6.1e-9}.get(name, 1e-9)
     assert gamma[-1] == pytest.approx(floor, rel=0.05)
     if name == "offset_cosine":
         assert 0.9e-7 < 1 - gamma[0] < 2e-7
