@@ -46,7 +46,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "model": {
             "patch_size": 8, "num_blocks": 2, "depth": 2, "num_latents": 128, "latent_dim": 384,
             "interface_dim": 256, "num_heads": 8, "routing_heads": 8, "latent_mlp_ratio": 4,
-            "interface_mlp_ratio": 4, "dtype": "float32",
+            "interface_mlp_ratio": 4, "dtype": "float32", "remat": "full",
         },
         "data": {"image_size": 64, "channels": 3, "num_classes": 10},
     },
@@ -250,13 +250,15 @@ def run(
 
 
 def environment() -> dict[str, Any]:
-    """The device, the threads, the versions and the date."""
+    """The device, the threads, what else runs, the versions and the date."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on every system
+    load = getattr(os, "getloadavg", None)
     return {
         "device": jax.devices()[0].device_kind,
         "platform": jax.devices()[0].platform,
         "cores": os.cpu_count(),
         "threads": len(affinity(0)) if affinity else None,
+        "load": round(load()[0], 2) if load else None,  # of the last minute, before the run
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "versions": {
             "python": platform.python_version(),
@@ -299,8 +301,8 @@ def summary(report: dict[str, Any]) -> str:
     )
     return (
         f"{report['command']}\n"
-        f"{report['device']}, {report['threads']} threads of {report['cores']} cores; {versions}; "
-        f"{report['date']}\n"
+        f"{report['device']}, {report['threads']} threads of {report['cores']} cores, "
+        f"load before {report['load']}; {versions}; {report['date']}\n"
         f"batch {report['batch']}, {report['dtype']}; matrix product, GFLOP/s by side: {matmul}; "
         f"ceiling {report['ceiling_gflops_per_second']:.1f}\n\n"
         f"{table(report)}"
