@@ -6,10 +6,10 @@ import jax
 import numpy as np
 from etils import epath
 
-from rin_jax import reports, sharding
+from rin_jax import reports
 from rin_jax.data import pipeline
 from rin_jax.evaluation.agreement import label_agreement
-from rin_jax.experiment import ConfigError, config_errors, make_experiment
+from rin_jax.experiment import ConfigError, config_errors, device_mesh, make_experiment
 from rin_jax.sample import load_ema, make_generate
 
 REAL_IMAGES = 5000  # the classifier learns from at most this many,
@@ -45,7 +45,7 @@ def evaluate(config, workdir: str) -> dict[str, float]:
             channels=data.channels,
             num=REAL_IMAGES,
         )
-    mesh = sharding.make_mesh(**config.mesh)
+    mesh = device_mesh(config)
     step, params = load_ema(experiment, mesh, workdir)
     generate = make_generate(experiment, mesh, config.seed)
 

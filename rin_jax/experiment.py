@@ -1,7 +1,7 @@
 """An experiment: one configuration, resolved and checked, as the objects that it describes.
 
-Nothing here touches a device or a workdir, so that every mistake in a configuration is found
-before anything starts.
+Nothing here computes on a device or opens a workdir, so that every mistake in a configuration is
+found before anything starts.
 """
 
 import contextlib
@@ -13,7 +13,9 @@ from typing import Any
 
 import ml_collections
 import optax
+from jax.sharding import Mesh
 
+from rin_jax import sharding
 from rin_jax.data import source
 from rin_jax.diffusion.objective import Objective
 from rin_jax.diffusion.process import Process
@@ -203,6 +205,12 @@ def _check_train(config: ml_collections.ConfigDict) -> None:
         )
     if not 0 <= train.ema_decay < 1:
         raise ConfigError(f"train.ema_decay is {train.ema_decay}; it must be in [0, 1).")
+
+
+def device_mesh(config: ml_collections.FrozenConfigDict) -> Mesh:
+    """The mesh of a configuration over all devices, or a ConfigError if they do not fit."""
+    with config_errors():
+        return sharding.make_mesh(**config.mesh)
 
 
 def check_devices(config: ml_collections.FrozenConfigDict, num_devices: int) -> None:

@@ -160,11 +160,11 @@ def make_optimizer(
         raise ValueError(f"optimizer.name is {name!r}; choose one of {', '.join(OPTIMIZERS)}.")
     schedule = learning_rate_schedule(learning_rate, warmup_steps, num_steps, decay)
     update = OPTIMIZERS[name](schedule, b1, b2, eps, weight_decay)
-    if clip_norm is not None:
-        if not clip_norm > 0:
-            raise ValueError(f"optimizer.clip_norm is {clip_norm}; it must be positive.")
-        update = optax.chain(optax.clip_by_global_norm(clip_norm), update)
-    return update, schedule
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"optimizer.clip_norm is {clip_norm}; it must be positive.")
+    # Both have an empty state, so that a run can go on with clipping switched on or off.
+    clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
+    return optax.chain(clip, update), schedule
 
 
 def update_ema(ema_params: Params, params: Params, decay: float) -> Params:

@@ -15,7 +15,14 @@ from jax.sharding import Mesh
 from rin_jax import checkpoints, reports, sharding
 from rin_jax.diffusion import guidance
 from rin_jax.diffusion.samplers import example_noise
-from rin_jax.experiment import ConfigError, Experiment, check_architecture, make_experiment
+from rin_jax.experiment import (
+    ConfigError,
+    Experiment,
+    check_architecture,
+    config_errors,
+    device_mesh,
+    make_experiment,
+)
 from rin_jax.network.rin import NO_LABEL
 from rin_jax.state import abstract_state
 
@@ -84,7 +91,8 @@ def load_ema(experiment: Experiment, mesh: Mesh, workdir: str) -> tuple[int, dic
     Raises:
       ConfigError: there is no checkpoint, or it belongs to another architecture.
     """
-    saved = checkpoints.latest(workdir)
+    with config_errors():
+        saved = checkpoints.latest(workdir)
     if saved is None:
         raise ConfigError(
             f"no checkpoint in {workdir}; train there first (--mode=train) or name another "
@@ -111,7 +119,7 @@ def sample(config, workdir: str, classes: Sequence[int]) -> epath.Path:
                 + (f": 0..{num_classes - 1}." if num_classes else " (it is unconditional).")
             )
     labels = np.repeat(np.int32(classes), GRID_COLUMNS) if classes else grid_labels(num_classes)
-    mesh = sharding.make_mesh(**experiment.config.mesh)
+    mesh = device_mesh(experiment.config)
     step, params = load_ema(experiment, mesh, workdir)
     generate = make_generate(experiment, mesh, experiment.config.seed)
     images = generate(params, np.arange(len(labels)), labels)

@@ -23,6 +23,7 @@ from rin_jax.experiment import (
     check_devices,
     check_labels,
     config_errors,
+    device_mesh,
     make_experiment,
 )
 from rin_jax.network import cost
@@ -66,9 +67,10 @@ def newest_step(experiment: Experiment, workdir: str) -> int | None:
     """The step of the newest checkpoint in `workdir`, or None if there is none.
 
     Raises:
-      ConfigError: it belongs to another architecture.
+      ConfigError: it belongs to another architecture or format.
     """
-    saved = checkpoints.latest(workdir)
+    with config_errors():
+        saved = checkpoints.latest(workdir)
     if saved is None:
         return None
     check_architecture(experiment.config, saved[1], f"checkpoint {saved[0]} in {workdir}")
@@ -123,7 +125,7 @@ def train(config, workdir: str) -> None:
     experiment = make_experiment(config)
     config = experiment.config
     check_devices(config, jax.device_count())
-    mesh = sharding.make_mesh(**config.mesh)
+    mesh = device_mesh(config)
     resumed_step = newest_step(experiment, workdir)
     first_step = resumed_step or 0
     if first_step >= config.train.num_steps:

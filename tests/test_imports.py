@@ -25,7 +25,7 @@ ALLOWED = {
     "reports": set(),
     "state": {"sharding"},
     "checkpoints": {"state"},
-    "experiment": {"network", "diffusion", "data", "optimizer"},
+    "experiment": {"network", "diffusion", "data", "optimizer", "sharding"},
     "sample": {
         "network", "diffusion", "experiment", "sharding", "state", "checkpoints", "reports",
     },
@@ -34,7 +34,7 @@ ALLOWED = {
         "network", "data", "experiment", "sharding", "state", "checkpoints", "reports", "sample",
         "train_step",
     },
-    "evaluate": {"data", "evaluation", "experiment", "sharding", "reports", "sample"},
+    "evaluate": {"data", "evaluation", "experiment", "reports", "sample"},
     "main": {"experiment", "train", "sample", "evaluate"},
 }  # fmt: skip
 

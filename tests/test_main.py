@@ -66,6 +66,7 @@ def test_train_sample_evaluate_and_again(tmp_path):
         (["--config=configs/digits.py", "--config.model.patch_size=3"],
          ["error: model.patch_size 3", "8 x 8"]),
         (["--config=configs/digits.py", "--config.data.name=digts"], ["digts", "digits"]),
+        (["--config=configs/digits.py", "--config.mesh.fsdp=3"], ["error: mesh.data", "fsdp 3"]),
     ],
 )  # fmt: skip
 def test_a_mistake_on_the_command_line(tmp_path, arguments, words):

@@ -23,7 +23,7 @@ def compiled_once():
 
     def remember(experiment, mesh):
         key = json.dumps([experiment.config.to_dict()["model"], experiment.config.train.num_steps,
-                          experiment.config.optimizer.learning_rate])  # fmt: skip
+                          experiment.config.optimizer.to_dict()])  # fmt: skip
         if key not in known:
             known[key] = compile_train_step(experiment, mesh)
         return known[key]
@@ -117,6 +117,14 @@ def test_a_longer_run_goes_on(undisturbed, data_dir, tmp_path):
     train_lib.train(tiny.config(data__data_dir=data_dir, train__num_steps=8), workdir)
     assert checkpoints.latest(workdir)[0] == 8
     assert [line["step"] for line in metrics(workdir)] == [2, 4, 6, 8]
+
+
+def test_clipping_can_be_switched_on_in_the_middle(undisturbed, data_dir, tmp_path):
+    workdir = str(tmp_path / "copy")
+    shutil.copytree(undisturbed, workdir)
+    config = tiny.config(data__data_dir=data_dir, train__num_steps=8, optimizer__clip_norm=1.0)
+    train_lib.train(config, workdir)
+    assert checkpoints.latest(workdir)[0] == 8
 
 
 def test_what_a_run_leaves(undisturbed):
