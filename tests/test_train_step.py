@@ -97,6 +97,13 @@ def test_adamw_step_runs_with_clipping():
     assert np.isfinite(losses).all()
 
 
+def test_an_unconditional_model_trains_without_labels():
+    batches = [{"image": batch["image"]} for batch in tiny.batches(STEPS)]
+    losses, params, _ = run(tiny.experiment(data__num_classes=0), batches=batches)
+    assert np.isfinite(losses).all()
+    assert "label" not in params
+
+
 def test_every_parameter_gets_a_gradient():
     experiment = tiny.experiment(model__dropout=0.0, model__drop_path=0.0)
     mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
