@@ -55,15 +55,7 @@ def network(config: Mapping[str, Any], num_classes: int) -> RIN:
     Raises:
       ValueError: the configuration uses a part that this network does not have.
     """
-    expected = {
-        "time_on_latent": True,
-        "cond_on_latent_n": 1 if num_classes else 0,
-        "cond_decoupled_read": False,
-        "cond_tape_writable": False,
-        "cond_proj": True,
-        "conv_kernel_size": 0,
-        "drop_att": 0.0,
-    }
+    expected = {"cond_proj": True, "conv_kernel_size": 0, "drop_att": 0.0}
     for name, value in expected.items():
         if config.get(name, value) != value:
             raise ValueError(
@@ -71,6 +63,8 @@ def network(config: Mapping[str, Any], num_classes: int) -> RIN:
             )
     depths = tuple(int(depth) for depth in str(config["num_layers"]).split(","))
     self_cond = config["self_cond"]
+    route = "decoupled" if config["cond_decoupled_read"] else "read"
+    route = "write" if config["cond_tape_writable"] else route
     return RIN(
         image_shape=(config["image_height"], config["image_width"], config["image_channels"]),
         num_classes=num_classes,
@@ -91,6 +85,10 @@ def network(config: Mapping[str, Any], num_classes: int) -> RIN:
         latent_self_cond="latent" in self_cond,
         interface_self_cond="tape" in self_cond,
         norm_context=config["xattn_enc_ln"],
+        time_on_latents=config["time_on_latent"],
+        label_on_latents=config["cond_on_latent_n"] > 0,
+        cond_route=route,
+        cond_dim=config["cond_dim"] or None,
         time_scale=config["time_scaling"],
     )
 
@@ -108,7 +106,7 @@ def import_params(weights: Mapping[str, np.ndarray], rin: RIN) -> dict[str, Any]
         np.zeros((1,), np.float32),
         np.zeros((1,), np.int32) if rin.num_classes else None,
     )["params"]
-    names = _reference_names(rin)
+    names = reference_names(rin)
     problems, used, params = [], set(), {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(template):
         ours = "/".join(key.key for key in path)
@@ -131,7 +129,7 @@ def import_params(weights: Mapping[str, np.ndarray], rin: RIN) -> dict[str, Any]
     return params
 
 
-def _reference_names(rin: RIN) -> dict[str, np.ndarray]:
+def reference_names(rin: RIN) -> dict[str, np.ndarray]:
     """Our parameter path -> array of reference names without `tape/`, one per stacked layer."""
     single = (
         _nest("stem", "stem", DENSE)
@@ -159,7 +157,7 @@ def _reference_names(rin: RIN) -> dict[str, np.ndarray]:
     first = 0
     for group, (depth, blocks) in enumerate(itertools.groupby(rin.depths)):
         block_ids = range(first, first := first + len(list(blocks)))
-        for unit in ("read", "write"):
+        for unit in ("read", "read_cond", "write"):
             for ours, theirs in CROSS.items():
                 names[f"blocks_{group}/{unit}/{ours}"] = np.array(
                     [f"{unit}_unit_{i}/transformer_decoder_layer/{theirs}" for i in block_ids]

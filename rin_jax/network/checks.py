@@ -5,10 +5,10 @@ from typing import Any
 INT32_LIMIT = 2**31
 
 
-def check(rin: Any, remat: tuple[str, ...]) -> None:
+def check(rin: Any, remat: tuple[str, ...], cond_routes: tuple[str, ...]) -> None:
     """Raises ValueError, naming fields and values, if the attributes of a RIN disagree.
 
-    `remat`: the choices there are for its attribute of that name.
+    `remat` and `cond_routes` are the choices there are for its attributes of these names.
     """
     height, width, channels = rin.image_shape
     sizes = {
@@ -36,10 +36,10 @@ def check(rin: Any, remat: tuple[str, ...]) -> None:
             f"model.patch_size {rin.patch_size} does not divide the image size {height} x {width}; "
             "choose a divisor, or another data.image_size."
         )
-    if rin.num_latents <= rin.num_cond_tokens:
+    if rin.num_latents <= rin.num_cond_latents:
         raise ValueError(
-            f"model.num_latents is {rin.num_latents}, but {rin.num_cond_tokens} of the latents are "
-            "the time and class tokens; it must be larger."
+            f"model.num_latents is {rin.num_latents}, but {rin.num_cond_latents} of the latents "
+            "are the time and class tokens; it must be larger."
         )
     for heads, width_name, width in (
         ("num_heads", "latent_dim", rin.latent_dim),
@@ -50,9 +50,17 @@ def check(rin: Any, remat: tuple[str, ...]) -> None:
                 f"model.{heads} {getattr(rin, heads)} does not divide {width_name} {width}; "
                 "choose a divisor."
             )
-    if rin.latent_dim % 8:
+    joined = rin.num_cond_tokens > 0 and rin.cond_route != "decoupled"
+    if joined and rin.cond_dim not in (None, rin.interface_dim):
         raise ValueError(
-            f"model.latent_dim is {rin.latent_dim}; the embedding of gamma needs a multiple of 8."
+            f"model.cond_dim is {rin.cond_dim} and interface_dim {rin.interface_dim}, but with "
+            f"cond_route {rin.cond_route!r} they must be equal; leave cond_dim unset."
+        )
+    time_width = ("latent_dim",) if rin.time_on_latents else ("cond_dim", "interface_dim")
+    name, value = next((n, v) for n in time_width if (v := getattr(rin, n)) is not None)
+    if value % 8:
+        raise ValueError(
+            f"model.{name} is {value}; the embedding of gamma needs a multiple of 8."
         )
     if not isinstance(rin.depth, int) and len(rin.depth) != rin.num_blocks:
         raise ValueError(
@@ -68,6 +76,7 @@ def check(rin: Any, remat: tuple[str, ...]) -> None:
         ("latent_positions", rin.latent_positions, kinds),
         ("interface_positions", rin.interface_positions, kinds),
         ("remat", rin.remat, remat),
+        ("cond_route", rin.cond_route, cond_routes),
         ("dtype", rin.dtype, ("float32", "bfloat16")),
     ):
         if value not in choices:

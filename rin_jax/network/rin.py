@@ -43,6 +43,14 @@ REMAT_POLICIES: dict[str, Callable | None] = {
 }
 
 
+# Where cond tokens go that are not among the latents.
+COND_ROUTES = (
+    "read",  # read together with the interface, never written
+    "write",  # join the interface: read and written
+    "decoupled",  # read first, by a unit of their own
+)
+
+
 def scan_layers(body, length: int):
     """Lifts `body(module, carry) -> carry` to `length` layers with stacked parameters."""
     return nn.scan(
@@ -56,7 +64,8 @@ def scan_layers(body, length: int):
 class RINBlock(nn.Module):
     """One read, `depth` compute layers, one write; depth 0 is a read alone.
 
-    carry = (latents [B, M, E], interface [B, N, D]) -> the same.
+    carry = (latents [B, M, E], interface [B, N, D]) -> the same. `cond_tokens` [B, 1 or 2, any]
+    are read only: with the interface, or before it if `decoupled`.
     """
 
     depth: int
@@ -65,13 +74,16 @@ class RINBlock(nn.Module):
     latent_mlp_ratio: int
     interface_mlp_ratio: int
     norm_context: bool
+    decoupled: bool
     dropout: float
     drop_path: float
     remat: str
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, carry: tuple[Array, Array], train: bool) -> tuple[Array, Array]:
+    def __call__(
+        self, carry: tuple[Array, Array], cond_tokens: Array | None, train: bool
+    ) -> tuple[Array, Array]:
         latents, interface = carry
         cross, layer = CrossAttention, SelfAttentionLayer
         if self.remat != "none":
@@ -82,7 +94,12 @@ class RINBlock(nn.Module):
         def route(name, mlp_ratio):
             return cross(self.routing_heads, mlp_ratio, self.norm_context, self.dtype, name=name)
 
-        latents = route("read", self.latent_mlp_ratio)(latents, interface)
+        context = interface
+        if cond_tokens is not None and self.decoupled:
+            latents = route("read_cond", self.latent_mlp_ratio)(latents, cond_tokens)
+        elif cond_tokens is not None:
+            context = jnp.concatenate([interface, cond_tokens], axis=1)
+        latents = route("read", self.latent_mlp_ratio)(latents, context)
         if self.depth:
             compute = layer(
                 self.num_heads,
@@ -117,6 +134,9 @@ class RIN(nn.Module):
       latent_self_cond: whether the latents start from the previous step's.
       interface_self_cond: whether the interface tokens do too.
       norm_context: whether read and write normalise their context.
+      time_on_latents, label_on_latents: whether these tokens are among the latents.
+      cond_route: "read", "write" or "decoupled": what happens to those that are not.
+      cond_dim: width of those that are not, if decoupled; else it is interface_dim.
       time_scale: gamma is multiplied by this before its sinusoids; also the span of sin_cos.
       dropout, drop_path: rates in the compute layers, in training.
       remat: "none", "full" or "dots": what the backward pass computes again.
@@ -142,12 +162,16 @@ class RIN(nn.Module):
     latent_self_cond: bool = True
     interface_self_cond: bool = False
     norm_context: bool = False
+    time_on_latents: bool = True
+    label_on_latents: bool = True
+    cond_route: str = "read"
+    cond_dim: int | None = None
     time_scale: float = 1000.0
     remat: str = "none"
     dtype: str = "float32"
 
     def __post_init__(self):
-        check(self, remat=("none", *REMAT_POLICIES))
+        check(self, remat=("none", *REMAT_POLICIES), cond_routes=COND_ROUTES)
         super().__post_init__()
 
     @property
@@ -157,9 +181,14 @@ class RIN(nn.Module):
         return (height // self.patch_size) * (width // self.patch_size)
 
     @property
+    def num_cond_latents(self) -> int:
+        """Latents beside the bank: time and class token, as far as they are among them."""
+        return self.time_on_latents + (self.label_on_latents and self.num_classes > 0)
+
+    @property
     def num_cond_tokens(self) -> int:
-        """Tokens beside the latent bank: time, and the class if there is one."""
-        return 2 if self.num_classes else 1
+        """Time and class tokens that are not among the latents."""
+        return 1 + (self.num_classes > 0) - self.num_cond_latents
 
     @property
     def depths(self) -> tuple[int, ...]:
@@ -210,11 +239,17 @@ class RIN(nn.Module):
             interface += self._from_previous(
                 "interface", prev_latents["interface"], interface, self.interface_mlp_ratio
             )
-        latents = self._initial_latents(gamma, labels)
+        bank, cond_tokens = self._cond_tokens(gamma, labels)
+        latents = jnp.concatenate(bank, axis=1)
         if self.latent_self_cond:
             latents += self._from_previous(
                 "latent", prev_latents["latents"], latents, self.latent_mlp_ratio
             )
+
+        cond_tokens = jnp.concatenate(cond_tokens, axis=1) if cond_tokens else None
+        if cond_tokens is not None and self.cond_route == "write":
+            interface = jnp.concatenate([interface, cond_tokens], axis=1)
+            cond_tokens = None
 
         carry = (latents, interface)
         for group, (depth, blocks) in enumerate(itertools.groupby(self.depths)):
@@ -225,15 +260,16 @@ class RIN(nn.Module):
                 self.latent_mlp_ratio,
                 self.interface_mlp_ratio,
                 self.norm_context,
+                self.cond_route == "decoupled",
                 self.dropout,
                 self.drop_path,
                 self.remat,
                 dtype,
                 name=f"blocks_{group}",
             )
-            stack = scan_layers(lambda module, x: module(x, train), len(list(blocks)))
+            stack = scan_layers(lambda module, x: module(x, cond_tokens, train), len(list(blocks)))
             carry, _ = stack(block, carry, None)
-        latents, interface = carry
+        latents, interface = carry[0], carry[1][:, : self.num_tokens]
 
         prediction = Readout(self.patch_size, self.image_shape, dtype, name="readout")(interface)
         latents, interface = latents.astype(jnp.float32), interface.astype(jnp.float32)
@@ -241,24 +277,33 @@ class RIN(nn.Module):
             return prediction, {"latents": latents, "interface": interface}
         return prediction, latents
 
-    def _initial_latents(self, gamma: Array, labels: Array | None) -> Array:
-        """[B, M, E]: the learned bank, then the time token, then the class token."""
+    def _cond_tokens(
+        self, gamma: Array, labels: Array | None
+    ) -> tuple[list[Array], list[Array]]:
+        """Learned bank, time token and class token: those among the latents, and the others."""
         dtype = jnp.dtype(self.dtype)
         bank = PositionTable(
-            (self.num_latents - self.num_cond_tokens,),
+            (self.num_latents - self.num_cond_latents,),
             self.latent_dim,
             self.latent_positions,
             self.time_scale,
             name="latents",
         )()
         batch = gamma.shape[0]
-        tokens = [jnp.broadcast_to(bank.astype(dtype)[None], (batch, *bank.shape))]
-        tokens.append(ScalarEmbedding(self.latent_dim, self.time_scale, dtype, name="time")(gamma))
+        latents = [jnp.broadcast_to(bank.astype(dtype)[None], (batch, *bank.shape))]
+        others: list[Array] = []
+
+        def width(on_latents: bool) -> int:
+            return self.latent_dim if on_latents else self.cond_dim or self.interface_dim
+
+        time = ScalarEmbedding(width(self.time_on_latents), self.time_scale, dtype, name="time")
+        (latents if self.time_on_latents else others).append(time(gamma))
         if self.num_classes:
             chex.assert_shape(labels, (batch,))
             one_hot = jax.nn.one_hot(labels, self.num_classes, dtype=dtype)
-            tokens.append(dense("label", self.latent_dim, dtype)(one_hot)[:, None])
-        return jnp.concatenate(tokens, axis=1)
+            label = dense("label", width(self.label_on_latents), dtype)(one_hot)[:, None]
+            (latents if self.label_on_latents else others).append(label)
+        return latents, others
 
     def _from_previous(self, name: str, previous: Array | None, like: Array, ratio: int) -> Array:
         """What the previous pass adds to the initial tokens; nothing at initialisation."""

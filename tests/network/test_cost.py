@@ -9,7 +9,7 @@ from rin_jax.network.cost import forward_flops, training_flops
 from tests.network.small import BATCH, inputs, param_shapes, small
 
 
-def _matmul_flops(jaxpr) -> int:
+def matmul_flops(jaxpr) -> int:
     """Two for each multiply-add of a program's matrix products, scans unrolled."""
     total = 0
     for equation in jaxpr.eqns:
@@ -20,7 +20,7 @@ def _matmul_flops(jaxpr) -> int:
         times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
         for value in equation.params.values():
             if isinstance(value, jax.extend.core.ClosedJaxpr):
-                total += times * _matmul_flops(value.jaxpr)
+                total += times * matmul_flops(value.jaxpr)
     return total
 
 
@@ -37,7 +37,7 @@ def _matmul_flops(jaxpr) -> int:
 def test_forward_flops_are_those_of_the_program(changes):
     rin = small(**changes)
     program = jax.make_jaxpr(rin.apply)({"params": param_shapes(rin)}, *inputs(rin))
-    assert _matmul_flops(program.jaxpr) == BATCH * forward_flops(rin)
+    assert matmul_flops(program.jaxpr) == BATCH * forward_flops(rin)
 
 
 def test_self_conditioning_adds_a_forward_pass():

@@ -62,8 +62,8 @@ def test_import_names_every_problem():
 
 def test_unsupported_configuration_is_refused():
     _, meta = load("arch_image_latent")
-    config = meta["config"] | {"cond_decoupled_read": True}
-    with pytest.raises(ValueError, match="cond_decoupled_read=True"):
+    config = meta["config"] | {"conv_kernel_size": 3}
+    with pytest.raises(ValueError, match="conv_kernel_size=3"):
         reference.reference.network(config, 5)
 
 

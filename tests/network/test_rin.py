@@ -150,7 +150,7 @@ def test_shapes(changes):
     images, gamma, labels, previous = inputs(rin)
     params = param_shapes(rin)
     assert ("label" in params) == bool(rin.num_classes)
-    assert params["latents"]["table"].shape == (5 - rin.num_cond_tokens, 16)
+    assert params["latents"]["table"].shape == (5 - rin.num_cond_latents, 16)
     assert ("prev_latent_mlp" in params) == rin.latent_self_cond
     assert ("prev_interface_mlp" in params) == rin.interface_self_cond
     for start in (previous, None):
