@@ -40,8 +40,8 @@ class Oracle:
             return [tokens @ kernel[:, head] + bias[head] for head in range(kernel.shape[1])]
 
         out = self.w[f"tape/{name}/attention_output/bias"]
-        heads = zip(*(project(part, t) for part, t in
-                      (("query", x), ("key", context), ("value", context))), strict=True)  # fmt: skip
+        parts = (("query", x), ("key", context), ("value", context))
+        heads = zip(*(project(part, tokens) for part, tokens in parts), strict=True)
         for head, (q, k, v) in enumerate(heads):
             scores = np.exp(q @ k.T / math.sqrt(q.shape[-1]))
             values = scores / scores.sum(-1, keepdims=True) @ v
