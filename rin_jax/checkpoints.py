@@ -27,7 +27,7 @@ class Checkpoints:
     def __init__(self, workdir: str, keep: int | None = None):
         policies = ocp.training.preservation_policies
         self._checkpointer = ocp.training.Checkpointer(
-            epath.Path(workdir) / "checkpoints",
+            _folder(workdir),
             preservation_policy=policies.PreserveAll() if keep is None else policies.LatestN(keep),
         )
 
@@ -73,13 +73,18 @@ class Checkpoints:
         ]
 
 
+def _folder(workdir: str) -> epath.Path:
+    """Where the checkpoints are; Orbax takes absolute paths only."""
+    return epath.Path(workdir).expanduser().resolve() / "checkpoints"
+
+
 def latest(workdir: str) -> tuple[int, dict[str, Any]] | None:
     """(step, configuration) of the newest complete checkpoint, read without a device.
 
     Raises:
       ValueError: it was written by another format version.
     """
-    folder = epath.Path(workdir) / "checkpoints"
+    folder = _folder(workdir)
     if not folder.exists():
         return None
     with ocp.training.Checkpointer(folder) as checkpointer:

@@ -32,9 +32,10 @@ def command(*arguments: str, workdir) -> subprocess.CompletedProcess:
 
 @pytest.mark.slow
 def test_train_sample_evaluate_and_again(tmp_path):
-    workdir, data = tmp_path / "run", f"--config.data.data_dir={tmp_path}/tfds"
+    relative = os.path.relpath(tmp_path / "run", ROOT)
+    workdir, data = ROOT / relative, f"--config.data.data_dir={tmp_path}/tfds"
     tiny_digits = "--config=configs/digits.py:tiny"
-    first = command(tiny_digits, data, "--config.model.num_blocks=1", workdir=workdir)
+    first = command(tiny_digits, data, "--config.model.num_blocks=1", workdir=relative)
     assert first.returncode == 0, first.stderr
     for wanted in ("num_blocks: 1", "parameters:", "FLOPs per image", "memory per device",
                    "step 20/20 (100.0 %)", "images_per_second", "0:00 left"):  # fmt: skip
@@ -42,15 +43,15 @@ def test_train_sample_evaluate_and_again(tmp_path):
     assert (workdir / "progress" / "00000020.png").exists()
     assert [json.loads(x)["step"] for x in (workdir / "metrics.jsonl").read_text().splitlines()]
 
-    again = command(tiny_digits, data, "--config.model.num_blocks=1", workdir=workdir)
+    again = command(tiny_digits, data, "--config.model.num_blocks=1", workdir=relative)
     assert again.returncode == 0
     assert "is trained to step 20" in again.stdout
 
     changes = (tiny_digits, data, "--config.model.num_blocks=1")
-    sampled = command(*changes, "--mode=sample", "--classes=3,1", workdir=workdir)
+    sampled = command(*changes, "--mode=sample", "--classes=3,1", workdir=relative)
     assert sampled.returncode == 0, sampled.stderr
     assert (workdir / "samples" / "00000020.png").exists()
-    evaluated = command(*changes, "--mode=evaluate", workdir=workdir)
+    evaluated = command(*changes, "--mode=evaluate", workdir=relative)
     assert evaluated.returncode == 0, evaluated.stderr
     record = json.loads((workdir / "evaluation" / "00000020.json").read_text())
     assert record["num_samples"] == 20
