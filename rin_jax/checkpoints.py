@@ -27,7 +27,7 @@ class Checkpoints:
     def __init__(self, workdir: str, keep: int | None = None):
         policies = ocp.training.preservation_policies
         self._checkpointer = ocp.training.Checkpointer(
-            _folder(workdir),
+            folder(workdir),
             preservation_policy=policies.PreserveAll() if keep is None else policies.LatestN(keep),
         )
 
@@ -73,9 +73,10 @@ class Checkpoints:
         ]
 
 
-def _folder(workdir: str) -> epath.Path:
-    """Where the checkpoints are; Orbax takes absolute paths only."""
-    return epath.Path(workdir).expanduser().resolve() / "checkpoints"
+def folder(workdir: str) -> epath.Path:
+    """Where the checkpoints of a run are: an absolute path, as Orbax wants it, or a URL."""
+    path = epath.Path(workdir) / "checkpoints"
+    return path if "://" in str(workdir) else path.absolute()
 
 
 def latest(workdir: str) -> tuple[int, dict[str, Any]] | None:
@@ -84,17 +85,16 @@ def latest(workdir: str) -> tuple[int, dict[str, Any]] | None:
     Raises:
       ValueError: it was written by another format version.
     """
-    folder = _folder(workdir)
-    if not folder.exists():
+    if not folder(workdir).exists():
         return None
-    with ocp.training.Checkpointer(folder) as checkpointer:
+    with ocp.training.Checkpointer(folder(workdir)) as checkpointer:
         if checkpointer.latest is None:
             return None
         step = checkpointer.latest.step
         saved = checkpointer.checkpointables_metadata(step).custom_metadata or {}
     if saved.get("format") != FORMAT:
         raise ValueError(
-            f"checkpoint {step} in {folder} has format {saved.get('format')}; this version "
+            f"checkpoint {step} in {workdir} has format {saved.get('format')}; this version "
             f"reads format {FORMAT}. Use the version of rin_jax that wrote it."
         )
     return step, saved["config"]

@@ -189,6 +189,12 @@ def test_a_checkpoint_of_another_format_is_refused(undisturbed, monkeypatch):
         checkpoints.latest(undisturbed)
 
 
+def test_where_checkpoints_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert str(checkpoints.folder("gs://bucket/run")) == "gs://bucket/run/checkpoints"
+    assert str(checkpoints.folder("runs/a")) == f"{tmp_path}/runs/a/checkpoints"
+
+
 def test_restores_on_other_meshes(undisturbed, data_dir, monkeypatch):
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 2)
     _, expected = restored(undisturbed, data_dir)
