@@ -94,6 +94,7 @@ def test_three_updates(case):
         assert max(jax.tree.leaves(jax.tree.map(error, params, expected))) < tolerance, step
 
 
+@pytest.mark.slow
 @reference.needed
 def test_three_training_steps():
     arrays, meta = load("train_steps")

@@ -68,6 +68,7 @@ class InterruptedRunError(Exception):
     """Stands for whatever ends a run."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 2, 3, 4, 5])
 def test_interrupted_and_resumed_is_bit_identical(
     undisturbed, data_dir, tmp_path, monkeypatch, stop

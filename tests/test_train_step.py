@@ -40,6 +40,7 @@ def one_device():
     return run(tiny.experiment())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (1, 8), (2, 4)])
 def test_meshes_agree_with_one_device(one_device, data, fsdp, monkeypatch):
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 2)
@@ -61,6 +62,7 @@ def test_another_seed_differs(one_device):
     assert difference(params, one_device[1]) > 1e-4
 
 
+@pytest.mark.slow
 def test_accumulation_is_the_mean_of_the_parts():
     still = {"model__dropout": 0.0, "model__drop_path": 0.0}
     whole = run(tiny.experiment(**still))
