@@ -27,7 +27,7 @@ setuptools.setup(
         "ml-collections>=1.0",
         "numpy>=2.0",
         "optax>=0.2.6",
-        "orbax-checkpoint>=0.11.25",
+        "orbax-checkpoint>=0.12.4",
         "pillow>=10.0",
         "scikit-learn>=1.5",
         "tensorboardX>=2.6.2",
@@ -35,6 +35,7 @@ setuptools.setup(
     ],
     extras_require={
         "cuda": ["jax[cuda12]>=0.7.2"],
+        "gcs": ["etils[epath-gcs]>=1.9", "google-cloud-storage>=2.10"],
         "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.8", "tensorboard>=2.18"],
         "tf": ["tensorflow-cpu>=2.20", "tensorboard>=2.18"],
         "tpu": ["jax[tpu]>=0.7.2"],

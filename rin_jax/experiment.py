@@ -115,6 +115,11 @@ def _make_experiment(config: ml_collections.ConfigDict) -> Experiment:
             f"sampler.guidance_scale is {guidance_scale}, but the network has no classes; "
             "set it to 0."
         )
+    if guidance_scale and not objective.cond_dropout:
+        raise ConfigError(
+            f"sampler.guidance_scale is {guidance_scale}, but diffusion.cond_dropout is 0: the "
+            "network never learns to go without a label; set one of them."
+        )
     optimizer, learning_rate = _call(
         make_optimizer, "optimizer", config.optimizer, num_steps=train.num_steps
     )

@@ -4,6 +4,7 @@ A step's randomness and its data follow from the seed and the step alone, so a r
 goes on under the same command is the run that never stopped.
 """
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator
@@ -136,22 +137,20 @@ def train(config, workdir: str) -> None:
         return
     batches = open_batches(config, first_step)
     open_workdir(config, workdir)
-    reports.say(describe(experiment, mesh))
-    train_step = compile_train_step(experiment, mesh)
-    reports.say(describe_memory(train_step))
-
-    with checkpoints.Checkpoints(workdir, config.checkpoint.keep) as saver:
-        if resumed_step is None:
-            state = create_state(experiment.rin, experiment.optimizer, mesh, config.seed)
-        else:
-            abstract = abstract_state(experiment.rin, experiment.optimizer, mesh)
-            state = saver.restore(abstract, resumed_step)
-            reports.say(f"resumed from checkpoint {resumed_step} in {workdir}")
+    with config_errors():  # a bucket needs packages that may be missing
         writer = reports.Writer(workdir, first_step, active=jax.process_index() == 0)
-        try:
+    with contextlib.closing(writer):
+        reports.say(describe(experiment, mesh))
+        train_step = compile_train_step(experiment, mesh)
+        reports.say(describe_memory(train_step))
+        with checkpoints.Checkpoints(workdir, config.checkpoint.keep) as saver:
+            if resumed_step is None:
+                state = create_state(experiment.rin, experiment.optimizer, mesh, config.seed)
+            else:
+                abstract = abstract_state(experiment.rin, experiment.optimizer, mesh)
+                state = saver.restore(abstract, resumed_step)
+                reports.say(f"resumed from checkpoint {resumed_step} in {workdir}")
             run_loop(experiment, mesh, train_step, state, batches, saver, writer)
-        finally:
-            writer.close()
     reports.say(f"trained to step {config.train.num_steps}; samples and curves in {workdir}")
 
 

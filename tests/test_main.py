@@ -98,6 +98,7 @@ def test_a_mistake_on_the_command_line(tmp_path, arguments, words):
         ({"sampler__num_steps": 0}, r"sampler.num_steps is 0"),
         ({"sampler__guidance_scale": -1.0}, r"sampler.guidance_scale is -1.0"),
         ({"data__num_classes": 0, "sampler__guidance_scale": 1.0}, r"has no classes"),
+        ({"diffusion__cond_dropout": 0.0, "sampler__guidance_scale": 1.0}, r"cond_dropout is 0"),
         ({"optimizer__name": "adam"}, r"optimizer.name is 'adam'; choose one of lamb, adamw"),
         ({"optimizer__warmup_steps": 6}, r"optimizer.warmup_steps 6 .* train.num_steps 6"),
         ({"model__dpeth": 2}, r"unknown field model.dpeth; did you mean model.depth"),
