@@ -70,12 +70,12 @@ def test_conversions(ours, limit):
     clip = {1.0: "[-1,1]", 0.5: "[-0.5,0.5]"}[limit]
     x0, eps = proc.to_x0_eps(out, xt, gamma)
     expected = under(arrays, f"x0_eps/{theirs}/clip{clip}/truncate0/")
-    assert error(proc.clip(x0), expected["data_pred"]) < 2e-5
-    assert error(eps, expected["noise_pred"]) < 2e-5
+    assert error(proc.clip(x0), expected["data_pred"]) < 5e-6
+    assert error(eps, expected["noise_pred"]) < 5e-6
     x0, eps = proc.to_clipped_x0_eps(out, xt, gamma)
     expected = under(arrays, f"x0_eps/{theirs}/clip{clip}/truncate1/")
-    assert error(x0, expected["data_pred"]) < 2e-5
-    assert error(eps, expected["noise_pred"]) < 2e-5
+    assert error(x0, expected["data_pred"]) < 5e-6
+    assert error(eps, expected["noise_pred"]) < 5e-6
 
 
 def test_conversions_without_clip():
@@ -87,8 +87,8 @@ def test_conversions_without_clip():
         for truncate, convert in ((0, proc.to_x0_eps), (1, proc.to_clipped_x0_eps)):
             x0, eps = convert(out, xt, gamma)
             expected = under(arrays, f"x0_eps/{theirs}/clip[]/truncate{truncate}/")
-            assert error(x0, expected["data_pred"]) < 2e-5
-            assert error(eps, expected["noise_pred"]) < 2e-5
+            assert error(x0, expected["data_pred"]) < 5e-6
+            assert error(eps, expected["noise_pred"]) < 5e-6
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_transitions(theirs, ours):
         arrays["gamma_prev"].ravel(),
         arrays["transition/fresh_noise"],
     )
-    assert error(step, arrays[f"transition/{theirs}"]) < 2e-5
+    assert error(step, arrays[f"transition/{theirs}"]) < 5e-6
 
 
 def _generate(name):
