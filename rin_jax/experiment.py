@@ -8,7 +8,8 @@ import contextlib
 import dataclasses
 import difflib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -32,6 +33,21 @@ ARCHITECTURE = (
     "model.latent_mlp_ratio", "model.interface_mlp_ratio",
     "diffusion.prediction_type", "optimizer.name",
 )  # fmt: skip
+
+
+# Fields of the sections that are read one by one; the others go to what they configure.
+FIELDS = {
+    "data": (
+        "name", "split", "data_dir", "image_size", "channels", "num_classes", "flip",
+    ),
+    "train": (
+        "batch_size", "num_steps", "accumulation_steps", "ema_decay", "log_every_steps",
+        "sample_every_steps",
+    ),
+    "checkpoint": ("every_steps", "keep"),
+    "evaluation": ("num_samples", "batch_size"),
+    "mesh": ("data", "fsdp"),
+}  # fmt: skip
 
 
 class ConfigError(ValueError):
@@ -81,6 +97,9 @@ def config_errors() -> Iterator[None]:
 
 
 def _make_experiment(config: ml_collections.ConfigDict) -> Experiment:
+    for section, allowed in FIELDS.items():
+        _check_fields(section, config[section], allowed)
+        _require(section, config[section], allowed)
     config = _resolve_data(config)
     data, train = config.data, config.train
     rin = _call(
@@ -104,6 +123,7 @@ def _make_experiment(config: ml_collections.ConfigDict) -> Experiment:
         process=process,
     )
     sampler = config.sampler.to_dict()
+    _require("sampler", sampler, ("guidance_scale",))
     guidance_scale = sampler.pop("guidance_scale")
     sampler = _call(Sampler, "sampler", _with_schedule(sampler, "sampler"), process=process)
     if guidance_scale < 0:
@@ -169,6 +189,7 @@ def check_labels(data: ml_collections.ConfigDict, labels: int) -> None:
 
 
 def _with_schedule(section: Mapping[str, Any], name: str) -> dict[str, Any]:
+    _require(name, section, ("schedule",))
     try:
         schedule = make_schedule(**section["schedule"])
     except ValueError as error:
@@ -181,16 +202,28 @@ def _call(function: Callable, section: str, fields: Mapping[str, Any], **derived
     allowed = [p for p in inspect.signature(function).parameters if p not in ("parent", "name")]
     allowed += ["name"] if function is not RIN else []
     fields = dict(fields)
-    for field in fields:
-        if field not in allowed:
-            near = difflib.get_close_matches(field, allowed, n=1)
-            hint = f"; did you mean {section}.{near[0]}?" if near else "."
-            raise ConfigError(f"unknown field {section}.{field}{hint}")
+    _check_fields(section, fields, allowed)
     try:
         inspect.signature(function).bind(**fields, **derived)
     except TypeError as error:
         raise ConfigError(f"section {section}: {error}.") from error
     return function(**fields, **derived)
+
+
+def _check_fields(section: str, fields: Iterable[str], allowed: Sequence[str]) -> None:
+    """Raises ConfigError at a field that the section does not have, with the nearest name."""
+    for field in fields:
+        if field not in allowed:
+            near = difflib.get_close_matches(field, allowed, n=1)
+            hint = f"; did you mean {section}.{near[0]}?" if near else "."
+            raise ConfigError(f"unknown field {section}.{field}{hint}")
+
+
+def _require(section: str, fields: Mapping[str, Any], wanted: Iterable[str]) -> None:
+    """Raises ConfigError at a field that is missing."""
+    for field in wanted:
+        if field not in fields:
+            raise ConfigError(f"section {section}: missing field {field!r}.")
 
 
 def _check_train(config: ml_collections.ConfigDict) -> None:
@@ -235,15 +268,18 @@ def check_architecture(
 ) -> None:
     """Raises ConfigError naming each field in which a checkpoint's architecture differs."""
 
-    def value(tree, path):
-        for part in path.split("."):
-            tree = tree.get(part) if hasattr(tree, "get") else None
-        return list(tree) if isinstance(tree, (list, tuple)) else tree
+    def values(tree):
+        paths = (path.split(".") for path in ARCHITECTURE)
+        return [tree.get(section, {}).get(field) for section, field in paths]
+
+    current = json.loads(json.dumps(config.to_dict()))  # tuples are lists in a checkpoint
 
     differences = [
-        f"{path}: checkpoint {value(saved, path)!r}, now {value(config.to_dict(), path)!r}"
-        for path in ARCHITECTURE
-        if value(saved, path) != value(config.to_dict(), path)
+        f"{path}: checkpoint {before!r}, now {now!r}"
+        for path, before, now in zip(
+            ARCHITECTURE, values(saved), values(current), strict=True
+        )
+        if before != now
     ]
     if differences:
         raise ConfigError(

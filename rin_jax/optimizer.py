@@ -8,6 +8,7 @@ Source: LAMB arXiv 1904.00962 algorithm 2; AdamW arXiv 1711.05101; settings as i
 released configurations.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -124,6 +125,10 @@ def learning_rate_schedule(
         raise ValueError(
             f"optimizer.decay.name is {name!r}; choose one of {', '.join(DECAYS)}."
         )
+    try:
+        inspect.signature(DECAYS[name]).bind(None, **shape)
+    except TypeError as error:
+        raise ValueError(f"optimizer.decay: {name!r} with {sorted(shape)}: {error}.") from error
     if not 0 <= warmup_steps + tail_steps < total_steps:
         raise ValueError(
             f"optimizer.warmup_steps {warmup_steps} must be smaller than "

@@ -36,23 +36,20 @@ def make_generate(experiment: Experiment, mesh: Mesh, seed: int) -> Generate:
     """A function that samples images `indices` of `seed` with the classes `labels`."""
     rin, sampler = experiment.rin, experiment.sampler
 
-    def denoise(params):
+    def images_of(params, indices, labels):
         def denoise_fn(xt, gamma, cond, prev_latents):
             return rin.apply({"params": params}, xt, gamma, cond, prev_latents)
 
-        return denoise_fn
-
-    def images_of(params, indices, labels):
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(indices)
         noise, noise_fn = example_noise(keys, rin.image_shape)
-        denoise_fn, cond = denoise(params), None
-        if rin.num_classes:
-            scale = experiment.config.sampler.guidance_scale
-            denoise_fn = guidance.classifier_free(
-                denoise_fn, jnp.full_like(labels, NO_LABEL), scale
-            )
-            cond = labels
-        return to_uint8(sampler.sample(denoise_fn, noise, cond, noise_fn))
+        if not rin.num_classes:
+            return to_uint8(sampler.sample(denoise_fn, noise, None, noise_fn))
+        guided = guidance.classifier_free(
+            denoise_fn,
+            jnp.full_like(labels, NO_LABEL),
+            experiment.config.sampler.guidance_scale,
+        )
+        return to_uint8(sampler.sample(guided, noise, labels, noise_fn))
 
     batch = sharding.batch_sharding(mesh)
     jitted = jax.jit(
@@ -77,12 +74,12 @@ def to_uint8(images: Array) -> Array:
     return jnp.round(jnp.clip(images * 0.5 + 0.5, 0.0, 1.0) * 255.0).astype(jnp.uint8)
 
 
-def grid_labels(num_classes: int, rows: int = GRID_ROWS, columns: int = GRID_COLUMNS) -> np.ndarray:
-    """Labels of a grid with a row for each class; at most `rows` classes, evenly spaced."""
+def grid_labels(num_classes: int) -> np.ndarray:
+    """Labels of a grid with a row for each class; at most GRID_ROWS classes, evenly spaced."""
     if not num_classes:
-        return np.full(rows * columns, NO_LABEL, np.int32)
-    classes = np.unique(np.linspace(0, num_classes - 1, min(rows, num_classes)).round())
-    return classes.astype(np.int32).repeat(columns)
+        return np.full(GRID_ROWS * GRID_COLUMNS, NO_LABEL, np.int32)
+    classes = np.unique(np.linspace(0, num_classes - 1, min(GRID_ROWS, num_classes)).round())
+    return classes.astype(np.int32).repeat(GRID_COLUMNS)
 
 
 def load_ema(experiment: Experiment, mesh: Mesh, workdir: str) -> tuple[int, dict]:

@@ -86,6 +86,7 @@ def open_batches(config, start_step: int) -> Iterator[dict[str, np.ndarray]]:
     """
     data = config.data
     with config_errors():
+        check_labels(data, source.describe(data.name, data.split, data.data_dir).num_classes)
         batches = pipeline.train_batches(
             name=data.name,
             split=data.split,
@@ -98,7 +99,6 @@ def open_batches(config, start_step: int) -> Iterator[dict[str, np.ndarray]]:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        check_labels(data, source.describe(data.name, data.split, data.data_dir).num_classes)
     wanted = ("image", "label") if data.num_classes else ("image",)
     return ({name: batch[name] for name in wanted} for batch in batches)
 

@@ -3,10 +3,9 @@
 All randomness of a step follows from fold_in(key(seed), step).
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 
 from rin_jax import sharding
@@ -21,7 +20,7 @@ Batch = dict[str, Array]
 
 
 def prepare_images(images: Array, key: Array, flip: bool) -> Array:
-    """uint8 images [B, H, W, C] to float32 [-1, 1]; with `flip` each second one is mirrored."""
+    """uint8 images [B, H, W, C] to float32 [-1, 1]; `flip` mirrors each with probability 1/2."""
     images = images.astype(jnp.float32) / 127.5 - 1.0
     if not flip:
         return images
@@ -87,8 +86,12 @@ def make_train_step(experiment: Experiment, mesh: Mesh):
         loss, grads = gradients(state.params, images, batch.get("label"), draws, dropout_key)
 
         updates, opt_state = experiment.optimizer.update(grads, state.opt_state, state.params)
-        params = jax.tree.map(jnp.add, state.params, updates)
-        metrics = {"loss": loss, "grad_norm": norm(grads), "param_norm": norm(params)}
+        params = optax.apply_updates(state.params, updates)
+        metrics = {
+            "loss": loss,
+            "grad_norm": optax.tree.norm(grads),
+            "param_norm": optax.tree.norm(params),
+        }
         new_state = TrainState(
             step=state.step + 1,
             params=params,
@@ -98,11 +101,6 @@ def make_train_step(experiment: Experiment, mesh: Mesh):
         return new_state, metrics
 
     return step
-
-
-def norm(tree: Any) -> Array:
-    """Euclidean norm of all leaves together."""
-    return jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)))
 
 
 def compile_train_step(experiment: Experiment, mesh: Mesh):

@@ -101,6 +101,9 @@ def test_a_mistake_on_the_command_line(tmp_path, arguments, words):
         ({"diffusion__cond_dropout": 0.0, "sampler__guidance_scale": 1.0}, r"cond_dropout is 0"),
         ({"optimizer__name": "adam"}, r"optimizer.name is 'adam'; choose one of lamb, adamw"),
         ({"optimizer__warmup_steps": 6}, r"optimizer.warmup_steps 6 .* train.num_steps 6"),
+        ({"train__bach_size": 8}, r"unknown field train.bach_size; did you mean train.batch_size"),
+        ({"mesh__tensor": 2}, r"unknown field mesh.tensor"),
+        ({"optimizer__decay": {"name": "cosine", "rat": 1.0}}, r"optimizer.decay: 'cosine'.*rat"),
         ({"model__dpeth": 2}, r"unknown field model.dpeth; did you mean model.depth"),
         ({"data__num_classes": None, "data__name": "digist"}, r"data.name.*digits"),
         ({"data__num_classes": 5, "data__channels": None}, r"data.num_classes is 5, but 'digits'"),
@@ -111,10 +114,15 @@ def test_a_mistake_in_the_configuration(changes, message):
         make_experiment(tiny.config(**changes))
 
 
-def test_a_missing_field_is_named():
+@pytest.mark.parametrize(
+    ("section", "field"),
+    [("model", "num_latents"), ("train", "ema_decay"), ("sampler", "guidance_scale"),
+     ("sampler", "schedule"), ("diffusion", "schedule"), ("diffusion", "input_scale")],
+)  # fmt: skip
+def test_a_missing_field_is_named(section, field):
     config = tiny.config()
-    del config.model["num_latents"]
-    with pytest.raises(ConfigError, match=r"section model: .*num_latents"):
+    del config[section][field]
+    with pytest.raises(ConfigError, match=rf"section {section}: .*{field}"):
         make_experiment(config)
 
 
