@@ -65,8 +65,10 @@ MATMUL_SIDES = {"cpu": (512, 1024, 2048), "accelerator": (2048, 4096, 8192)}
 Part = tuple[Callable[[Any], Any], Any]
 
 
-def make_config(size: str, batch: int | None, dtype: str | None) -> ml_collections.ConfigDict:
-    """The configuration of a size; `batch` and `dtype` replace its own if given.
+def make_config(
+    size: str, batch: int | None, dtype: str | None, remat: str | None = None
+) -> ml_collections.ConfigDict:
+    """The configuration of a size; `batch`, `dtype` and `remat` replace its own if given.
 
     Self-conditioning is always on and the sampler is DDIM without guidance.
     """
@@ -77,6 +79,8 @@ def make_config(size: str, batch: int | None, dtype: str | None) -> ml_collectio
     config.train.batch_size = row["batch"] if batch is None else batch
     if dtype is not None:
         config.model.dtype = dtype
+    if remat is not None:
+        config.model.remat = remat
     config.diffusion.self_cond_rate = 1.0
     config.sampler.name = "ddim"
     config.sampler.guidance_scale = 0.0
@@ -323,6 +327,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="s64", help="the model; default s64")
     parser.add_argument("--batch", type=positive, help="images a step instead of the size's own")
     parser.add_argument("--dtype", choices=DTYPES, help="compute dtype instead of the size's own")
+    parser.add_argument("--remat", help="none, full or dots instead of the size's own")
     parser.add_argument("--repetitions", type=positive, default=20, help="timed runs; default 20")
     parser.add_argument(
         "--warmup", type=positive, default=3, help="runs before them, the first compiles; default 3"
@@ -330,14 +335,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     args = parser.parse_args()
     try:
-        experiment = make_experiment(make_config(args.size, args.batch, args.dtype))
+        experiment = make_experiment(make_config(args.size, args.batch, args.dtype, args.remat))
     except ConfigError as error:
         parser.error(str(error))
     kind = "cpu" if jax.default_backend() == "cpu" else "accelerator"
     command = (
         f"python -m benchmarks.step --size={args.size} "
         f"--batch={experiment.config.train.batch_size} --dtype={experiment.rin.dtype} "
-        f"--repetitions={args.repetitions} --warmup={args.warmup}"
+        f"--remat={experiment.rin.remat} --repetitions={args.repetitions} --warmup={args.warmup}"
     )
     report = {
         "command": command,

@@ -33,7 +33,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.model.interface_mlp_ratio = 4
     config.model.dropout = 0.0
     config.model.drop_path = 0.0
-    config.model.remat = "full"  # the step is a quarter faster on two CPU cores
+    config.model.remat = "full"  # faster on CPU: benchmarks/README.md
     config.model.dtype = "float32"
 
     config.diffusion = ml_collections.ConfigDict()
