@@ -8,7 +8,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-MODES = ("train", "sample", "evaluate")
+MODES = ("train", "sample", "evaluate", "prepare")
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -23,6 +23,18 @@ MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do with the run.")
 CLASSES = flags.DEFINE_list(
     "classes", [], "--mode=sample: labels to sample, a row each; all (at most ten) if not given."
 )
+SOURCE = flags.DEFINE_string(
+    "source",
+    None,
+    "--mode=prepare: a folder of your own images that becomes the data set data.name: a folder "
+    "a class, or labels.csv (columns file, label), or dataset.json, or no classes.",
+)
+DOWNLOADED = flags.DEFINE_string(
+    "downloaded",
+    None,
+    "--mode=prepare: a folder with files, under their original names, that TFDS would fetch or "
+    "that have to be fetched by hand.",
+)
 
 
 def main(argv: list[str]) -> None:
@@ -34,6 +46,7 @@ def main(argv: list[str]) -> None:
     from rin_jax.experiment import ConfigError
 
     try:
+        check_flags(MODE.value)
         run(MODE.value)
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
@@ -41,6 +54,17 @@ def main(argv: list[str]) -> None:
     except FloatingPointError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(3)
+
+
+def check_flags(mode: str) -> None:
+    """Raises ConfigError at a flag that the mode needs and lacks, or has and does not read."""
+    from rin_jax.experiment import ConfigError
+
+    if WORKDIR.value is None and mode != "prepare":
+        raise ConfigError(f"--mode={mode} needs --workdir=DIR.")
+    for flag, reader in ((SOURCE, "prepare"), (DOWNLOADED, "prepare"), (CLASSES, "sample")):
+        if flag.value and mode != reader:
+            raise ConfigError(f"--{flag.name} is for --mode={reader}; the mode is {mode}.")
 
 
 def run(mode: str) -> None:
@@ -53,6 +77,10 @@ def run(mode: str) -> None:
         from rin_jax.sample import sample
 
         sample(CONFIG.value, WORKDIR.value, [int(label) for label in CLASSES.value])
+    elif mode == "prepare":
+        from rin_jax.prepare import prepare
+
+        prepare(CONFIG.value, WORKDIR.value, SOURCE.value, DOWNLOADED.value)
     else:
         from rin_jax.evaluate import evaluate
 
@@ -60,5 +88,5 @@ def run(mode: str) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flags_as_required(["config"])
     app.run(main)

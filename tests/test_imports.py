@@ -35,7 +35,8 @@ ALLOWED = {
         "train_step",
     },
     "evaluate": {"data", "evaluation", "experiment", "reports", "sample"},
-    "main": {"experiment", "train", "sample", "evaluate"},
+    "prepare": {"data", "experiment", "reports", "train_step"},
+    "main": {"experiment", "train", "sample", "evaluate", "prepare"},
 }  # fmt: skip
 
 # what a tower may not import from outside
