@@ -129,7 +129,11 @@ def read_any(file, channels: int) -> np.ndarray:
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """PNG of a uint8 image [H, W, 1 or 3]."""
+    """PNG of a uint8 image [H, W, 1 or 3], filtered but not compressed.
+
+    ArrayRecord compresses its records itself: to the same size, and read and written faster.
+    """
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     buffer = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, "PNG")
+    picture.save(buffer, "PNG", compress_level=0)
     return buffer.getvalue()

@@ -72,18 +72,17 @@ def train_batches(
     reader = _Reader(source, image_size, channels, num_threads)
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     rows = batch_size // process_count
-    first = process_index * rows
 
-    def global_position(i: int) -> int:
-        """Position in the global order of this process's i-th record."""
-        return i // rows * batch_size + first + i % rows
+    def indices(step: int) -> np.ndarray:
+        """Records of this process in the global batch that follows `step` batches."""
+        first = step * batch_size + process_index * rows
+        return np.array([order[position] for position in range(first, first + rows)])
 
-    indices = grain.MapDataset.range(len(order) // process_count)
-    indices = indices.map(lambda i: order[global_position(i)]).batch(rows)
-    batches = indices.map(_Memory(reader) if reader.num_bytes <= _MEMORY_BYTES else reader)
+    batches = grain.MapDataset.range(len(order) // batch_size).map(indices)
+    batches = batches.map(_Memory(reader) if reader.num_bytes <= _MEMORY_BYTES else reader)
     iterator = iter(
         batches.to_iter_dataset(
-            grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch)
+            grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
         )
     )
     iterator.set_state({"next_index": start_step})

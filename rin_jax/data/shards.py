@@ -41,7 +41,7 @@ class Shard:
 
     Attributes:
       records: images in it.
-      bytes: of the records.
+      bytes: of the file.
       enlarged: images whose shorter side was below the training size.
       classes: images of each class.
       skipped: [what, why] of each image that was left out.
@@ -227,7 +227,7 @@ def _write_records(
 ) -> Shard:
     features = _features(original, image_size)
     serializer = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info())
-    size = enlarged = 0
+    enlarged = 0
     classes, skipped = collections.Counter(), []
     writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
     for what, load in original.read(indices.start, indices.stop):
@@ -247,10 +247,11 @@ def _write_records(
             example = serializer.get_tf_example(features.encode_example(example))
             record = example.SerializeToString(deterministic=True)
             writer.write(record)
-            size, enlarged = size + len(record), enlarged + enlarged_one
+            enlarged += enlarged_one
         progress(1)
     writer.close()
-    shard = Shard(len(indices) - len(skipped), size, enlarged, dict(classes), skipped)
+    written, size = len(indices) - len(skipped), path.stat().st_size
+    shard = Shard(written, size, enlarged, dict(classes), skipped)
     reader = array_record_module.ArrayRecordReader(str(path))
     if reader.num_records() != shard.records:  # the writer does not tell of every failure
         raise OSError(errno.EIO, f"{reader.num_records()} of {shard.records} records", str(path))

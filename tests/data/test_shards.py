@@ -27,9 +27,11 @@ def folder_of(data_dir, size, name="mine"):
     return pathlib.Path(catalog.sized_folder(name, str(data_dir), size))
 
 
-def write(data_dir, root, size=16, split="train", channels=3, progress=lambda done: None):
+def write(
+    data_dir, root, size=16, split="train", channels=3, threads=2, progress=lambda done: None
+):
     original = open_folder(str(root), "mine", split, None, channels)
-    return original, shards.write(original, folder_of(data_dir, size), size, 2, progress)
+    return original, shards.write(original, folder_of(data_dir, size), size, threads, progress)
 
 
 def read(data_dir, size=16, split="train", channels=3):
@@ -175,7 +177,7 @@ def test_a_full_disk_keeps_what_is_complete(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(shards.array_record_module, "ArrayRecordWriter", Full)
         with pytest.raises(ValueError, match=r"data\.data_dir: no space is left .* same command"):
-            write(tmp_path, tmp_path / "photos")
+            write(tmp_path, tmp_path / "photos", threads=1)
     staging = folder_of(tmp_path, 16).parent / "incomplete-train"
     assert len(list(staging.glob("*.json"))) == 1 + 2  # the plan and two shards
     assert not list(staging.glob("*draft*"))
