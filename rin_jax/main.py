@@ -23,6 +23,9 @@ MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do with the run.")
 CLASSES = flags.DEFINE_list(
     "classes", [], "--mode=sample: labels to sample, a row each; all (at most ten) if not given."
 )
+JOIN_TIMEOUT = flags.DEFINE_float(
+    "join_timeout", 300.0, "Seconds to wait at the start until all processes of the run are there."
+)
 
 
 def main(argv: list[str]) -> None:
@@ -31,16 +34,22 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # the libraries' own progress is not the user's
+    from rin_jax import processes
     from rin_jax.experiment import ConfigError
 
+    codes = {ConfigError: 2, FloatingPointError: 3}
+    facts = processes.started_with(
+        CONFIG.value, mode=MODE.value, workdir=WORKDIR.value, classes=CLASSES.value
+    )
     try:
-        run(MODE.value)
-    except ConfigError as error:
+        with processes.together(facts, JOIN_TIMEOUT.value, codes):
+            run(MODE.value)
+    except processes.ProcessError as error:
         sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
-    except FloatingPointError as error:
+        sys.exit(error.code)
+    except tuple(codes) as error:
         sys.stderr.write(f"error: {error}\n")
-        sys.exit(3)
+        sys.exit(codes[type(error)])
 
 
 def run(mode: str) -> None:

@@ -76,3 +76,8 @@ def global_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.tree.map(
         lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch
     )
+
+
+def from_every_process(rows: np.ndarray, mesh: Mesh) -> jax.Array:
+    """A global array sharded like a batch, from the whole of it in each process."""
+    return jax.make_array_from_callback(rows.shape, batch_sharding(mesh), lambda part: rows[part])
