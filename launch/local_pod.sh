@@ -74,7 +74,7 @@ while ((${#pids[@]})); do
   done
   if ((code && !status)); then
     status=$code
-    (sleep 60 && kill -KILL "${pids[@]}" 2> /dev/null) & # they end by themselves long before
+    (sleep 60 && kill -KILL "${pids[@]}") > /dev/null 2>&1 & # they end by themselves long before
     guard=$!
   fi
 done

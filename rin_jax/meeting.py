@@ -21,6 +21,7 @@ RESUMABLE = "Run the same command again to resume."
 SILENCE = 45.0  # seconds without a sign of life after which a process counts as dead
 PULSE = 5.0  # seconds between two signs of life
 GRACE = 5.0  # seconds for news to reach all processes
+FINISHED = "finished"  # the question after which the run is over
 
 Facts = Mapping[str, str]  # what every process of a run must have in common
 
@@ -114,14 +115,13 @@ class Hub(threading.Thread):
         self._place, self._timeout = place, timeout
         self._lines: dict[int, Line] = {}
         self._hosts: dict[int, str] = {}
-        self._facts: dict[int, Facts] = {}
-        self._finished: set[int] = set()
+        self._facts: dict[str, dict[int, Facts]] = {"start": {}}  # of each question put to all
         self._lock, self._over = threading.Lock(), threading.Event()
         self._socket = listen(*place.meeting)
 
     def run(self) -> None:
         """Lets all processes in, then watches over them until the run ends."""
-        refusal = self._gather() or self._compare()
+        refusal = self._gather() or self._compare("start")
         if refusal:
             self._end(refusal)
             return
@@ -165,17 +165,18 @@ class Hub(threading.Thread):
             if contradiction:
                 line.send(failed=contradiction, code=2)
                 return ProcessError(contradiction, code=2)
-            self._lines[index], self._hosts[index], self._facts[index] = line, host, facts
+            self._lines[index], self._hosts[index] = line, host
+            self._facts["start"][index] = facts
         return None
 
-    def _compare(self) -> ProcessError | None:
-        differences = compare(self._facts, self._hosts)
+    def _compare(self, question: str) -> ProcessError | None:
+        differences = compare(self._facts.pop(question), self._hosts)
         if not differences:
             return None
         return ProcessError(
-            "the processes were started differently:\n  "
+            f"the processes differ ({question}):\n  "
             + "\n  ".join(differences)
-            + "\nStart the same command with the same code on every host.",
+            + "\nStart the same command with the same code and the same files on every host.",
             code=2,
         )
 
@@ -187,20 +188,28 @@ class Hub(threading.Thread):
                 if "failed" in message:
                     name = f"process {index} ({self._hosts[index]})"
                     self._end(ProcessError(f"{name}: {message['failed']}", message["code"]))
-                elif "finished" in message:
-                    self._finish(index)
+                elif "question" in message:
+                    self._answer(index, message["question"], message["facts"])
         except TimeoutError:
             reason = f"gave no sign of life for {SILENCE:g} s"
         except (OSError, ValueError) as error:
             reason = f"died ({error})"
         self._end(ProcessError(f"process {index} ({self._hosts[index]}) {reason}"))
 
-    def _finish(self, index: int) -> None:
+    def _answer(self, index: int, question: str, facts: Facts) -> None:
+        """Notes the facts of one process; lets all go on when those of the last are there."""
         with self._lock:
-            self._finished.add(index)
-            last = len(self._finished) == self._place.count
-        if last:
-            self._end(None)
+            answers = self._facts.setdefault(question, {})
+            answers[index] = facts
+            complete = len(answers) == self._place.count
+        if not complete:
+            return
+        error = self._compare(question)
+        if error or question == FINISHED:
+            self._end(error)
+        else:
+            for line in self._lines.values():
+                line.send(agreed=question)
 
     def _end(self, error: ProcessError | None) -> None:
         """Ends the run for all processes, once."""
@@ -243,6 +252,7 @@ class Group:
     def __init__(self, place: Place, facts: Facts, timeout: float):
         self._place = place
         self._leaving, self._over = threading.Event(), threading.Event()
+        self._agreed = threading.Event()
         self._hub = Hub(place, timeout) if place.index == 0 else None
         if self._hub:
             self._hub.start()
@@ -294,6 +304,8 @@ class Group:
                 if "failed" in message:
                     self._end(message["code"], message["failed"])
                     return
+                if "agreed" in message:
+                    self._agreed.set()
                 if "end" in message:
                     self._over.set()
                     return
@@ -329,7 +341,14 @@ class Group:
         self._over.wait(GRACE)
         self._exit(code, report)
 
+    def agree(self, question: str, **facts: object) -> None:
+        """Waits until all processes ask the same; ends them all if their facts differ."""
+        self._agreed.clear()
+        values = {name.replace("_", " "): repr(value) for name, value in facts.items()}
+        self._line.send(question=question, facts=values)
+        self._agreed.wait()
+
     def finish(self) -> None:
         """Waits until all processes have done their work."""
-        self._line.send(finished=True)
+        self._line.send(question=FINISHED, facts={})
         self._over.wait()

@@ -26,6 +26,8 @@ from rin_jax.meeting import GRACE, Facts, Group, Place, ProcessError
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
+_groups: list[Group] = []  # the one that this process is in, if it is not alone
+
 
 @contextlib.contextmanager
 def together(
@@ -49,6 +51,7 @@ def together(
         yield
         return
     group = Group(place, facts, timeout)
+    _groups.append(group)
     try:
         jax.distributed.initialize(
             place.coordinator,
@@ -62,6 +65,12 @@ def together(
     except BaseException as error:
         end(group, error, codes)
     group.finish()
+
+
+def agree(question: str, **facts: object) -> None:
+    """Waits until all processes are here; if their facts differ, all end and name them."""
+    for group in _groups:
+        group.agree(question, **facts)
 
 
 def end(group: Group, error: BaseException, codes: Mapping[type[BaseException], int]) -> None:

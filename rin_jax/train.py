@@ -15,7 +15,7 @@ from clu import parameter_overview
 from etils import epath
 from jax.sharding import Mesh
 
-from rin_jax import checkpoints, reports, sharding
+from rin_jax import checkpoints, processes, reports, sharding
 from rin_jax.data import pipeline, source
 from rin_jax.experiment import (
     ConfigError,
@@ -128,6 +128,7 @@ def train(config, workdir: str) -> None:
     check_devices(config, jax.device_count())
     mesh = device_mesh(config)
     resumed_step = newest_step(experiment, workdir)
+    processes.agree("resuming", newest_checkpoint=resumed_step)
     first_step = resumed_step or 0
     if first_step >= config.train.num_steps:
         reports.say(
@@ -143,6 +144,7 @@ def train(config, workdir: str) -> None:
         reports.say(describe(experiment, mesh))
         train_step = compile_train_step(experiment, mesh)
         reports.say(describe_memory(train_step))
+        processes.agree("compiled")  # the first collective would not wait long for the slowest
         with checkpoints.Checkpoints(workdir, config.checkpoint.keep) as saver:
             if resumed_step is None:
                 state = create_state(experiment.rin, experiment.optimizer, mesh, config.seed)
