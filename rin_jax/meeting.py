@@ -116,7 +116,8 @@ class Hub(threading.Thread):
         self._lines: dict[int, Line] = {}
         self._hosts: dict[int, str] = {}
         self._facts: dict[str, dict[int, Facts]] = {"start": {}}  # of each question put to all
-        self._lock, self._over = threading.Lock(), threading.Event()
+        self._lock = threading.Lock()
+        self._over, self._told = False, threading.Event()
         self._socket = listen(*place.meeting)
 
     def run(self) -> None:
@@ -124,11 +125,15 @@ class Hub(threading.Thread):
         refusal = self._gather() or self._compare("start")
         if refusal:
             self._end(refusal)
+            self._socket.settimeout(1.0)
+            with contextlib.suppress(TimeoutError):  # those who come now hear it too
+                while True:
+                    Line(self._socket.accept()[0]).send(failed=str(refusal), code=refusal.code)
             return
         for index, line in self._lines.items():
             line.send(go=True)
             threading.Thread(target=self._serve, args=(index, line), daemon=True).start()
-        while not self._over.wait(PULSE):
+        while not self._told.wait(PULSE):
             for line in self._lines.values():
                 line.send(alive=True)
 
@@ -214,14 +219,15 @@ class Hub(threading.Thread):
     def _end(self, error: ProcessError | None) -> None:
         """Ends the run for all processes, once."""
         with self._lock:
-            if self._over.is_set():
+            if self._over:
                 return
-            self._over.set()
+            self._over = True
         for line in self._lines.values():
             if error is None:
                 line.send(end=True)
             else:
                 line.send(failed=str(error), code=error.code)
+        self._told.set()
 
 
 def name_processes(indices: list[int], most: int = 8) -> str:
@@ -352,3 +358,5 @@ class Group:
         """Waits until all processes have done their work."""
         self._line.send(question=FINISHED, facts={})
         self._over.wait()
+        if self._hub:  # the others must hear it before their connection closes
+            self._hub.join(GRACE)
