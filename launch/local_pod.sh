@@ -9,24 +9,25 @@
 # failed; every line of output starts with the index of its process.
 set -euo pipefail
 
-usage() {
-  sed -n '2,/^set/{s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" >&2
-  exit 2
-}
+# shellcheck source=launch/shell.sh
+source "$(dirname "${BASH_SOURCE[0]}")/shell.sh"
 
-[[ "${1:-}" =~ ^[1-9][0-9]*$ ]] || usage
-count=$1
+count=${1:-}
+[[ $count =~ ^[1-9][0-9]*$ ]] || usage
 shift
-devices=1
-dry_run=
+devices=1 dry_run=''
 while [[ $# -gt 0 && $1 != -- ]]; do
   case $1 in
-    --devices) [[ "${2:-}" =~ ^[1-9][0-9]*$ ]] || usage; devices=$2; shift 2 ;;
+    --devices)
+      [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || usage "--devices needs a number"
+      devices=$2
+      shift 2
+      ;;
     --dry-run) dry_run=1; shift ;;
-    *) usage ;;
+    *) usage "unknown option $1" ;;
   esac
 done
-[[ ${1:-} == -- ]] || usage
+[[ ${1:-} == -- && $# -gt 1 ]] || usage "-- and the arguments of rin_jax.main are missing"
 shift
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -46,8 +47,7 @@ for ((index = 0; index < count; index++)); do
     "JAX_COORDINATOR_ADDRESS=127.0.0.1:$port" "JAX_NUM_PROCESSES=$count" "JAX_PROCESS_ID=$index"
     "$python" -u -m rin_jax.main "$@")
   if [[ $dry_run ]]; then
-    printf '%q ' "${command[@]}"
-    echo
+    run "${command[@]}"
     continue
   fi
   exec {output}> >(prefix "$index")
@@ -59,10 +59,7 @@ for ((index = 0; index < count; index++)); do
 done
 [[ $dry_run ]] && exit
 
-end_all() {
-  kill -TERM "${pids[@]}" 2> /dev/null || true
-}
-trap end_all INT TERM
+trap 'kill -TERM "${pids[@]}" 2> /dev/null || true' INT TERM
 
 status=0
 guard=
