@@ -7,6 +7,7 @@ goes on under the same command is the run that never stopped.
 import contextlib
 import json
 import math
+import time
 from collections.abc import Iterator
 
 import jax
@@ -34,6 +35,7 @@ from rin_jax.train_step import compile_train_step
 
 Array = jax.Array
 GIB = 2**30
+SHARING_SECONDS = 60.0  # network file systems show a new file late
 
 
 def describe(experiment: Experiment, mesh: Mesh) -> str:
@@ -85,7 +87,9 @@ def open_batches(config, start_step: int) -> Iterator[dict[str, np.ndarray]]:
       ConfigError: the data set does not fit the configuration.
     """
     data = config.data
+    rows = sharding.batch_sharding(device_mesh(config))
     with config_errors():
+        part, parts = sharding.batch_part(rows, jax.process_index())
         check_labels(data, source.describe(data.name, data.split, data.data_dir).num_classes)
         batches = pipeline.train_batches(
             name=data.name,
@@ -96,29 +100,33 @@ def open_batches(config, start_step: int) -> Iterator[dict[str, np.ndarray]]:
             batch_size=config.train.batch_size,
             seed=config.seed,
             start_step=start_step,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=part,
+            process_count=parts,
         )
     wanted = ("image", "label") if data.num_classes else ("image",)
     return ({name: batch[name] for name in wanted} for batch in batches)
 
 
 def open_workdir(config, workdir: str) -> None:
-    """Makes the folder and writes the resolved configuration into it.
+    """Makes the folder, which all processes must see, with the resolved configuration in it.
 
     Raises:
       ConfigError: nothing can be written there.
     """
-    if jax.process_index():
-        return
     path = epath.Path(workdir)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        (path / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write to --workdir {workdir}: {error}. Name a folder that can be written."
-        ) from error
+    if jax.process_index() == 0:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            (path / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write to --workdir {workdir}: {error}. Name a folder that can be written."
+            ) from error
+    processes.agree("writing to --workdir")
+    deadline = time.monotonic() + SHARING_SECONDS
+    while not (path / "config.json").exists() and time.monotonic() < deadline:
+        time.sleep(1.0)
+    processes.agree("sharing --workdir", sees_config_json=(path / "config.json").exists())
 
 
 def train(config, workdir: str) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -217,3 +218,39 @@ def test_a_mistake_ends_every_process_with_its_message(data_dir, tmp_path):
     pod = Pod("digits", tmp_path / "run", data_dir, 2, 1, {"fsdp": 3})
     assert pod.end(60) == 2
     assert pod.log.count("mesh.data -1 x mesh.fsdp 3 does not cover 2 devices") == 2
+
+
+def by_hand(tmp_path, *commands: list[str], count: int) -> list[tuple[int, str]]:
+    """(exit code, errors) of processes started one by one, each in a folder of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    running = []
+    for index, command in enumerate(commands):
+        (tmp_path / str(index)).mkdir()
+        environment = dict(
+            os.environ, PYTHONPATH=str(ROOT), JAX_COORDINATOR_ADDRESS=address,
+            JAX_NUM_PROCESSES=str(count), JAX_PROCESS_ID=str(index),
+        )  # fmt: skip
+        process = [sys.executable, "-m", "rin_jax.main", "--workdir=run", *command]
+        process.append(f"--config={ROOT}/configs/digits.py:tiny")
+        running.append(
+            subprocess.Popen(
+                process, cwd=tmp_path / str(index), env=environment, stderr=subprocess.PIPE,
+                stdout=subprocess.DEVNULL, text=True,
+            )
+        )  # fmt: skip
+    errors = [process.communicate(timeout=200)[1] for process in running]
+    return [(process.returncode, err) for process, err in zip(running, errors, strict=True)]
+
+
+def test_a_process_that_never_comes_is_named(tmp_path):
+    for code, error in by_hand(tmp_path, ["--join_timeout=9"], ["--join_timeout=9"], count=3):
+        assert code == 4
+        assert "error: process 2 of 3 did not join within 9 s" in error
+
+
+def test_other_fields_are_named_before_anything_starts(tmp_path):
+    for code, error in by_hand(tmp_path, [], ["--config.model.depth=3"], count=2):
+        assert code == 2
+        assert "model.depth: 2 in process 0" in error or "model.depth: 1 in process 0" in error
+        assert "3 in process 1" in error
