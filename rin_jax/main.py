@@ -8,7 +8,8 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-MODES = ("train", "sample", "evaluate", "prepare")
+TOGETHER = ("train", "sample", "evaluate")  # what all processes of a run do together
+MODES = (*TOGETHER, "prepare")
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -35,6 +36,9 @@ DOWNLOADED = flags.DEFINE_string(
     "--mode=prepare: a folder with files, under their original names, that TFDS would fetch or "
     "that have to be fetched by hand.",
 )
+JOIN_TIMEOUT = flags.DEFINE_float(
+    "join_timeout", 300.0, "Seconds to wait at the start until all processes of the run are there."
+)
 
 
 def main(argv: list[str]) -> None:
@@ -43,17 +47,26 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # the libraries' own progress is not the user's
+    from rin_jax import processes
     from rin_jax.experiment import ConfigError
 
+    codes = {ConfigError: 2, FloatingPointError: 3}
+    facts = processes.started_with(
+        CONFIG.value, mode=MODE.value, workdir=WORKDIR.value, classes=CLASSES.value
+    )
     try:
         check_flags(MODE.value)
-        run(MODE.value)
-    except ConfigError as error:
+        if MODE.value in TOGETHER:
+            with processes.together(facts, JOIN_TIMEOUT.value, codes):
+                run(MODE.value)
+        else:
+            run(MODE.value)
+    except processes.ProcessError as error:
         sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
-    except FloatingPointError as error:
+        sys.exit(error.code)
+    except tuple(codes) as error:
         sys.stderr.write(f"error: {error}\n")
-        sys.exit(3)
+        sys.exit(codes[type(error)])
 
 
 def check_flags(mode: str) -> None:

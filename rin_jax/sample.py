@@ -64,7 +64,8 @@ def make_generate(experiment: Experiment, mesh: Mesh, seed: int) -> Generate:
         padding = (0, -count % mesh.size)
         indices = np.pad(np.asarray(indices, np.int32), padding)
         labels = np.pad(np.asarray(labels, np.int32), padding)
-        return np.asarray(jax.device_get(jitted(params, indices, labels)))[:count]
+        rows = (sharding.from_every_process(x, mesh) for x in (indices, labels))
+        return np.asarray(jax.device_get(jitted(params, *rows)))[:count]
 
     return generate
 

@@ -76,3 +76,27 @@ def global_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.tree.map(
         lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch
     )
+
+
+def from_every_process(rows: np.ndarray, mesh: Mesh) -> jax.Array:
+    """A global array sharded like a batch, from the whole of it in each process."""
+    return jax.make_array_from_callback(rows.shape, batch_sharding(mesh), lambda part: rows[part])
+
+
+def batch_part(rows: NamedSharding, process_index: int) -> tuple[int, int]:
+    """(i, n): the devices of a process hold the i-th of n equal parts of a batch.
+
+    Processes whose devices hold the same rows, as those of one tensor axis do, have the same part.
+    """
+    size = rows.mesh.size
+    parts: dict[int, set[int]] = {}
+    for device, (part,) in rows.devices_indices_map((size,)).items():
+        parts.setdefault(device.process_index, set()).update(range(size)[part])
+    first = sorted({min(part) for part in parts.values()})
+    own = parts[process_index]
+    if len(own) * len(first) != size:
+        raise ValueError(
+            "the mesh divides a batch unevenly among the processes; let the product of mesh.data "
+            "and mesh.fsdp be a multiple or a divisor of their number."
+        )
+    return first.index(min(own)), len(first)

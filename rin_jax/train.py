@@ -7,16 +7,16 @@ goes on under the same command is the run that never stopped.
 import contextlib
 import json
 import math
+import time
 from collections.abc import Iterator
 
 import jax
 import numpy as np
 from clu import parameter_overview
 from etils import epath
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from rin_jax import checkpoints, reports, sharding
+from rin_jax import checkpoints, processes, reports, sharding
 from rin_jax.data import pipeline
 from rin_jax.data.source import open_source
 from rin_jax.experiment import (
@@ -36,6 +36,7 @@ from rin_jax.train_step import compile_train_step
 
 Array = jax.Array
 GIB = 2**30
+SHARING_SECONDS = 60.0  # network file systems show a new file late
 
 
 def describe(experiment: Experiment, mesh: Mesh) -> str:
@@ -88,12 +89,16 @@ def open_batches(config, start_step: int) -> Iterator[dict[str, np.ndarray]]:
         while reading, if a record is damaged.
     """
     data = config.data
+    rows = sharding.batch_sharding(device_mesh(config))
     with config_errors():
+        part, parts = sharding.batch_part(rows, jax.process_index())
         source = open_source(
             data.name, data.split, data.data_dir, data.image_size, data.channels
         )
         check_labels(data, source.info.num_classes)
-        check_same_data(source)
+        processes.agree(
+            f"reading {data.name}", records=len(source), fingerprint=source.fingerprint[:12]
+        )
         batches = pipeline.train_batches(
             source,
             image_size=data.image_size,
@@ -103,8 +108,8 @@ def open_batches(config, start_step: int) -> Iterator[dict[str, np.ndarray]]:
             start_step=start_step,
             num_threads=data.num_threads,
             prefetch=data.prefetch,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=part,
+            process_count=parts,
         )
     wanted = ("image", "label") if data.num_classes else ("image",)
 
@@ -116,35 +121,26 @@ def open_batches(config, start_step: int) -> Iterator[dict[str, np.ndarray]]:
     return chosen()
 
 
-def check_same_data(source) -> None:
-    """Raises ConfigError if a process reads other data than process 0."""
-    digest = np.frombuffer(bytes.fromhex(source.fingerprint), np.uint8)
-    everyone = multihost_utils.process_allgather(digest).reshape(jax.process_count(), -1)
-    other = np.flatnonzero((everyone != everyone[0]).any(axis=1))
-    if other.size:
-        raise ConfigError(
-            f"data.name {source.info.name!r}: process {other[0]} reads other data than process 0 "
-            f"({other.size} of {len(everyone)} processes differ). Copy the same prepared folder "
-            f"to each host; here it is {source.info.folder}."
-        )
-
-
 def open_workdir(config, workdir: str) -> None:
-    """Makes the folder and writes the resolved configuration into it.
+    """Makes the folder, which all processes must see, with the resolved configuration in it.
 
     Raises:
       ConfigError: nothing can be written there.
     """
-    if jax.process_index():
-        return
     path = epath.Path(workdir)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        (path / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write to --workdir {workdir}: {error}. Name a folder that can be written."
-        ) from error
+    if jax.process_index() == 0:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            (path / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write to --workdir {workdir}: {error}. Name a folder that can be written."
+            ) from error
+    processes.agree("writing to --workdir")
+    deadline = time.monotonic() + SHARING_SECONDS
+    while not (path / "config.json").exists() and time.monotonic() < deadline:
+        time.sleep(1.0)
+    processes.agree("sharing --workdir", sees_config_json=(path / "config.json").exists())
 
 
 def train(config, workdir: str) -> None:
@@ -154,6 +150,7 @@ def train(config, workdir: str) -> None:
     check_devices(config, jax.device_count())
     mesh = device_mesh(config)
     resumed_step = newest_step(experiment, workdir)
+    processes.agree("resuming", newest_checkpoint=resumed_step)
     first_step = resumed_step or 0
     if first_step >= config.train.num_steps:
         reports.say(
@@ -169,6 +166,7 @@ def train(config, workdir: str) -> None:
         reports.say(describe(experiment, mesh))
         train_step = compile_train_step(experiment, mesh)
         reports.say(describe_memory(train_step))
+        processes.agree("compiled")  # the first collective would not wait long for the slowest
         with checkpoints.Checkpoints(workdir, config.checkpoint.keep) as saver:
             if resumed_step is None:
                 state = create_state(experiment.rin, experiment.optimizer, mesh, config.seed)

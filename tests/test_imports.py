@@ -23,6 +23,8 @@ ALLOWED = {
     "sharding": set(),
     "optimizer": set(),
     "reports": set(),
+    "meeting": set(),
+    "processes": {"meeting"},
     "state": {"sharding"},
     "checkpoints": {"state"},
     "experiment": {"network", "diffusion", "data", "optimizer", "sharding"},
@@ -31,12 +33,12 @@ ALLOWED = {
     },
     "train_step": {"network", "diffusion", "experiment", "optimizer", "sharding", "state"},
     "train": {
-        "network", "data", "experiment", "sharding", "state", "checkpoints", "reports", "sample",
-        "train_step",
+        "network", "data", "experiment", "processes", "sharding", "state", "checkpoints",
+        "reports", "sample", "train_step",
     },
     "evaluate": {"data", "evaluation", "experiment", "reports", "sample"},
     "prepare": {"data", "experiment", "reports", "train_step"},
-    "main": {"experiment", "train", "sample", "evaluate", "prepare"},
+    "main": {"experiment", "processes", "train", "sample", "evaluate", "prepare"},
 }  # fmt: skip
 
 # what a tower may not import from outside
