@@ -61,10 +61,12 @@ def make_generate(experiment: Experiment, mesh: Mesh, seed: int) -> Generate:
     def generate(params, indices, labels):
         """Pads the batch to whole rows per device, samples, and takes the padding away."""
         count = len(indices)
-        padding = (0, -count % mesh.size)
+        padding = (0, -count % sharding.batch_shards(mesh))
         indices = np.pad(np.asarray(indices, np.int32), padding)
         labels = np.pad(np.asarray(labels, np.int32), padding)
-        return np.asarray(jax.device_get(jitted(params, indices, labels)))[:count]
+        with sharding.logical_axes(mesh):
+            images = jitted(params, indices, labels)
+        return np.asarray(jax.device_get(images))[:count]
 
     return generate
 

@@ -125,8 +125,8 @@ def train(config, workdir: str) -> None:
     """Trains to `train.num_steps`, from the newest checkpoint in `workdir` if there is one."""
     experiment = make_experiment(config)
     config = experiment.config
-    check_devices(config, jax.device_count())
     mesh = device_mesh(config)
+    check_devices(config, mesh)
     resumed_step = newest_step(experiment, workdir)
     first_step = resumed_step or 0
     if first_step >= config.train.num_steps:
