@@ -23,7 +23,7 @@ AXES = ("data", "fsdp", "tensor")
 LOGICAL_AXES = (("batch", ("data", "fsdp")), ("heads", "tensor"), ("hidden", "tensor"))
 
 BATCH = PartitionSpec(dict(LOGICAL_AXES)["batch"])  # the leading axis of a batch
-SMALLEST_SHARDED = 2**10  # arrays with fewer elements are replicated
+SMALLEST_SHARDED = 2**16  # parameters with fewer elements in a layer are replicated
 
 # Logical names of the last axes of a parameter, by the end of its path.
 PARAMETERS = {
@@ -101,20 +101,21 @@ def logical_axes(mesh: Mesh) -> Iterator[None]:
 def parameter_spec(
     path: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh
 ) -> PartitionSpec:
-    """The spec of a parameter, its average or its moment; small arrays are replicated.
+    """The spec of a parameter, its average or its moment.
 
     Heads and hidden units go to `tensor`. `fsdp` splits the largest other axis that it divides
-    (the last of equals), never a stack of layers, which a scan runs along.
+    (the last of equals), never a stack of layers, which a scan runs along. Biases and norm scales
+    are replicated: gathering them layer by layer would cost more than the memory is worth.
     """
+    stacked = any(part.startswith("blocks_") for part in path) + ("compute" in path)
     spec: list[str | None] = [None] * len(shape)
-    if math.prod(shape) < SMALLEST_SHARDED:
+    if math.prod(shape[stacked:]) < SMALLEST_SHARDED:
         return PartitionSpec()
     names = next((PARAMETERS[path[-n:]] for n in (2, 3) if path[-n:] in PARAMETERS), ())
     for axis, name in enumerate(names, start=len(shape) - len(names)):
         mesh_axis = dict(LOGICAL_AXES).get(name)
         if mesh_axis and mesh.shape[mesh_axis] > 1 and shape[axis] % mesh.shape[mesh_axis] == 0:
             spec[axis] = mesh_axis
-    stacked = any(part.startswith("blocks_") for part in path) + ("compute" in path)
     free = [
         (size, axis)
         for axis, size in enumerate(shape)

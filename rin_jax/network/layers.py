@@ -258,4 +258,6 @@ class ScalarEmbedding(nn.Module):
         codes = codes - codes.mean(-1, keepdims=True)
         codes = codes / codes.std(-1, keepdims=True)
         hidden = nn.silu(dense("hidden", self.width, self.dtype)(codes))
-        return dense("out", self.width, self.dtype)(hidden)[:, None]
+        hidden = nn.with_logical_constraint(hidden, ("batch", "width"))
+        token = dense("out", self.width, self.dtype)(hidden)[:, None]
+        return nn.with_logical_constraint(token, TOKENS)

@@ -305,6 +305,7 @@ class RIN(nn.Module):
             chex.assert_shape(labels, (batch,))
             one_hot = jax.nn.one_hot(labels, self.num_classes, dtype=dtype)
             label = dense("label", width(self.label_on_latents), dtype)(one_hot)[:, None]
+            label = nn.with_logical_constraint(label, TOKENS)
             (latents if self.label_on_latents else others).append(label)
         return latents, others
 
