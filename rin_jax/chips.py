@@ -1,10 +1,11 @@
 """What accelerators can do, by their makers' documents: peaks for utilisation and for plans.
 
-Sources: cloud.google.com/tpu/docs pages of v4, v5e, v5p and v6e (read 2026-11), NVIDIA's data
-sheets [M] and, for TPU7x beyond peak and capacity, [M]. [M]: from memory, not verified. Interconnect
-is what a chip sends over all its links together: half of the documents' bidirectional figure, or
-the all-reduce bandwidth of a pod over its chips (v4). The data-centre network's share of a chip is
-a pod's over its chips where the documents give only that. 1 GB is 1e9 bytes, 1 GiB 2^30.
+Sources: cloud.google.com/tpu/docs, pages of v4, v5e, v5p, v6e and TPU7x (read 2026-11). From memory
+and not verified: TPU7x beyond peak and capacity, the network's share of a v6e chip, and the GPUs.
+
+Interconnect is what a chip sends over all its links together: half of the documents' bidirectional
+figure, or a pod's all-reduce bandwidth over its chips (v4). The data-centre network's share of a
+v5e chip is its pod's over 256 chips. 1 GB is 1e9 bytes, 1 GiB 2^30.
 """
 
 import dataclasses

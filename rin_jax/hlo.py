@@ -35,7 +35,7 @@ FREE = {
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line: `name = type opcode(operands), attributes`; operands are names of its computation."""
+    """One line: `name = type opcode(operands), attributes`."""
 
     name: str
     type: str
@@ -237,13 +237,13 @@ def balanced(text: str) -> int:
     raise ValueError(f"no closing parenthesis: {text[:80]}")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def bytes_of(type_: str) -> float:
     """Bytes of an array or of all arrays of a tuple."""
     return sum(size for size, _ in arrays(type_))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def main_memory(type_: str) -> float:
     """Bytes of the arrays that lie in main memory (S(n) in a layout is another memory)."""
     return sum(size for size, layout in arrays(type_) if "S(" not in layout)
@@ -362,8 +362,10 @@ def device_groups(attributes: str, num_devices: int) -> np.ndarray:
 def mesh_groups(axes: str, over: str) -> np.ndarray:
     """Groups over the axes `over` of a mesh: "'data'=2,'fsdp'=8" and "'fsdp'" or "'fsdp':(2)4"."""
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
-    chosen = {name: (int(before or 1), int(size) if size else None)
-              for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", over)}  # fmt: skip
+    part_of = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", over)
+    chosen = {
+        name: (int(before or 1), int(size) if size else None) for name, before, size in part_of
+    }
     dims, inner = [], []
     for name, size in sizes.items():
         before, part = chosen.get(name, (1, 1))

@@ -8,7 +8,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-MODES = ("train", "sample", "evaluate")
+MODES = ("train", "sample", "evaluate", "plan")
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -23,12 +23,18 @@ MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do with the run.")
 CLASSES = flags.DEFINE_list(
     "classes", [], "--mode=sample: labels to sample, a row each; all (at most ten) if not given."
 )
+TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "--mode=plan: the TPU slice to compile for, v5e:16x16; needs no TPU."
+)
+NUM_SLICES = flags.DEFINE_integer("num_slices", 1, "--mode=plan: slices of that topology.")
 
 
 def main(argv: list[str]) -> None:
     """Dispatches to the job; a mistake of the user ends with one message and exit code 2."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    if WORKDIR.value is None and MODE.value != "plan":
+        raise app.UsageError("--workdir is missing; every mode but --mode=plan needs one.")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # the libraries' own progress is not the user's
     from rin_jax.experiment import ConfigError
@@ -53,6 +59,10 @@ def run(mode: str) -> None:
         from rin_jax.sample import sample
 
         sample(CONFIG.value, WORKDIR.value, [int(label) for label in CLASSES.value])
+    elif mode == "plan":
+        from rin_jax.plan import plan
+
+        plan(CONFIG.value, TOPOLOGY.value or "", NUM_SLICES.value)
     else:
         from rin_jax.evaluate import evaluate
 
@@ -60,5 +70,5 @@ def run(mode: str) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flag_as_required("config")
     app.run(main)

@@ -23,6 +23,8 @@ ALLOWED = {
     "sharding": set(),
     "optimizer": set(),
     "reports": set(),
+    "chips": set(),
+    "hlo": set(),
     "state": {"sharding"},
     "checkpoints": {"state"},
     "experiment": {"network", "diffusion", "data", "optimizer", "sharding"},
@@ -34,8 +36,12 @@ ALLOWED = {
         "network", "data", "experiment", "sharding", "state", "checkpoints", "reports", "sample",
         "train_step",
     },
+    "plan": {
+        "network", "chips", "experiment", "hlo", "reports", "sample", "sharding", "state",
+        "train_step",
+    },
     "evaluate": {"data", "evaluation", "experiment", "reports", "sample"},
-    "main": {"experiment", "train", "sample", "evaluate"},
+    "main": {"experiment", "train", "sample", "evaluate", "plan"},
 }  # fmt: skip
 
 # what a tower may not import from outside
