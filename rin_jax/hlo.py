@@ -8,6 +8,9 @@ arrays at their logical size. With g devices in a group, ring algorithms send
     reduce-scatter       (g - 1) / g x the operand (the whole)
     all-to-all           (g - 1) / g x the operand
     collective-permute   the operand
+
+Between TPU slices a device hands an operand to its host, which takes part in the collective that
+the instruction names, over the slices.
 """
 
 import collections
@@ -88,11 +91,12 @@ class Program:
         found = {}
         for context, runs, name, instruction in self._visit(self._entry, 1, (), fused=True):
             kind = instruction.opcode.removesuffix("-start")
-            if kind not in KINDS:
+            between = re.search(r'megascale_transfer_type="(\w+)"', instruction.attributes)
+            if kind not in KINDS and not (kind == "send" and between):
                 continue
             # the parts of an asynchronous one share a channel
             channel = re.search(r"channel_id=(\d+)", instruction.attributes)
-            key = (context, channel.group(1) if channel else (name, instruction.name))
+            key = (context, kind, channel.group(1) if channel else (name, instruction.name))
             found.setdefault(key, self._collective(kind, runs, name, instruction))
         return sorted((c for c in found.values() if c.bytes), key=lambda c: -c.bytes)
 
@@ -148,7 +152,11 @@ class Program:
         computation = self._computations[name]
         size = sum(bytes_of(computation[o].type) for o in instruction.operands)
         groups = device_groups(instruction.attributes, self._devices)
-        group = groups.shape[1]
+        slices = groups // (self._devices // self._slices)
+        group, crosses = groups.shape[1], bool((slices != slices[:, :1]).any())
+        if kind == "send":
+            named = re.search(r'megascale_transfer_type="(\w+)"', instruction.attributes).group(1)
+            kind, group, crosses = named.lower().replace("_", "-"), self._slices, True
         if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
             kind = "reduce-scatter"  # a TPU fusion: all that follows is the device's own slice
         factor = {
@@ -157,14 +165,13 @@ class Program:
             "collective-permute": 1,
             "collective-broadcast": 1,
         }.get(kind, (group - 1) / group)
-        slices = groups // (self._devices // self._slices)
         source = re.search(r'op_name="([^"]*)"', instruction.attributes)
         return Collective(
             kind=kind,
             runs=runs,
             sent=factor * size,
             group=group,
-            crosses=bool((slices != slices[:, :1]).any()),
+            crosses=crosses,
             source=source.group(1) if source else "",
         )
 
@@ -179,9 +186,7 @@ class Program:
         if instruction.opcode != "fusion" or not called:
             return result + sum(map(main_memory, types))
         inside = self._computations[called.group(1)]
-        parameters = {
-            int(i.arguments): i for i in inside.values() if i.opcode == "parameter"
-        }
+        parameters = {int(i.arguments): i for i in inside.values() if i.opcode == "parameter"}
         read = 0.0
         for position, type_ in enumerate(types):
             if main_memory(type_):

@@ -372,7 +372,5 @@ def describe_sampler(
         return f"{head}, DOES NOT FIT; lower --config.evaluation.batch_size"
     passes = sampler.num_steps * (2 if sampler.guidance_scale else 1)
     flops = images / mesh.size * passes * cost.forward_flops(experiment.rin)
-    times = describe_times(
-        "sampler", roofline(flops, result, chip), images, flops, chip.peak_flops
-    )
+    times = describe_times("sampler", roofline(flops, result, chip), images, flops, chip.peak_flops)
     return f"{head}, fits\n{describe_collectives(result)}\n{times}"

@@ -98,9 +98,7 @@ def logical_axes(mesh: Mesh) -> Iterator[None]:
         yield
 
 
-def parameter_spec(
-    path: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh
-) -> PartitionSpec:
+def parameter_spec(path: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """The spec of a parameter, its average or its moment.
 
     Heads and hidden units go to `tensor`. `fsdp` splits the largest other axis that it divides
@@ -156,6 +154,4 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def global_batch(batch: Any, mesh: Mesh) -> Any:
     """Global arrays from this process's rows of a batch."""
     sharding = batch_sharding(mesh)
-    return jax.tree.map(
-        lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch
-    )
+    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)

@@ -8,11 +8,15 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from rin_jax import sharding
-from rin_jax.network.rin import RIN
 from rin_jax.state import abstract_state
 from tests import tiny
 
 QUERY = ("blocks_0", "compute", "attention", "query", "kernel")
+
+
+@pytest.fixture(autouse=True)
+def _small_arrays_count(monkeypatch):
+    monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 64)
 
 
 @pytest.mark.parametrize(
@@ -59,9 +63,8 @@ def test_every_large_parameter_and_its_moments_are_split_alike():
 
 def test_every_named_parameter_exists():
     """The table of parameter names holds to the network's own, so no row is stale."""
-    rin = RIN(image_shape=(8, 8, 1), num_classes=10, **tiny.TINY["model"])
-    experiment = tiny.experiment()
-    params = abstract_state(rin, experiment.optimizer, sharding.make_mesh(8, 1, 1)).params
+    experiment, mesh = tiny.experiment(), sharding.make_mesh(8, 1, 1)
+    params = abstract_state(experiment.rin, experiment.optimizer, mesh).params
     paths = [
         tuple(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(params)
     ]
