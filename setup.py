@@ -36,7 +36,8 @@ setuptools.setup(
     extras_require={
         "cuda": ["jax[cuda12]>=0.7.2"],
         "gcs": ["etils[epath-gcs]>=1.9", "google-cloud-storage>=2.10"],
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.8", "tensorboard>=2.18"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.8", "tensorboard>=2.18",
+                 "jax[tpu]>=0.7.2"],  # the TPU compiler, for --mode=plan; needs no TPU
         "tf": ["tensorflow-cpu>=2.20", "tensorboard>=2.18"],
         "tpu": ["jax[tpu]>=0.7.2"],
     },

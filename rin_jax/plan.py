@@ -14,6 +14,7 @@ import dataclasses
 import math
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -46,8 +47,8 @@ class Compiled:
 
     Attributes:
       fits: whether it fits into memory; if not, only `used` is known.
-      used: bytes of memory that it needs at once.
-      capacity: bytes of memory that it may have.
+      used: bytes of memory that it needs at once; if it does not fit, of temporaries alone.
+      capacity: bytes of memory that it may have, as documented or as the compiler says.
       temporary: bytes beside arguments and results.
       collectives: what the chip sends.
       traffic: bytes to and from memory.
@@ -59,6 +60,12 @@ class Compiled:
     temporary: float = 0.0
     collectives: tuple[Collective, ...] = ()
     traffic: float = 0.0
+
+    def verdict(self) -> str:
+        """What it needs of what there is."""
+        if self.fits:
+            return f"{self.used / GIB:.2f} of {self.capacity / GIB:.2f} GiB, fits"
+        return f"does not fit: {self.used / GIB:.2f} of {self.capacity / GIB:.2f} GiB"
 
     def sent(self, crosses: bool) -> float:
         """Bytes that the chip sends inside its slice, or to other slices."""
@@ -80,7 +87,7 @@ def plan(config: ml_collections.ConfigDict, topology: str, num_slices: int) -> N
     check_devices(experiment.config, mesh)
     where = f"{num_slices} x {topology}" if num_slices > 1 else topology
     sizes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
-    say(f"{where}: {mesh.size} chips, {sizes}")
+    say(f"{where}: {mesh.size} devices, {sizes}")
     say(describe_model(experiment))
 
     def step(**changes) -> Compiled:
@@ -91,7 +98,8 @@ def plan(config: ml_collections.ConfigDict, topology: str, num_slices: int) -> N
     say(describe_memory(experiment, mesh, result))
     if result.fits:
         say(describe_step(experiment, mesh, result, chip))
-    say(describe_search(experiment, result, step))
+    fsdp = math.gcd(16, mesh.size // num_slices // mesh.shape["tensor"])
+    say(describe_search(experiment.config, result, step, fsdp))
     shards = sharding.batch_shards(mesh)
     images = -(-experiment.config.evaluation.batch_size // shards) * shards
     sampler = compiled(
@@ -120,6 +128,7 @@ def topology_devices(topology: str, num_slices: int) -> list:
         ("TPU_SKIP_MDS_QUERY", "1"),  # ask no cloud for this machine's place in a slice
         ("TPU_WORKER_HOSTNAMES", "localhost"),
         ("TPU_ACCELERATOR_TYPE", "v5litepod-8"),
+        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),  # nothing runs on a chip: two plans may go at once
     ):
         os.environ.setdefault(name, value)
     slices = {"num_slices": num_slices} if num_slices > 1 else {}
@@ -196,8 +205,8 @@ def describe_model(experiment: Experiment) -> str:
     ratio = compiler_flops_ratio(experiment)
     return (
         f"parameters: {count:,}; tokens: {rin.num_tokens} interface, {rin.num_latents} latents\n"
-        f"FLOPs: {forward / 1e9:,.1f} G forward an image, {train / 1e9:,.1f} G training an image, "
-        f"{train * batch / 1e15:,.3f} P a step of {batch}; with one block of depth 1 the "
+        f"FLOPs: {forward / 1e9:,.4g} G forward an image, {train / 1e9:,.4g} G training an image, "
+        f"{train * batch / 1e15:,.3g} P a step of {batch}; with one block of depth 1 the "
         f"compiler counts {100 * ratio - 100:+.1f} % (elementwise work included)"
     )
 
@@ -221,7 +230,7 @@ def compiler_flops_ratio(experiment: Experiment) -> float:
 
 
 def state_bytes(experiment: Experiment, mesh) -> dict[str, float]:
-    """Bytes a chip of the state, by kind."""
+    """Bytes of a device's state, by kind."""
     state = abstract_state(experiment.rin, experiment.optimizer, mesh)
 
     def total(tree):
@@ -238,16 +247,13 @@ def state_bytes(experiment: Experiment, mesh) -> dict[str, float]:
 
 
 def describe_memory(experiment: Experiment, mesh, result: Compiled) -> str:
-    """Memory a chip, by kind, against what there is."""
+    """Memory of a device, by kind, against what there is."""
     kinds = state_bytes(experiment, mesh)
     if result.fits:
         kinds["temporaries"] = result.temporary
     parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in kinds.items())
-    verdict = "fits" if result.fits else "DOES NOT FIT (what is needed beside the state)"
-    return (
-        f"memory a chip with remat {experiment.config.model.remat}: {result.used / GIB:.2f} of "
-        f"{result.capacity / GIB:.2f} GiB, {verdict}: {parts}"
-    )
+    remat = experiment.config.model.remat
+    return f"memory with remat {remat}: {result.verdict()}\n  in GiB: {parts}"
 
 
 def describe_collectives(result: Compiled) -> str:
@@ -309,20 +315,23 @@ def describe_assumptions(chip: chips.Chip) -> str:
     )
 
 
-def describe_search(experiment: Experiment, result: Compiled, step) -> str:
-    """The cheapest remat policy that fits or, if none does, what else makes it fit."""
-    config, tried = experiment.config, {experiment.config.model.remat: result}
+def describe_search(config: ml_collections.FrozenConfigDict, result: Compiled, step, fsdp: int):
+    """The cheapest remat policy that fits or, if none does, what else makes it fit.
+
+    `result` is that of `config`, `step(**changes)` compiles it with fields changed; `fsdp` is the
+    axis to try where parameters are replicated.
+    """
+    tried = {config.model.remat: result}
     lines = []
     for remat in REMAT:
         if remat not in tried:
             tried[remat] = step(model__remat=remat)
-        used = f"{tried[remat].used / GIB:.2f} of {tried[remat].capacity / GIB:.2f} GiB"
+        lines.append(f"remat {remat}: {tried[remat].verdict()}")
         if tried[remat].fits:
-            lines.append(f"remat {remat}: {used}, fits: the cheapest that does")
+            lines[-1] += ": the cheapest that does"
             return "\n".join(lines)
-        lines.append(f"remat {remat}: {used}, does not fit")
-    fsdp = {} if config.mesh.fsdp != 1 else {"mesh__data": -1, "mesh__fsdp": config_fsdp(config)}
-    for changes in candidates(config, fsdp):
+    sharded = {"mesh__data": -1, "mesh__fsdp": fsdp} if config.mesh.fsdp == 1 < fsdp else {}
+    for changes in candidates(config, sharded):
         try:
             found = step(model__remat="full", **changes)
         except ConfigError as error:
@@ -331,8 +340,7 @@ def describe_search(experiment: Experiment, result: Compiled, step) -> str:
         words = " ".join(
             f"--config.{path.replace('__', '.')}={value}" for path, value in changes.items()
         )
-        used = f"{found.used / GIB:.2f} of {found.capacity / GIB:.2f} GiB"
-        lines.append(f"remat full {words}: {used}, {'fits' if found.fits else 'does not fit'}")
+        lines.append(f"--config.model.remat=full {words}: {found.verdict()}")
         if found.fits:
             parts = changes.get("train__accumulation_steps", 1) // config.train.accumulation_steps
             if parts > 1:
@@ -344,18 +352,15 @@ def describe_search(experiment: Experiment, result: Compiled, step) -> str:
     return "\n".join([*lines, "a chip with more memory, or a smaller model, is needed"])
 
 
-def config_fsdp(config) -> int:
-    """The fsdp axis that is tried where parameters were replicated: enough to make them small."""
-    return 8 if config.train.batch_size % 16 else 16
-
-
-def candidates(config, fsdp: dict[str, int]):
+def candidates(
+    config: ml_collections.FrozenConfigDict, sharded: dict[str, int]
+) -> Iterator[dict[str, int]]:
     """Changes that need less memory, one after the other."""
-    if fsdp:
-        yield fsdp
+    if sharded:
+        yield sharded
     steps = config.train.accumulation_steps * 2
     while config.train.batch_size % steps == 0:
-        yield {**fsdp, "train__accumulation_steps": steps}
+        yield {**sharded, "train__accumulation_steps": steps}
         steps *= 2
 
 
@@ -365,12 +370,11 @@ def describe_sampler(
     """Memory, collectives and roofline of the sampler."""
     sampler = experiment.config.sampler
     head = (
-        f"sampler, {images} images, {sampler.num_steps} steps of {sampler.name}: "
-        f"{result.used / GIB:.2f} of {result.capacity / GIB:.2f} GiB"
+        f"sampler, {images} images, {sampler.num_steps} steps of {sampler.name}: {result.verdict()}"
     )
     if not result.fits:
-        return f"{head}, DOES NOT FIT; lower --config.evaluation.batch_size"
+        return f"{head}; lower --config.evaluation.batch_size"
     passes = sampler.num_steps * (2 if sampler.guidance_scale else 1)
     flops = images / mesh.size * passes * cost.forward_flops(experiment.rin)
     times = describe_times("sampler", roofline(flops, result, chip), images, flops, chip.peak_flops)
-    return f"{head}, fits\n{describe_collectives(result)}\n{times}"
+    return f"{head}\n{describe_collectives(result)}\n{times}"
