@@ -177,6 +177,13 @@ class Program:
 
     def _traffic(self, computation: Computation, instruction: Instruction) -> float:
         types = [computation[o].type for o in instruction.operands if o in computation]
+        if instruction.opcode.endswith("-start"):  # its type lists source, target and a context
+            if instruction.opcode.removesuffix("-start") in KINDS:
+                return main_memory(instruction.type)
+            ends = [end for end in arrays(instruction.type) if end[0] > 8]
+            return min((size for size, _ in ends), default=0.0) * sum(
+                "S(" not in layout for _, layout in ends
+            )
         if instruction.opcode == "dynamic-slice":
             return 2 * main_memory(instruction.type)
         if instruction.opcode == "dynamic-update-slice":

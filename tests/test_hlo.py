@@ -121,6 +121,20 @@ def test_a_tpu_program():
     assert program.unknown_loops == []
 
 
+def test_copies_to_and_from_on_chip_memory():
+    """A prefetch of a slice reads what it takes; a copy inside main memory reads and writes."""
+    text = """HloModule m
+ENTRY %main (x: bf16[64,128]) -> bf16[64,128] {
+  %x = bf16[64,128]{1,0} parameter(0)
+  %s = ((bf16[64,128]{1,0}), bf16[16,128]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%x), slice={}
+  %sd = bf16[16,128]{1,0:T(8,128)S(1)} slice-done(%s)
+  %c = (bf16[64,128]{1,0}, bf16[64,128]{1,0}, u32[]{:S(2)}) copy-start(%x)
+  ROOT %cd = bf16[64,128]{1,0} copy-done(%c)
+}
+"""
+    assert Program(text, 1).memory_traffic() == (16 + 2 * 64) * 128 * 2
+
+
 def test_a_loop_whose_bound_is_not_seen_is_named():
     program = Program(TPU.replace("constant(13)", "parameter(1)"), 16, 2)
     assert program.collectives()[0].runs == 1

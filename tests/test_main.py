@@ -102,7 +102,7 @@ def test_a_mistake_on_the_command_line(tmp_path, arguments, words):
         ({"optimizer__name": "adam"}, r"optimizer.name is 'adam'; choose one of lamb, adamw"),
         ({"optimizer__warmup_steps": 6}, r"optimizer.warmup_steps 6 .* train.num_steps 6"),
         ({"train__bach_size": 8}, r"unknown field train.bach_size; did you mean train.batch_size"),
-        ({"mesh__tensor": 2}, r"unknown field mesh.tensor"),
+        ({"mesh__pipeline": 2}, r"unknown field mesh.pipeline"),
         ({"optimizer__decay": {"name": "cosine", "rat": 1.0}}, r"optimizer.decay: 'cosine'.*rat"),
         ({"model__dpeth": 2}, r"unknown field model.dpeth; did you mean model.depth"),
         ({"data__num_classes": None, "data__name": "digist"}, r"data.name.*digits"),
