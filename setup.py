@@ -39,6 +39,7 @@ setuptools.setup(
         "gcs": ["etils[epath-gcs]>=1.9", "google-cloud-storage>=2.10"],
         "pathways": ["pathwaysutils>=0.1"],
         "test": [
+            "jax[tpu]>=0.7.2",  # the TPU compiler, for --mode=plan; needs no TPU
             "opencv-python-headless>=4.10",
             "pytest>=8",
             "pytest-xdist>=3.6",

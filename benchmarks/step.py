@@ -171,7 +171,7 @@ def sampler_step(experiment: Experiment, params: Any, labels: jax.Array | None) 
 
 def time_parts(experiment: Experiment, repetitions: int, warmup: int) -> dict[str, list[float]]:
     """Seconds of each part, on the first device; the batch lies on the device already."""
-    mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
     state = create_state(experiment.rin, experiment.optimizer, mesh, experiment.config.seed)
     batch = sharding.global_batch(random_batch(experiment), mesh)
     labels = batch.get("label")

@@ -112,6 +112,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.mesh = ml_collections.ConfigDict()
     config.mesh.data = -1
     config.mesh.fsdp = 1
+    config.mesh.tensor = 1
 
     if arg == "tiny":
         config.model.num_blocks = 2

@@ -47,7 +47,7 @@ FIELDS = {
     ),
     "checkpoint": ("every_steps", "keep"),
     "evaluation": ("num_samples", "batch_size"),
-    "mesh": ("data", "fsdp"),
+    "mesh": ("data", "fsdp", "tensor"),
 }  # fmt: skip
 
 
@@ -252,21 +252,38 @@ def _check_train(config: ml_collections.ConfigDict) -> None:
         raise ConfigError(f"train.ema_decay is {train.ema_decay}; it must be in [0, 1).")
 
 
-def device_mesh(config: ml_collections.FrozenConfigDict) -> Mesh:
-    """The mesh of a configuration over all devices, or a ConfigError if they do not fit."""
+def device_mesh(config: ml_collections.FrozenConfigDict, devices: list | None = None) -> Mesh:
+    """The mesh of a configuration over all devices, or over those given.
+
+    Raises:
+      ConfigError: the axes do not fit the devices, or `tensor` the heads or hidden widths.
+    """
     with config_errors():
-        return sharding.make_mesh(**config.mesh)
+        mesh = sharding.make_mesh(**config.mesh, devices=devices)
+    model, tensor = config.model, mesh.shape["tensor"]
+    for field, split in (
+        ("num_heads", model.num_heads),
+        ("routing_heads", model.routing_heads),
+        ("latent_mlp_ratio x latent_dim", model.latent_mlp_ratio * model.latent_dim),
+        ("interface_mlp_ratio x interface_dim", model.interface_mlp_ratio * model.interface_dim),
+    ):
+        if split % tensor:
+            raise ConfigError(
+                f"mesh.tensor {tensor} does not divide model.{field} {split}; choose a divisor, "
+                "and give the other devices to mesh.data or mesh.fsdp."
+            )
+    return mesh
 
 
-def check_devices(config: ml_collections.FrozenConfigDict, num_devices: int) -> None:
-    """Raises ConfigError if a micro-batch does not split evenly over the devices."""
-    train = config.train
+def check_devices(config: ml_collections.FrozenConfigDict, mesh: Mesh) -> None:
+    """Raises ConfigError if a micro-batch does not split evenly over data x fsdp."""
+    train, shards = config.train, sharding.batch_shards(mesh)
     micro_batch = train.batch_size // train.accumulation_steps
-    if micro_batch % num_devices:
+    if micro_batch % shards:
         raise ConfigError(
             f"train.batch_size {train.batch_size} / train.accumulation_steps "
-            f"{train.accumulation_steps} = {micro_batch} images is not divisible by {num_devices} "
-            "devices; choose a batch size that is a multiple of both."
+            f"{train.accumulation_steps} = {micro_batch} images is not divisible by {shards}, the "
+            "product of mesh.data and mesh.fsdp; choose a batch size that is a multiple of both."
         )
 
 

@@ -9,7 +9,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 TOGETHER = ("train", "sample", "evaluate")  # what all processes of a run do together
-MODES = (*TOGETHER, "prepare")
+MODES = (*TOGETHER, "prepare", "plan")
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -39,6 +39,10 @@ DOWNLOADED = flags.DEFINE_string(
 JOIN_TIMEOUT = flags.DEFINE_float(
     "join_timeout", 300.0, "Seconds to wait at the start until all processes of the run are there."
 )
+TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "--mode=plan: the TPU slice to compile for, v5e:16x16; needs no TPU."
+)
+NUM_SLICES = flags.DEFINE_integer("num_slices", 1, "--mode=plan: slices of that topology.")
 
 
 def main(argv: list[str]) -> None:
@@ -73,10 +77,13 @@ def check_flags(mode: str) -> None:
     """Raises ConfigError at a flag that the mode needs and lacks, or has and does not read."""
     from rin_jax.experiment import ConfigError
 
-    if WORKDIR.value is None and mode != "prepare":
+    if WORKDIR.value is None and mode in TOGETHER:
         raise ConfigError(f"--mode={mode} needs --workdir=DIR.")
-    for flag, reader in ((SOURCE, "prepare"), (DOWNLOADED, "prepare"), (CLASSES, "sample")):
-        if flag.value and mode != reader:
+    for flag, reader in (
+        (SOURCE, "prepare"), (DOWNLOADED, "prepare"), (CLASSES, "sample"), (TOPOLOGY, "plan"),
+        (NUM_SLICES, "plan"),
+    ):  # fmt: skip
+        if flag.present and mode != reader:
             raise ConfigError(f"--{flag.name} is for --mode={reader}; the mode is {mode}.")
 
 
@@ -94,6 +101,10 @@ def run(mode: str) -> None:
         from rin_jax.prepare import prepare
 
         prepare(CONFIG.value, WORKDIR.value, SOURCE.value, DOWNLOADED.value)
+    elif mode == "plan":
+        from rin_jax.plan import plan
+
+        plan(CONFIG.value, TOPOLOGY.value or "", NUM_SLICES.value)
     else:
         from rin_jax.evaluate import evaluate
 

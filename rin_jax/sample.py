@@ -32,8 +32,8 @@ GRID_ROWS, GRID_COLUMNS = 10, 10
 Generate = Callable[[dict, np.ndarray, np.ndarray], np.ndarray]
 
 
-def make_generate(experiment: Experiment, mesh: Mesh, seed: int) -> Generate:
-    """A function that samples images `indices` of `seed` with the classes `labels`."""
+def jit_sampler(experiment: Experiment, mesh: Mesh, seed: int):
+    """The sampler's program: (params, indices [B], labels [B]) -> uint8 images [B, H, W, C]."""
     rin, sampler = experiment.rin, experiment.sampler
 
     def images_of(params, indices, labels):
@@ -52,20 +52,35 @@ def make_generate(experiment: Experiment, mesh: Mesh, seed: int) -> Generate:
         return to_uint8(sampler.sample(guided, noise, labels, noise_fn))
 
     batch = sharding.batch_sharding(mesh)
-    jitted = jax.jit(
+    return jax.jit(
         images_of,
         in_shardings=(None, batch, batch),
         out_shardings=sharding.replicated(mesh),
     )
 
+
+def compile_sampler(experiment: Experiment, mesh: Mesh, batch_size: int):
+    """The sampler compiled for `mesh` and a batch, without any array."""
+    params = abstract_state(experiment.rin, experiment.optimizer, mesh).ema_params
+    rows = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+    with sharding.logical_axes(mesh):
+        return jit_sampler(experiment, mesh, seed=0).lower(params, rows, rows).compile()
+
+
+def make_generate(experiment: Experiment, mesh: Mesh, seed: int) -> Generate:
+    """A function that samples images `indices` of `seed` with the classes `labels`."""
+    jitted = jit_sampler(experiment, mesh, seed)
+
     def generate(params, indices, labels):
         """Pads the batch to whole rows per device, samples, and takes the padding away."""
         count = len(indices)
-        padding = (0, -count % mesh.size)
+        padding = (0, -count % sharding.batch_shards(mesh))
         indices = np.pad(np.asarray(indices, np.int32), padding)
         labels = np.pad(np.asarray(labels, np.int32), padding)
         rows = (sharding.from_every_process(x, mesh) for x in (indices, labels))
-        return np.asarray(jax.device_get(jitted(params, *rows)))[:count]
+        with sharding.logical_axes(mesh):
+            images = jitted(params, *rows)
+        return np.asarray(jax.device_get(images))[:count]
 
     return generate
 

@@ -1,68 +1,149 @@
 """The device mesh and what is sharded over it.
 
-Two axes: `data` splits the batch; `fsdp` splits the batch and also parameters, their averages
-and the optimizer's moments, each along its largest axis that divides.
+Three axes. `data` and `fsdp` split the batch; `fsdp` splits parameters, their averages and the
+optimizer's moments as well; `tensor` splits heads and hidden units. On several TPU slices `data`
+spans the slices, over their data-centre network, and the other two stay inside one.
 """
 
+import contextlib
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from flax import linen as nn
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-AXES = ("data", "fsdp")
-BATCH = PartitionSpec(AXES)  # the leading axis of a batch, over all devices
-SMALLEST_SHARDED = 2**10  # arrays with fewer elements are replicated
+AXES = ("data", "fsdp", "tensor")
+
+# The one table: logical axis of an activation or parameter -> mesh axes. An axis without a row
+# (tokens, width, head) is whole on every device.
+LOGICAL_AXES = (("batch", ("data", "fsdp")), ("heads", "tensor"), ("hidden", "tensor"))
+
+BATCH = PartitionSpec(dict(LOGICAL_AXES)["batch"])  # the leading axis of a batch
+SMALLEST_SHARDED = 2**16  # parameters with fewer elements in a layer are replicated
+
+# Logical names of the last axes of a parameter, by the end of its path.
+PARAMETERS = {
+    ("query", "kernel"): ("width", "heads", "head"),
+    ("key", "kernel"): ("width", "heads", "head"),
+    ("value", "kernel"): ("width", "heads", "head"),
+    ("query", "bias"): ("heads", "head"),
+    ("key", "bias"): ("heads", "head"),
+    ("value", "bias"): ("heads", "head"),
+    ("attention", "out", "kernel"): ("heads", "head", "width"),
+    ("ffn", "hidden", "kernel"): ("width", "hidden"),
+    ("ffn", "hidden", "bias"): ("hidden",),
+    ("ffn", "out", "kernel"): ("hidden", "width"),
+}
 
 
-def mesh_shape(data: int, fsdp: int, num_devices: int) -> tuple[int, int]:
-    """Sizes of (data, fsdp); one of them may be -1 for "the rest".
+def mesh_shape(data: int, fsdp: int, tensor: int, num_devices: int) -> tuple[int, int, int]:
+    """Sizes of (data, fsdp, tensor); one of them may be -1 for "the rest".
 
     Raises:
       ValueError: the axes do not multiply to the number of devices.
     """
-    sizes = {"data": data, "fsdp": fsdp}
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     free = [name for name, size in sizes.items() if size == -1]
-    fixed = int(np.prod([size for size in sizes.values() if size != -1]))
-    if len(free) > 1 or fixed < 1 or num_devices % fixed or (not free and fixed != num_devices):
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    positive = all(size >= 1 or size == -1 for size in sizes.values())
+    fits = fixed == num_devices or (free and fixed and num_devices % fixed == 0)
+    if not positive or len(free) > 1 or not fits:
         raise ValueError(
-            f"mesh.data {data} x mesh.fsdp {fsdp} does not cover {num_devices} devices; set one "
-            "of them to -1 to infer it."
+            f"mesh.data {data} x mesh.fsdp {fsdp} x mesh.tensor {tensor} does not cover "
+            f"{num_devices} devices; set one of them to -1 to infer it, the others to numbers "
+            "whose product divides the devices."
         )
     sizes |= dict.fromkeys(free, num_devices // fixed)
-    return sizes["data"], sizes["fsdp"]
+    return sizes["data"], sizes["fsdp"], sizes["tensor"]
 
 
-def make_mesh(data: int, fsdp: int, devices: list | None = None) -> Mesh:
-    """A mesh over all devices, or over those given."""
+def make_mesh(data: int, fsdp: int, tensor: int, devices: list | None = None) -> Mesh:
+    """A mesh over all devices, or over those given.
+
+    Raises:
+      ValueError: the axes do not fit the devices, or `data` does not span the slices.
+    """
     devices = jax.devices() if devices is None else devices
+    sizes = mesh_shape(data, fsdp, tensor, len(devices))
     auto = (jax.sharding.AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(
-        mesh_shape(data, fsdp, len(devices)), AXES, axis_types=auto, devices=devices
+    return Mesh(arrange(devices, sizes), AXES, axis_types=auto)
+
+
+def arrange(devices: list, sizes: tuple[int, int, int]) -> np.ndarray:
+    """Devices in an array of `sizes`: neighbours on the torus, slices along `data`."""
+    if devices[0].platform != "tpu":
+        return np.array(devices).reshape(sizes)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    data, fsdp, tensor = sizes
+    if data % slices:
+        raise ValueError(
+            f"mesh.data {data} is not a multiple of the {slices} slices; fsdp {fsdp} and tensor "
+            f"{tensor} stay inside a slice, so set mesh.data to a multiple of {slices} (or -1)."
+        )
+    if slices == 1:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return mesh_utils.create_hybrid_device_mesh(
+        (data // slices, fsdp, tensor), (slices, 1, 1), devices, allow_split_physical_axes=True
     )
 
 
-def parameter_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
-    """The largest axis that `fsdp` divides is split (the last of equals); small arrays are not."""
-    if fsdp == 1 or np.prod(shape) < SMALLEST_SHARDED:
+@contextlib.contextmanager
+def logical_axes(mesh: Mesh) -> Iterator[None]:
+    """While a program is traced here, the network's activations are pinned to `mesh`."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(LOGICAL_AXES):
+        yield
+
+
+def parameter_spec(path: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """The spec of a parameter, its average or its moment.
+
+    Heads and hidden units go to `tensor`. `fsdp` splits the largest other axis that it divides
+    (the last of equals), never a stack of layers, which a scan runs along. Biases and norm scales
+    are replicated: gathering them layer by layer would cost more than the memory is worth.
+    """
+    stacked = any(part.startswith("blocks_") for part in path) + ("compute" in path)
+    spec: list[str | None] = [None] * len(shape)
+    if math.prod(shape[stacked:]) < SMALLEST_SHARDED:
         return PartitionSpec()
-    candidates = [(size, axis) for axis, size in enumerate(shape) if size % fsdp == 0]
-    if not candidates:
-        return PartitionSpec()
-    axis = max(candidates)[1]
-    return PartitionSpec(*(None,) * axis, "fsdp")
+    names = next((PARAMETERS[path[-n:]] for n in (2, 3) if path[-n:] in PARAMETERS), ())
+    for axis, name in enumerate(names, start=len(shape) - len(names)):
+        mesh_axis = dict(LOGICAL_AXES).get(name)
+        if mesh_axis and mesh.shape[mesh_axis] > 1 and shape[axis] % mesh.shape[mesh_axis] == 0:
+            spec[axis] = mesh_axis
+    free = [
+        (size, axis)
+        for axis, size in enumerate(shape)
+        if axis >= stacked and spec[axis] is None and size % mesh.shape["fsdp"] == 0
+    ]
+    if free and mesh.shape["fsdp"] > 1:
+        spec[max(free)[1]] = "fsdp"
+    while spec and spec[-1] is None:
+        spec.pop()
+    return PartitionSpec(*spec)
 
 
 def state_sharding(abstract: Any, mesh: Mesh) -> Any:
     """Shardings of a pytree of shaped leaves: one rule for parameters, averages and moments."""
-    return jax.tree.map(
-        lambda leaf: NamedSharding(mesh, parameter_spec(leaf.shape, mesh.shape["fsdp"])), abstract
-    )
+
+    def place(path, leaf):
+        names = tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
+        return NamedSharding(mesh, parameter_spec(names, leaf.shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(place, abstract)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis over all devices."""
+    """The leading axis over `data` and `fsdp`; the same rows on all of `tensor`."""
     return NamedSharding(mesh, BATCH)
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Parts into which a batch is split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -73,9 +154,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def global_batch(batch: Any, mesh: Mesh) -> Any:
     """Global arrays from this process's rows of a batch."""
     sharding = batch_sharding(mesh)
-    return jax.tree.map(
-        lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch
-    )
+    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
 
 
 def from_every_process(rows: np.ndarray, mesh: Mesh) -> jax.Array:

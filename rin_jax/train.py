@@ -147,8 +147,8 @@ def train(config, workdir: str) -> None:
     """Trains to `train.num_steps`, from the newest checkpoint in `workdir` if there is one."""
     experiment = make_experiment(config)
     config = experiment.config
-    check_devices(config, jax.device_count())
     mesh = device_mesh(config)
+    check_devices(config, mesh)
     resumed_step = newest_step(experiment, workdir)
     processes.agree("resuming", newest_checkpoint=resumed_step)
     first_step = resumed_step or 0

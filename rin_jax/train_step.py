@@ -113,7 +113,8 @@ def compile_train_step(experiment: Experiment, mesh: Mesh):
         out_shardings=(placements, sharding.replicated(mesh)),
         donate_argnums=0,
     )
-    return jitted.lower(state, abstract_batch(experiment)).compile()
+    with sharding.logical_axes(mesh):
+        return jitted.lower(state, abstract_batch(experiment)).compile()
 
 
 def abstract_batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:

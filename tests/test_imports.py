@@ -25,6 +25,8 @@ ALLOWED = {
     "reports": set(),
     "meeting": set(),
     "processes": {"meeting"},
+    "chips": set(),
+    "hlo": set(),
     "state": {"sharding"},
     "checkpoints": {"state"},
     "experiment": {"network", "diffusion", "data", "optimizer", "sharding"},
@@ -36,9 +38,13 @@ ALLOWED = {
         "network", "data", "experiment", "processes", "sharding", "state", "checkpoints",
         "reports", "sample", "train_step",
     },
+    "plan": {
+        "network", "chips", "experiment", "hlo", "reports", "sample", "sharding", "state",
+        "train_step",
+    },
     "evaluate": {"data", "evaluation", "experiment", "reports", "sample"},
     "prepare": {"data", "experiment", "reports", "train_step"},
-    "main": {"experiment", "processes", "train", "sample", "evaluate", "prepare"},
+    "main": {"experiment", "plan", "processes", "train", "sample", "evaluate", "prepare"},
 }  # fmt: skip
 
 # what a tower may not import from outside

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rin_jax import sharding
-from rin_jax.experiment import ConfigError, check_devices, make_experiment
+from rin_jax.experiment import ConfigError, check_devices, device_mesh, make_experiment
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -102,7 +102,7 @@ def test_a_mistake_on_the_command_line(tmp_path, arguments, words):
         ({"optimizer__name": "adam"}, r"optimizer.name is 'adam'; choose one of lamb, adamw"),
         ({"optimizer__warmup_steps": 6}, r"optimizer.warmup_steps 6 .* train.num_steps 6"),
         ({"train__bach_size": 8}, r"unknown field train.bach_size; did you mean train.batch_size"),
-        ({"mesh__tensor": 2}, r"unknown field mesh.tensor"),
+        ({"mesh__pipeline": 2}, r"unknown field mesh.pipeline"),
         ({"optimizer__decay": {"name": "cosine", "rat": 1.0}}, r"optimizer.decay: 'cosine'.*rat"),
         ({"model__dpeth": 2}, r"unknown field model.dpeth; did you mean model.depth"),
         ({"data__num_classes": None, "data__name": "digist"}, r"data.name.*digits"),
@@ -128,9 +128,9 @@ def test_a_missing_field_is_named(section, field):
 
 def test_a_batch_that_does_not_split_over_the_devices():
     config = make_experiment(tiny.config(train__accumulation_steps=4)).config
-    check_devices(config, 4)
-    with pytest.raises(ConfigError, match=r"16 / train.accumulation_steps 4 = 4 .* by 8 devices"):
-        check_devices(config, 8)
+    check_devices(config, sharding.make_mesh(2, 2, 2))  # tensor does not split the batch
+    with pytest.raises(ConfigError, match=r"16 / train.accumulation_steps 4 = 4 .* divisible by 8"):
+        check_devices(config, sharding.make_mesh(2, 4, 1))
 
 
 def test_labels_that_the_model_does_not_know(tmp_path):
@@ -143,12 +143,20 @@ def test_labels_that_the_model_does_not_know(tmp_path):
 
 
 def test_a_mesh_that_does_not_fit():
-    with pytest.raises(ValueError, match=r"mesh.data 3 x mesh.fsdp 1 does not cover 8 devices"):
-        sharding.mesh_shape(3, 1, 8)
-    with pytest.raises(ValueError, match=r"mesh.data -1 x mesh.fsdp -1"):
-        sharding.mesh_shape(-1, -1, 8)
-    assert sharding.mesh_shape(-1, 4, 8) == (2, 4)
-    assert sharding.mesh_shape(2, -1, 8) == (2, 4)
+    for sizes in ((3, 1, 1), (-1, -1, 1), (-1, 3, 1), (4, 0, -1), (-2, -4, 1), (16, 1, 1)):
+        data, fsdp, tensor = sizes
+        words = rf"mesh.data {data} x mesh.fsdp {fsdp} x mesh.tensor {tensor} does not cover 8"
+        with pytest.raises(ValueError, match=words):
+            sharding.mesh_shape(*sizes, 8)
+    assert sharding.mesh_shape(-1, 4, 1, 8) == (2, 4, 1)
+    assert sharding.mesh_shape(2, -1, 2, 8) == (2, 2, 2)
+    assert sharding.mesh_shape(2, 1, -1, 8) == (2, 1, 4)
+
+
+def test_tensor_parallelism_that_does_not_split_the_heads():
+    config = make_experiment(tiny.config(mesh={"data": 2, "fsdp": 1, "tensor": 4})).config
+    with pytest.raises(ConfigError, match=r"mesh.tensor 4 does not divide model.num_heads 2"):
+        device_mesh(config)
 
 
 def test_unset_data_fields_follow_the_data_set():

@@ -254,7 +254,7 @@ def test_where_checkpoints_are(tmp_path, monkeypatch):
 def test_restores_on_other_meshes(undisturbed, data_dir, monkeypatch):
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 2)
     _, expected = restored(undisturbed, data_dir)
-    for mesh in ({"data": 1, "fsdp": 8}, {"data": 4, "fsdp": 2}):
+    for mesh in ({"data": 1, "fsdp": 8, "tensor": 1}, {"data": 2, "fsdp": 2, "tensor": 2}):
         _, state = restored(undisturbed, data_dir, mesh=mesh)
         jax.tree.map(np.testing.assert_array_equal, state, expected)
 

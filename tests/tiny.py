@@ -39,7 +39,7 @@ TINY = {
     },
     "checkpoint": {"every_steps": 2, "keep": 2},
     "evaluation": {"num_samples": 20, "batch_size": 16},
-    "mesh": {"data": -1, "fsdp": 1},
+    "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
 }  # fmt: skip
 
 

@@ -1,6 +1,50 @@
 """What a forward pass of a RIN costs, counted from its attributes."""
 
+import collections
+
 from rin_jax.network.rin import RIN
+
+
+def multiply_adds(rin: RIN) -> collections.Counter:
+    """Multiply-adds of the matrix products of one forward pass on one image, by part.
+
+    "outside" the blocks; inside them "scores" (of attention, with their sums of values), "ffn_out"
+    (second matrix of an MLP) and all other "projections".
+    """
+    n, d, m, e = rin.num_tokens, rin.interface_dim, rin.num_latents, rin.latent_dim
+    c, r = rin.cond_dim or d, rin.num_cond_tokens
+    count: collections.Counter = collections.Counter()
+
+    def attention(queries, width, context, context_width, times=1):
+        a = min(width, context_width)
+        count["projections"] += times * 2 * (queries * width + context * context_width) * a
+        count["scores"] += times * 2 * queries * context * a
+
+    def mlp(tokens, width, ratio, times=1):
+        count["projections"] += times * tokens * ratio * width * width
+        count["ffn_out"] += times * tokens * ratio * width * width
+
+    written = n + r * (rin.cond_route == "write")
+    for depth in rin.depths:
+        if r and rin.cond_route == "decoupled":
+            attention(m, e, r, c)
+            mlp(m, e, rin.latent_mlp_ratio)
+        attention(m, e, n + r * (rin.cond_route != "decoupled"), d)
+        mlp(m, e, rin.latent_mlp_ratio)
+        attention(m, e, m, e, times=depth)
+        mlp(m, e, rin.latent_mlp_ratio, times=depth)
+        if depth:
+            attention(written, d, m, e)
+            mlp(written, d, rin.interface_mlp_ratio)
+
+    count["outside"] = 2 * n * rin.patch_size**2 * rin.image_shape[2] * d  # stem and readout
+    time, label = (
+        e if on_latents else c for on_latents in (rin.time_on_latents, rin.label_on_latents)
+    )
+    count["outside"] += (time // 4) * time + time * time + rin.num_classes * label
+    count["outside"] += 2 * m * rin.latent_mlp_ratio * e * e * rin.latent_self_cond
+    count["outside"] += 2 * n * rin.interface_mlp_ratio * d * d * rin.interface_self_cond
+    return count
 
 
 def forward_flops(rin: RIN) -> int:
@@ -8,32 +52,7 @@ def forward_flops(rin: RIN) -> int:
 
     Two for each multiply-add of the matrix products; elementwise work is not counted.
     """
-    n, d, m, e = rin.num_tokens, rin.interface_dim, rin.num_latents, rin.latent_dim
-    c, r = rin.cond_dim or d, rin.num_cond_tokens
-    latent_mlp = m * 2 * rin.latent_mlp_ratio * e * e
-    interface_mlp = 2 * rin.interface_mlp_ratio * d * d
-
-    def cross(queries, width, context, context_width, mlp):
-        a = min(width, context_width)
-        return 2 * (queries * width + context * context_width + queries * context) * a + mlp
-
-    written = n + r * (rin.cond_route == "write")
-    read = cross(m, e, n + r * (rin.cond_route != "decoupled"), d, latent_mlp)
-    if r and rin.cond_route == "decoupled":
-        read += cross(m, e, r, c, latent_mlp)
-    write = cross(written, d, m, e, written * interface_mlp)
-    layer = 4 * m * e * e + 2 * m * m * e + latent_mlp
-    pixels = rin.patch_size**2 * rin.image_shape[2]
-
-    total = 2 * n * pixels * d  # stem and readout
-    time, label = (
-        e if on_latents else c for on_latents in (rin.time_on_latents, rin.label_on_latents)
-    )
-    total += (time // 4) * time + time * time + rin.num_classes * label
-    total += latent_mlp * rin.latent_self_cond + n * interface_mlp * rin.interface_self_cond
-    for depth in rin.depths:
-        total += read + (depth * layer + write if depth else 0)
-    return 2 * total
+    return 2 * multiply_adds(rin).total()
 
 
 def training_flops(rin: RIN, self_cond: bool) -> int:
@@ -43,3 +62,12 @@ def training_flops(rin: RIN, self_cond: bool) -> int:
     What rematerialisation computes again is not counted.
     """
     return forward_flops(rin) * (4 if self_cond else 3)
+
+
+def recomputed_flops(rin: RIN) -> int:
+    """Floating-point operations that rematerialisation adds to a training step on one image.
+
+    The backward pass never needs the result of an MLP's second matrix.
+    """
+    parts = {"none": (), "dots": ("scores",), "full": ("scores", "projections")}[rin.remat]
+    return 2 * sum(multiply_adds(rin)[part] for part in parts)

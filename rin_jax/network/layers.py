@@ -10,6 +10,10 @@ Letters of shapes and of einsum strings, here and in the whole network:
 Parameters are float32. Activations run in `dtype`; norms, softmax and the embedding of
 gamma are computed in float32 whatever `dtype` is.
 
+Logical axes ("batch", "tokens", "heads", ...) of activations are named where a compiler would not
+guess how to split them over devices. What the names mean is up to whoever traces the network
+under `flax.linen.logical_axis_rules`; without rules they mean nothing.
+
 Source: arXiv 2212.11972 section 2 and appendix; initialisers and the order of norm and
 residual follow the authors' released code.
 """
@@ -27,6 +31,9 @@ Dtype = Any
 # On a kernel with more than two axes the leading ones count as a receptive field, so (W, H, K)
 # has the limit sqrt(6 / (W (H + K))): smaller than that of the flattened (W, H K) matrix.
 GLOROT = nn.initializers.glorot_uniform()
+TOKENS = ("batch", "tokens", "width")  # logical axes of [B, T, W]
+HEADS = ("batch", "tokens", "heads", "head")  # of [B, T, H, K]
+HIDDEN = ("batch", "tokens", "hidden")  # of [B, T, F]
 POSITION_INIT = nn.initializers.truncated_normal(stddev=0.02)  # cut at two sigma: std 0.0176
 
 
@@ -59,7 +66,8 @@ class HeadProjection(nn.Module):
         kernel = self.param("kernel", GLOROT, (x.shape[-1], *shape))
         bias = self.param("bias", nn.initializers.zeros, shape)
         kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
-        return jnp.einsum("btw,whk->bthk", x.astype(self.dtype), kernel) + bias[None, None]
+        heads = jnp.einsum("btw,whk->bthk", x.astype(self.dtype), kernel) + bias[None, None]
+        return nn.with_logical_constraint(heads, HEADS)
 
 
 class MergeHeads(nn.Module):
@@ -109,6 +117,7 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         hidden = dense("hidden", self.ratio * x.shape[-1], self.dtype)(x)
+        hidden = nn.with_logical_constraint(hidden, HIDDEN)
         hidden = nn.gelu(hidden, approximate=False)
         hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
         return dense("out", x.shape[-1], self.dtype)(hidden)
@@ -249,4 +258,6 @@ class ScalarEmbedding(nn.Module):
         codes = codes - codes.mean(-1, keepdims=True)
         codes = codes / codes.std(-1, keepdims=True)
         hidden = nn.silu(dense("hidden", self.width, self.dtype)(codes))
-        return dense("out", self.width, self.dtype)(hidden)[:, None]
+        hidden = nn.with_logical_constraint(hidden, ("batch", "width"))
+        token = dense("out", self.width, self.dtype)(hidden)[:, None]
+        return nn.with_logical_constraint(token, TOKENS)

@@ -24,6 +24,7 @@ from flax import linen as nn
 from rin_jax.network.checks import check
 from rin_jax.network.layers import (
     MLP,
+    TOKENS,
     Array,
     CrossAttention,
     PositionTable,
@@ -84,7 +85,7 @@ class RINBlock(nn.Module):
     def __call__(
         self, carry: tuple[Array, Array], cond_tokens: Array | None, train: bool
     ) -> tuple[Array, Array]:
-        latents, interface = carry
+        latents, interface = (nn.with_logical_constraint(tokens, TOKENS) for tokens in carry)
         cross, layer = CrossAttention, SelfAttentionLayer
         if self.remat != "none":
             policy = REMAT_POLICIES[self.remat]
@@ -109,7 +110,9 @@ class RINBlock(nn.Module):
                 self.dtype,
                 name="compute",
             )
-            layers = scan_layers(lambda module, z: module(z, train), self.depth)
+            layers = scan_layers(
+                lambda module, z: module(nn.with_logical_constraint(z, TOKENS), train), self.depth
+            )
             latents, _ = layers(compute, latents, None)
             interface = route("write", self.interface_mlp_ratio)(interface, latents)
         return latents, interface
@@ -302,6 +305,7 @@ class RIN(nn.Module):
             chex.assert_shape(labels, (batch,))
             one_hot = jax.nn.one_hot(labels, self.num_classes, dtype=dtype)
             label = dense("label", width(self.label_on_latents), dtype)(one_hot)[:, None]
+            label = nn.with_logical_constraint(label, TOKENS)
             (latents if self.label_on_latents else others).append(label)
         return latents, others
 

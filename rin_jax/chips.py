@@ -1,0 +1,79 @@
+"""What accelerators can do, by their makers' documents: peaks for utilisation and for plans.
+
+Sources: cloud.google.com/tpu/docs, pages of v4, v5e, v5p, v6e and TPU7x (read 2026-11). From memory
+and not verified: TPU7x beyond peak and capacity, the network's share of a v6e chip, and the GPUs.
+
+Interconnect is what a chip sends over all its links together: half of the documents' bidirectional
+figure, or a pod's all-reduce bandwidth over its chips (v4). The data-centre network's share of a
+v5e chip is its pod's over 256 chips. 1 GB is 1e9 bytes, 1 GiB 2^30.
+"""
+
+import dataclasses
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One device as JAX counts them.
+
+    Attributes:
+      name: short name; for TPUs the word before the colon of a topology.
+      kinds: names that JAX gives the device (`device_kind`).
+      peak_flops: dense bfloat16 FLOP/s.
+      hbm_bytes: memory.
+      hbm_bandwidth: bytes/s to and from it.
+      interconnect: bytes/s sent to other devices of the slice or node, over all links.
+      network: bytes/s sent to other slices; None where no figure is known.
+      topologies: shapes of TPU slices for a plan; others exist.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    peak_flops: float
+    hbm_bytes: float
+    hbm_bandwidth: float
+    interconnect: float
+    network: float | None
+    topologies: tuple[str, ...] = ()
+
+
+SQUARE = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+CUBE = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16",
+        "16x16x16")  # fmt: skip
+CHIPS = (
+    Chip("v4", ("TPU v4",), 275e12, 32 * GIB, 1200e9, 268e9, None, CUBE),
+    Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 819e9, 200e9, 25e9 / 8, SQUARE),
+    Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 95 * GIB, 2765e9, 600e9, 50e9 / 8, CUBE),
+    Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 1638e9, 400e9, 100e9 / 8, SQUARE),
+    # two devices a chip: half of its 2307e12 FLOP/s, 192 GiB, 7380e9, 600e9 and 100e9 / 8 bytes/s
+    Chip("tpu7x", ("TPU7x",), 1153.5e12, 96 * GIB, 3690e9, 300e9, 50e9 / 8, CUBE[:9]),
+    Chip("a100", ("NVIDIA A100-SXM4-80GB",), 312e12, 80e9, 2039e9, 300e9, None),
+    Chip("h100", ("NVIDIA H100 80GB HBM3",), 989e12, 80e9, 3350e9, 450e9, None),
+    Chip("h200", ("NVIDIA H200",), 989e12, 141e9, 4800e9, 450e9, None),
+)
+
+
+def by_kind(device_kind: str) -> Chip | None:
+    """The chip that JAX calls so, or None if it is not in the table."""
+    return next((chip for chip in CHIPS if device_kind in chip.kinds), None)
+
+
+def by_topology(topology: str) -> Chip:
+    """The chip of a TPU topology such as "v5e:16x16".
+
+    Raises:
+      ValueError: the chip is not a TPU of the table; lists those there are.
+    """
+    name, _, _ = topology.partition(":")
+    chip = next((chip for chip in CHIPS if chip.name == name and chip.topologies), None)
+    if chip is None or ":" not in topology:
+        raise ValueError(f"unknown --topology {topology!r}; known are\n{known_topologies()}")
+    return chip
+
+
+def known_topologies() -> str:
+    """A line a chip: its name and its shapes."""
+    return "\n".join(
+        f"  {chip.name}:{' '.join(chip.topologies)}" for chip in CHIPS if chip.topologies
+    )
