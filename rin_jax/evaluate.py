@@ -57,8 +57,7 @@ def evaluate(config, workdir: str) -> dict[str, float]:
         rows = np.arange(first, min(first + size, count))
         padded = np.resize(rows, size)  # the last batch has the size of the others: one program
         images.append(generate(params, padded, labels[padded])[: len(rows)])
-        rate = progress.update(int(rows[-1]) + 1)
-        reports.say(progress.line({"images_per_second": rate}))
+        reports.say(progress.line(progress.update(int(rows[-1]) + 1)))
     figures = label_agreement(real["image"], real["label"], np.concatenate(images), labels)
     record = {
         "step": step,

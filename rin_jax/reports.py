@@ -4,6 +4,7 @@ Only process 0 writes. Event files are read by TensorBoard; metrics.jsonl has on
 line with the step first.
 """
 
+import collections
 import contextlib
 import io
 import json
@@ -125,41 +126,43 @@ def _text(text: str, width: int, height: int) -> np.ndarray:
 
 
 class Progress:
-    """Images per second, per cent done and time left of a run of `num_steps`."""
+    """Rates, per cent done, time left and where the time went, of a run of `num_steps`.
+
+    Time is split into "step", the default, and whatever `spending` names. Rates count "step" and
+    the parts in TRAINING.
+    """
+
+    TRAINING = ("step", "input_wait")
 
     def __init__(self, first_step: int, num_steps: int, batch_size: int):
         self._num_steps, self._batch_size = num_steps, batch_size
-        self._step, self._seconds, self._since = first_step, 0.0, time.monotonic()
-        self._rate, self._waited = 0.0, 0.0
+        self._step, self._rate = first_step, 0.0
+        self._since = time.monotonic()
+        self._spent: collections.Counter = collections.Counter()
 
     @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Counts what happens inside as waiting for data."""
+    def spending(self, part: str) -> Iterator[None]:
+        """Counts what happens inside as time for `part`."""
         since = time.monotonic()
         yield
-        self._waited += time.monotonic() - since
+        self._spent[part] += time.monotonic() - since
 
-    @property
-    def waited(self) -> float:
-        """The share of the time since the last update that was spent waiting, in [0, 1]."""
-        running = time.monotonic() - self._since
-        return self._waited / max(self._seconds + running, 1e-9)
+    def update(self, step: int) -> dict[str, float]:
+        """Figures of the time since the last update, which ended at an earlier step.
 
-    def pause(self) -> None:
-        """Stops the clock: what follows (samples, checkpoints) is not training."""
-        self._seconds += time.monotonic() - self._since
-
-    def resume(self) -> None:
-        """Starts the clock again."""
-        self._since = time.monotonic()
-
-    def update(self, step: int) -> float:
-        """Images per second since the last update, which ended at an earlier step."""
-        self.pause()
-        self._rate = (step - self._step) / max(self._seconds, 1e-9)
-        self._step, self._seconds, self._waited = step, 0.0, 0.0
-        self.resume()
-        return self._rate * self._batch_size
+        Returns:
+          images_per_second, and the share of the time of each part that took any, in [0, 1], as
+          time_PART.
+        """
+        now = time.monotonic()
+        spent, self._spent = self._spent, collections.Counter()
+        total = max(now - self._since, 1e-9)
+        spent["step"] = total - spent.total()
+        training = max(sum(spent[part] for part in self.TRAINING), 1e-9)
+        self._rate = (step - self._step) / training
+        self._step, self._since = step, now
+        shares = {f"time_{part}": seconds / total for part, seconds in sorted(spent.items())}
+        return {"images_per_second": self._rate * self._batch_size, **shares}
 
     def line(self, values: Mapping[str, float]) -> str:
         """The progress line after an update."""

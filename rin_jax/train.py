@@ -16,7 +16,7 @@ from clu import parameter_overview
 from etils import epath
 from jax.sharding import Mesh
 
-from rin_jax import checkpoints, processes, reports, sharding
+from rin_jax import checkpoints, chips, processes, reports, sharding
 from rin_jax.data import pipeline
 from rin_jax.data.source import open_source
 from rin_jax.experiment import (
@@ -46,14 +46,30 @@ def describe(experiment: Experiment, mesh: Mesh) -> str:
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
     forward = cost.forward_flops(rin)
     step = cost.training_flops(rin, bool(config.diffusion.self_cond_rate))
+    kind = mesh.devices.flat[0].device_kind
+    chip = chips.by_kind(kind)
+    peak = f"{chip.peak_flops / 1e12:g} TFLOP/s bfloat16 a chip" if chip else "not known"
     table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
     return (
         f"{config}\n{table}\n"
         f"tokens: {rin.num_tokens} interface, {rin.num_latents} latents\n"
         f"parameters: {count:,}\n"
         f"FLOPs per image: {forward / 1e9:,.3f} G forward, {step / 1e9:,.3f} G training step\n"
-        f"mesh: {dict(mesh.shape)} of {mesh.devices.flat[0].device_kind}"
+        f"mesh: {dict(mesh.shape)} of {kind}; peak that mfu_percent assumes: {peak}"
     )
+
+
+def utilisation(experiment: Experiment, mesh: Mesh, images_per_second: float) -> dict[str, float]:
+    """Images per second and chip and, where the chip's peak is known, the per cent of it used.
+
+    Counted are the FLOPs of the model (`network/cost.py`), not those of rematerialisation.
+    """
+    rate = images_per_second / mesh.size
+    chip = chips.by_kind(mesh.devices.flat[0].device_kind)
+    if chip is None:
+        return {"images_per_second_per_chip": rate}
+    flops = cost.training_flops(experiment.rin, bool(experiment.config.diffusion.self_cond_rate))
+    return {"images_per_second_per_chip": rate, "mfu_percent": 100 * rate * flops / chip.peak_flops}
 
 
 def describe_memory(compiled) -> str:
@@ -192,7 +208,7 @@ def run_loop(experiment, mesh, train_step, state, batches, saver, writer) -> Tra
     window: list[dict[str, Array]] = []  # metrics not yet read, one step each
 
     for step in range(int(state.step) + 1, num_steps + 1):
-        with progress.waiting():
+        with progress.spending("input_wait"):
             batch = next(batches)
         state, metrics = train_step(state, sharding.global_batch(batch, mesh))
         window.append(metrics)
@@ -211,17 +227,17 @@ def run_loop(experiment, mesh, train_step, state, batches, saver, writer) -> Tra
         window = []
         if due["log"]:
             means["learning_rate"] = float(experiment.learning_rate(step - 1))
-            means["input_wait"] = progress.waited
-            means["images_per_second"] = progress.update(step)
+            means |= progress.update(step)
+            means |= utilisation(experiment, mesh, means["images_per_second"])
             reports.say(progress.line(means))
             writer.scalars(step, means)
-        progress.pause()
         if due["sample"]:
-            images = generate(state.ema_params, np.arange(len(labels)), labels)
-            writer.image(step, "progress", reports.grid(images, GRID_COLUMNS))
+            with progress.spending("samples"):
+                images = generate(state.ema_params, np.arange(len(labels)), labels)
+                writer.image(step, "progress", reports.grid(images, GRID_COLUMNS))
         if due["save"]:
-            saver.save(state, config.to_dict())
-        progress.resume()
+            with progress.spending("checkpoint"):
+                saver.save(state, config.to_dict())
     return state
 
 

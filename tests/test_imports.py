@@ -35,7 +35,7 @@ ALLOWED = {
     },
     "train_step": {"network", "diffusion", "experiment", "optimizer", "sharding", "state"},
     "train": {
-        "network", "data", "experiment", "processes", "sharding", "state", "checkpoints",
+        "network", "data", "chips", "experiment", "processes", "sharding", "state", "checkpoints",
         "reports", "sample", "train_step",
     },
     "plan": {

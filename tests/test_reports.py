@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 
 from rin_jax import reports
 
@@ -28,17 +29,23 @@ def test_duration():
     ]  # fmt: skip
 
 
-def test_progress_counts_only_training_time(monkeypatch):
+def test_progress_says_where_the_time_went(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(reports.time, "monotonic", lambda: now[0])
     progress = reports.Progress(0, 100, batch_size=10)
-    now[0] = 2.0
-    progress.pause()
-    now[0] = 50.0  # samples
-    progress.resume()
-    now[0] = 53.0
-    assert progress.update(20) == 20 * 10 / 5.0
+    with progress.spending("input_wait"):
+        now[0] = 2.0
+    now[0] = 5.0
+    with progress.spending("samples"):
+        now[0] = 20.0
+    figures = progress.update(20)
+    assert figures == {
+        "images_per_second": 20 * 10 / 5.0,  # samples are not training
+        "time_input_wait": 0.1, "time_samples": 0.75, "time_step": pytest.approx(0.15),
+    }  # fmt: skip
     assert progress.line({"loss": 0.5}) == "step 20/100 (20.0 %)  loss 0.5  0:20 left"
+    now[0] = 30.0
+    assert progress.update(30) == {"images_per_second": 10.0, "time_step": 1.0}
 
 
 def test_resuming_takes_back_what_came_after_the_checkpoint(tmp_path):
@@ -59,23 +66,6 @@ def test_other_processes_write_nothing(tmp_path):
     writer.image(1, "progress", np.zeros((4, 4, 3), np.uint8))
     writer.close()
     assert not (tmp_path / "run").exists()
-
-
-def test_waiting_is_a_share_of_the_time_without_pauses(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(reports.time, "monotonic", lambda: now[0])
-    progress = reports.Progress(0, 100, batch_size=1)
-    with progress.waiting():
-        now[0] = 3.0
-    now[0] = 4.0
-    progress.pause()
-    now[0] = 50.0
-    progress.resume()
-    now[0] = 56.0
-    assert progress.waited == 0.3
-    progress.update(1)
-    now[0] = 57.0
-    assert progress.waited == 0
 
 
 def test_captions_lie_below_their_images():

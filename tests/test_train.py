@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from rin_jax import checkpoints, sharding
 from rin_jax import train as train_lib
 from rin_jax.experiment import ConfigError, make_experiment
+from rin_jax.network import cost
 from rin_jax.state import abstract_state
 from tests import tiny
 
@@ -65,8 +67,8 @@ def metrics(workdir) -> list[dict]:
     """Lines of metrics.jsonl without the timing."""
     with open(f"{workdir}/metrics.jsonl") as file:
         lines = [json.loads(line) for line in file]
-    timing = ("images_per_second", "input_wait")
-    return [{k: v for k, v in line.items() if k not in timing} for line in lines]
+    timing = ("images_per_second", "time_")
+    return [{k: v for k, v in line.items() if not k.startswith(timing)} for line in lines]
 
 
 class InterruptedRunError(Exception):
@@ -142,9 +144,11 @@ def test_the_share_of_time_that_waits_for_data_is_logged(data_dir, tmp_path, mon
             yield batch
 
     monkeypatch.setattr(train_lib, "open_batches", slow)
-    config = tiny.config(data__data_dir=data_dir, train__sample_every_steps=6)
+    config = tiny.config(
+        data__data_dir=data_dir, train__sample_every_steps=6, checkpoint__every_steps=6
+    )
     train_lib.train(config, str(tmp_path))
-    waits = [json.loads(line)["input_wait"] for line in (tmp_path / "metrics.jsonl").open()]
+    waits = [json.loads(line)["time_input_wait"] for line in (tmp_path / "metrics.jsonl").open()]
     assert all(0.5 < wait < 1 for wait in waits)
 
 
@@ -275,3 +279,18 @@ def test_the_description_counts(data_dir):
     assert "tokens: 4 interface, 6 latents" in text
     assert "blocks_0/compute/attention/query/kernel" in text
     assert "FLOPs per image" in text
+
+
+def test_utilisation_is_of_the_chips_peak():
+    experiment = tiny.experiment()
+    flops = cost.training_flops(experiment.rin, True)
+
+    class Chips:
+        size = 8
+        devices = np.array([SimpleNamespace(device_kind="TPU v5 lite")] * 8)
+
+    figures = train_lib.utilisation(experiment, Chips, images_per_second=4e6)
+    assert figures["images_per_second_per_chip"] == 5e5
+    assert figures["mfu_percent"] == pytest.approx(100 * 4e6 * flops / (8 * 197e12))
+    here = train_lib.utilisation(experiment, sharding.make_mesh(8, 1, 1), 8.0)
+    assert here == {"images_per_second_per_chip": 1.0}
