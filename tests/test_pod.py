@@ -157,9 +157,8 @@ def test_as_one_process_with_one_device(trained, data_dir, name, processes, devi
 
 
 def test_a_killed_process_ends_the_others_and_the_same_command_resumes(trained, data_dir, tmp_path):
-    name, processes, devices, mesh = LAYOUTS[2]
     workdir = tmp_path / "run"
-    pod = Pod(name, workdir, data_dir, processes, devices, mesh)
+    pod = Pod("digits", workdir, data_dir, 4, 1)
     pod.wait_for(workdir / "checkpoints" / "4")
     os.kill(pod.pid(2), signal.SIGKILL)
     killed = time.monotonic()
@@ -169,15 +168,10 @@ def test_a_killed_process_ends_the_others_and_the_same_command_resumes(trained, 
         assert re.search(rf"\[{index}\] error: process 2 \(.*\) died", pod.log), pod.log
     assert "Run the same command again to resume." in pod.log
 
-    pod = Pod(name, workdir, data_dir, processes, devices, mesh)
+    pod = Pod("digits", workdir, data_dir, 4, 1)
     assert pod.end() == 0, pod.log
     assert re.search(r"resumed from checkpoint [48] ", pod.log), pod.log
-    expected = trained(name, processes, devices, mesh)
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        state(workdir, data_dir, name),
-        state(expected, data_dir, name),
-    )
+    assert_same_run(workdir, trained("digits"), data_dir, "digits")
 
 
 def test_one_two_and_again_one_process_with_a_signal_between(trained, data_dir, tmp_path):
