@@ -225,8 +225,8 @@ def by_hand(tmp_path, *commands: list[str], count: int) -> list[tuple[int, str]]
             os.environ, PYTHONPATH=str(ROOT), JAX_COORDINATOR_ADDRESS=address,
             JAX_NUM_PROCESSES=str(count), JAX_PROCESS_ID=str(index),
         )  # fmt: skip
-        process = [sys.executable, "-m", "rin_jax.main", "--workdir=run", *command]
-        process.append(f"--config={ROOT}/configs/digits.py:tiny")
+        process = [sys.executable, "-m", "rin_jax.main", f"--config={ROOT}/configs/digits.py:tiny"]
+        process += ["--workdir=run", *command]
         running.append(
             subprocess.Popen(
                 process, cwd=tmp_path / str(index), env=environment, stderr=subprocess.PIPE,
@@ -244,7 +244,10 @@ def test_a_process_that_never_comes_is_named(tmp_path):
 
 
 def test_other_fields_are_named_before_anything_starts(tmp_path):
-    for code, error in by_hand(tmp_path, [], ["--config.model.depth=3"], count=2):
+    ends = by_hand(
+        tmp_path, ["--join_timeout=60"], ["--join_timeout=60", "--config.model.depth=3"], count=2
+    )
+    for code, error in ends:
         assert code == 2
         assert "model.depth: 2 in process 0" in error or "model.depth: 1 in process 0" in error
         assert "3 in process 1" in error
