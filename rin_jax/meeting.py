@@ -19,7 +19,7 @@ from collections.abc import Mapping
 LOST = 4  # exit code: another process died or never came
 RESUMABLE = "Run the same command again to resume."
 SILENCE = 45.0  # seconds without a sign of life after which a process counts as dead
-PULSE = 5.0  # seconds between two signs of life
+PULSE = 2.0  # seconds between two signs of life
 GRACE = 5.0  # seconds for news to reach all processes
 FINISHED = "finished"  # the question after which the run is over
 
@@ -84,6 +84,16 @@ class Line:
             raise ValueError("not an object")
         return message
 
+    def closed(self) -> bool:
+        """Whether the other end is gone; for a connection on which nothing is expected."""
+        self._connection.settimeout(0)
+        try:
+            return self._connection.recv(1, socket.MSG_PEEK) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
 
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket: on the loopback if that is the host, else on all interfaces.
@@ -102,8 +112,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise ProcessError(
             f"process 0 cannot listen on port {port}: {error}. Set another port in "
-            "JAX_COORDINATOR_ADDRESS, or on a cluster in JAX_COORDINATOR_PORT, on every host.",
-            code=2,
+            "JAX_COORDINATOR_ADDRESS, or on a cluster in JAX_COORDINATOR_PORT, on every host."
         ) from error
 
 
@@ -115,6 +124,7 @@ class Hub(threading.Thread):
         self._place, self._timeout = place, timeout
         self._lines: dict[int, Line] = {}
         self._hosts: dict[int, str] = {}
+        self._heard: dict[int, float] = {}  # when each last gave a sign of life
         self._facts: dict[str, dict[int, Facts]] = {"start": {}}  # of each question put to all
         self._lock = threading.Lock()
         self._over, self._told = False, threading.Event()
@@ -130,6 +140,7 @@ class Hub(threading.Thread):
                 while True:
                     Line(self._socket.accept()[0]).send(failed=str(refusal), code=refusal.code)
             return
+        self._heard = dict.fromkeys(self._lines, time.monotonic())
         for index, line in self._lines.items():
             line.send(go=True)
             threading.Thread(target=self._serve, args=(index, line), daemon=True).start()
@@ -162,7 +173,7 @@ class Hub(threading.Thread):
                     f"process {index} ({host}) is one of {others} processes, process 0 one of "
                     f"{count}; give the same number to all."
                 )
-            elif index in self._lines:
+            elif index in self._lines and not self._lines[index].closed():
                 contradiction = (
                     f"two processes have the index {index}, on {self._hosts[index]} and {host}; "
                     "give each its own."
@@ -190,9 +201,10 @@ class Hub(threading.Thread):
         try:
             while True:
                 message = line.read(SILENCE)
+                self._heard[index] = time.monotonic()
                 if "failed" in message:
-                    name = f"process {index} ({self._hosts[index]})"
-                    self._end(ProcessError(f"{name}: {message['failed']}", message["code"]))
+                    text = f"process {index} ({self._hosts[index]}): {message['failed']}"
+                    self._end(ProcessError(f"{self._silent()}{text}", message["code"]))
                 elif "question" in message:
                     self._answer(index, message["question"], message["facts"])
         except TimeoutError:
@@ -200,6 +212,14 @@ class Hub(threading.Thread):
         except (OSError, ValueError) as error:
             reason = f"died ({error})"
         self._end(ProcessError(f"process {index} ({self._hosts[index]}) {reason}"))
+
+    def _silent(self) -> str:
+        """Names the processes that may be dead: another's error may only follow from it."""
+        now = time.monotonic()
+        silent = sorted(i for i, heard in self._heard.items() if now - heard > 2 * PULSE)
+        if not silent:
+            return ""
+        return f"{name_processes(silent)} ({self._hosts[silent[0]]}) gave no sign of life; "
 
     def _answer(self, index: int, question: str, facts: Facts) -> None:
         """Notes the facts of one process; lets all go on when those of the last are there."""

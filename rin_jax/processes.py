@@ -52,6 +52,8 @@ def together(
         return
     group = Group(place, facts, timeout)
     _groups.append(group)
+    if hasattr(jax.config, "jax_enable_preemption_service"):  # not in 0.7
+        jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM
     try:
         jax.distributed.initialize(
             place.coordinator,
@@ -60,7 +62,7 @@ def together(
             place.local_devices,
             cluster_detection_method="deactivate",  # it is done
         )
-        signal.signal(signal.SIGTERM, stop)  # after JAX, which takes the signal for itself
+        signal.signal(signal.SIGTERM, stop)
         yield
     except BaseException as error:
         end(group, error, codes)
@@ -70,6 +72,7 @@ def together(
 def agree(question: str, **facts: object) -> None:
     """Waits until all processes are here; if their facts differ, all end and name them."""
     for group in _groups:
+        signal.signal(signal.SIGTERM, stop)  # JAX 0.7 takes it some time after its start
         group.agree(question, **facts)
 
 

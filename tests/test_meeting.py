@@ -25,6 +25,9 @@ print("in", flush=True)
 if command == "fail":
     time.sleep(0.5)  # until all have said that they are in
     group.fail(2, "no such data set", "error: no such data set\\n")
+if command == "late":
+    time.sleep(1.0)  # less than SILENCE
+    group.fail(1, "connection reset", "connection reset\\n")
 if command == "differ":
     group.agree("resuming", newest_checkpoint=10 * index)
 if command == "sleep":
@@ -114,6 +117,18 @@ def test_a_silent_process_is_named(coordinator):
     members[1].communicate()
 
 
+def test_an_error_that_follows_a_silence_names_the_silent_process(coordinator):
+    members = start(coordinator, "sleep", "sleep", "late")
+    members[1].send_signal(signal.SIGSTOP)
+    ((code, error),) = ends([members[0]], 10)
+    assert code == 1
+    assert "error: process 1 (" in error
+    assert "gave no sign of life; process 2 (" in error
+    assert "connection reset" in error
+    members[1].kill()
+    ends(members[1:], 10)
+
+
 @pytest.mark.parametrize("failing", [0, 1])
 def test_an_error_in_one_ends_all_with_its_message(coordinator, failing):
     commands = ["sleep"] * 3
@@ -169,6 +184,19 @@ def test_two_processes_with_one_index(coordinator):
     errors = join_all(coordinator, [(0, 3), (1, 3), (1, 3)], [{}] * 3)
     assert len(errors) == 3
     assert all("two processes have the index 1" in error for error in errors)
+
+
+def test_a_process_may_die_and_come_again_before_all_are_there(coordinator):
+    host, port = Place(coordinator, 3, 0).meeting
+    waiting = threading.Thread(target=join_all, args=(coordinator, [(0, 3)], [{}], 3.0))
+    waiting.start()
+    time.sleep(0.5)
+    with socket.create_connection((host, port)) as first:
+        first.sendall(b'{"index": 1, "count": 3, "host": "h", "facts": {}}\n')
+        time.sleep(0.3)
+    errors = join_all(coordinator, [(1, 3)], [{}], timeout=3.0)
+    waiting.join()
+    assert "process 2 of 3 did not join" in errors[0]
 
 
 def test_other_numbers_of_processes(coordinator):

@@ -157,9 +157,8 @@ def test_as_one_process_with_one_device(trained, data_dir, name, processes, devi
 
 
 def test_a_killed_process_ends_the_others_and_the_same_command_resumes(trained, data_dir, tmp_path):
-    name, processes, devices, mesh = LAYOUTS[2]
     workdir = tmp_path / "run"
-    pod = Pod(name, workdir, data_dir, processes, devices, mesh)
+    pod = Pod("digits", workdir, data_dir, 4, 1)
     pod.wait_for(workdir / "checkpoints" / "4")
     os.kill(pod.pid(2), signal.SIGKILL)
     killed = time.monotonic()
@@ -169,15 +168,10 @@ def test_a_killed_process_ends_the_others_and_the_same_command_resumes(trained, 
         assert re.search(rf"\[{index}\] error: process 2 \(.*\) died", pod.log), pod.log
     assert "Run the same command again to resume." in pod.log
 
-    pod = Pod(name, workdir, data_dir, processes, devices, mesh)
+    pod = Pod("digits", workdir, data_dir, 4, 1)
     assert pod.end() == 0, pod.log
     assert re.search(r"resumed from checkpoint [48] ", pod.log), pod.log
-    expected = trained(name, processes, devices, mesh)
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        state(workdir, data_dir, name),
-        state(expected, data_dir, name),
-    )
+    assert_same_run(workdir, trained("digits"), data_dir, "digits")
 
 
 def test_one_two_and_again_one_process_with_a_signal_between(trained, data_dir, tmp_path):
@@ -231,8 +225,8 @@ def by_hand(tmp_path, *commands: list[str], count: int) -> list[tuple[int, str]]
             os.environ, PYTHONPATH=str(ROOT), JAX_COORDINATOR_ADDRESS=address,
             JAX_NUM_PROCESSES=str(count), JAX_PROCESS_ID=str(index),
         )  # fmt: skip
-        process = [sys.executable, "-m", "rin_jax.main", "--workdir=run", *command]
-        process.append(f"--config={ROOT}/configs/digits.py:tiny")
+        process = [sys.executable, "-m", "rin_jax.main", f"--config={ROOT}/configs/digits.py:tiny"]
+        process += ["--workdir=run", *command]
         running.append(
             subprocess.Popen(
                 process, cwd=tmp_path / str(index), env=environment, stderr=subprocess.PIPE,
@@ -250,7 +244,10 @@ def test_a_process_that_never_comes_is_named(tmp_path):
 
 
 def test_other_fields_are_named_before_anything_starts(tmp_path):
-    for code, error in by_hand(tmp_path, [], ["--config.model.depth=3"], count=2):
+    ends = by_hand(
+        tmp_path, ["--join_timeout=60"], ["--join_timeout=60", "--config.model.depth=3"], count=2
+    )
+    for code, error in ends:
         assert code == 2
         assert "model.depth: 2 in process 0" in error or "model.depth: 1 in process 0" in error
         assert "3 in process 1" in error

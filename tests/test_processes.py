@@ -9,6 +9,7 @@ import time
 import types
 from pathlib import Path
 
+import jax
 import pytest
 
 from rin_jax import processes, train
@@ -21,6 +22,7 @@ MEMBER = """
 import sys, time
 from rin_jax import processes
 with processes.together({}, 60.0, {FloatingPointError: 3}):
+    processes.agree("in")
     print("in", flush=True)
     if sys.argv[1] == "disk":
         time.sleep(1)
@@ -172,6 +174,12 @@ def test_a_signal_to_one_ends_all_with_jax_running(victim, number, code, word):
     running[victim].send_signal(number)
     codes, errors = ends(running)
     own = -signal.SIGKILL if number == signal.SIGKILL else code
+    if (victim, number) == (0, signal.SIGKILL) and jax.__version_info__ < (0, 10):
+        # JAX ends the others too when its service in process 0 is gone; old ones are as quick
+        leader = "the leader task was preempted/died"
+        assert all(word in error or leader in error for error in errors[1:])
+        assert set(codes[1:]) <= {1, code}
+        return
     assert codes == [own if index == victim else code for index in range(3)]
     for index, error in enumerate(errors):
         if index != victim:
