@@ -28,16 +28,24 @@ setuptools.setup(
         "numpy>=2.0",
         "optax>=0.2.6",
         "orbax-checkpoint>=0.12.4",
-        "pillow>=10.0",
+        "pillow>=10.1",
         "scikit-learn>=1.5",
         "tensorboardX>=2.6.2",
         "tensorflow-datasets>=4.9.9",
+        "tqdm>=4.66",
     ],
     extras_require={
         "cuda": ["jax[cuda12]>=0.7.2"],
         "gcs": ["etils[epath-gcs]>=1.9", "google-cloud-storage>=2.10"],
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.8", "tensorboard>=2.18",
-                 "jax[tpu]>=0.7.2"],  # the TPU compiler, for --mode=plan; needs no TPU
+        "test": [
+            "jax[tpu]>=0.7.2",  # the TPU compiler, for --mode=plan; needs no TPU
+            "opencv-python-headless>=4.10",
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff>=0.8",
+            "tensorboard>=2.18",
+            "tensorflow-cpu>=2.20",
+        ],
         "tf": ["tensorflow-cpu>=2.20", "tensorboard>=2.18"],
         "tpu": ["jax[tpu]>=0.7.2"],
     },

@@ -61,6 +61,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.data.channels = config_dict.placeholder(int)
     config.data.num_classes = config_dict.placeholder(int)
     config.data.flip = False
+    config.data.num_threads = 16
+    config.data.prefetch = 2  # batches
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.name = "lamb"

@@ -76,6 +76,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.data.channels = 3
     config.data.num_classes = 1000
     config.data.flip = True  # [V] released
+    config.data.num_threads = 16
+    config.data.prefetch = 2  # batches
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.name = "lamb"  # [V]

@@ -8,6 +8,7 @@ from etils import epath
 
 from rin_jax import reports
 from rin_jax.data import pipeline
+from rin_jax.data.source import open_source
 from rin_jax.evaluation.agreement import label_agreement
 from rin_jax.experiment import ConfigError, config_errors, device_mesh, make_experiment
 from rin_jax.sample import load_ema, make_generate
@@ -38,12 +39,11 @@ def evaluate(config, workdir: str) -> dict[str, float]:
     data = config.data
     with config_errors():
         real = pipeline.fixed_examples(
-            name=data.name,
-            split=data.split,
-            data_dir=data.data_dir,
+            open_source(data.name, data.split, data.data_dir, data.image_size, data.channels),
             image_size=data.image_size,
             channels=data.channels,
             num=REAL_IMAGES,
+            num_threads=data.num_threads,
         )
     mesh = device_mesh(config)
     step, params = load_ema(experiment, mesh, workdir)

@@ -17,7 +17,7 @@ import optax
 from jax.sharding import Mesh
 
 from rin_jax import sharding
-from rin_jax.data import source
+from rin_jax.data import catalog
 from rin_jax.diffusion.objective import Objective
 from rin_jax.diffusion.process import Process
 from rin_jax.diffusion.samplers import Sampler
@@ -39,6 +39,7 @@ ARCHITECTURE = (
 FIELDS = {
     "data": (
         "name", "split", "data_dir", "image_size", "channels", "num_classes", "flip",
+        "num_threads", "prefetch",
     ),
     "train": (
         "batch_size", "num_steps", "accumulation_steps", "ema_decay", "log_every_steps",
@@ -97,9 +98,8 @@ def config_errors() -> Iterator[None]:
 
 
 def _make_experiment(config: ml_collections.ConfigDict) -> Experiment:
-    for section, allowed in FIELDS.items():
-        _check_fields(section, config[section], allowed)
-        _require(section, config[section], allowed)
+    for section in FIELDS:
+        check_section(config, section)
     config = _resolve_data(config)
     data, train = config.data, config.train
     rin = _call(
@@ -159,7 +159,7 @@ def _resolve_data(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
     config = ml_collections.ConfigDict(config.to_dict())
     data = config.data
     if None in (data.image_size, data.channels, data.num_classes):
-        info = source.describe(data.name, data.split, data.data_dir)
+        info = catalog.describe(data.name, data.split, data.data_dir, data.image_size)
         height, width, channels = info.image_shape
         if data.image_size is None:
             if height is None or height != width:
@@ -210,6 +210,12 @@ def _call(function: Callable, section: str, fields: Mapping[str, Any], **derived
     return function(**fields, **derived)
 
 
+def check_section(config: ml_collections.ConfigDict, section: str) -> None:
+    """Raises ConfigError at a field of one of FIELDS' sections that is unknown or missing."""
+    _check_fields(section, config[section], FIELDS[section])
+    _require(section, config[section], FIELDS[section])
+
+
 def _check_fields(section: str, fields: Iterable[str], allowed: Sequence[str]) -> None:
     """Raises ConfigError at a field that the section does not have, with the nearest name."""
     for field in fields:
@@ -231,6 +237,7 @@ def _check_train(config: ml_collections.ConfigDict) -> None:
     for section, field in (
         ("train", "batch_size"), ("train", "num_steps"), ("train", "accumulation_steps"),
         ("train", "log_every_steps"), ("train", "sample_every_steps"),
+        ("data", "num_threads"), ("data", "prefetch"),
         ("checkpoint", "every_steps"), ("evaluation", "batch_size"), ("evaluation", "num_samples"),
     ):  # fmt: skip
         value = config[section][field]

@@ -8,7 +8,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-MODES = ("train", "sample", "evaluate", "plan")
+MODES = ("train", "sample", "evaluate", "plan", "prepare")
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -27,19 +27,30 @@ TOPOLOGY = flags.DEFINE_string(
     "topology", None, "--mode=plan: the TPU slice to compile for, v5e:16x16; needs no TPU."
 )
 NUM_SLICES = flags.DEFINE_integer("num_slices", 1, "--mode=plan: slices of that topology.")
+SOURCE = flags.DEFINE_string(
+    "source",
+    None,
+    "--mode=prepare: a folder of your own images that becomes the data set data.name: a folder "
+    "a class, or labels.csv (columns file, label), or dataset.json, or no classes.",
+)
+DOWNLOADED = flags.DEFINE_string(
+    "downloaded",
+    None,
+    "--mode=prepare: a folder with files, under their original names, that TFDS would fetch or "
+    "that have to be fetched by hand.",
+)
 
 
 def main(argv: list[str]) -> None:
     """Dispatches to the job; a mistake of the user ends with one message and exit code 2."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    if WORKDIR.value is None and MODE.value != "plan":
-        raise app.UsageError("--workdir is missing; every mode but --mode=plan needs one.")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # the libraries' own progress is not the user's
     from rin_jax.experiment import ConfigError
 
     try:
+        check_flags(MODE.value)
         run(MODE.value)
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
@@ -47,6 +58,19 @@ def main(argv: list[str]) -> None:
     except FloatingPointError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(3)
+
+
+def check_flags(mode: str) -> None:
+    """Raises ConfigError at a flag that the mode needs and lacks, or has and does not read."""
+    from rin_jax.experiment import ConfigError
+
+    if WORKDIR.value is None and mode not in ("prepare", "plan"):
+        raise ConfigError(f"--mode={mode} needs --workdir=DIR.")
+    for flag, reader in (
+        (SOURCE, "prepare"), (DOWNLOADED, "prepare"), (CLASSES, "sample"), (TOPOLOGY, "plan"),
+    ):  # fmt: skip
+        if flag.value and mode != reader:
+            raise ConfigError(f"--{flag.name} is for --mode={reader}; the mode is {mode}.")
 
 
 def run(mode: str) -> None:
@@ -63,6 +87,10 @@ def run(mode: str) -> None:
         from rin_jax.plan import plan
 
         plan(CONFIG.value, TOPOLOGY.value or "", NUM_SLICES.value)
+    elif mode == "prepare":
+        from rin_jax.prepare import prepare
+
+        prepare(CONFIG.value, WORKDIR.value, SOURCE.value, DOWNLOADED.value)
     else:
         from rin_jax.evaluate import evaluate
 
@@ -70,5 +98,5 @@ def run(mode: str) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
+    flags.mark_flags_as_required(["config"])
     app.run(main)

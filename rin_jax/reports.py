@@ -4,16 +4,17 @@ Only process 0 writes. Event files are read by TensorBoard; metrics.jsonl has on
 line with the step first.
 """
 
+import contextlib
 import io
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
 import tensorboardX
 from etils import epath
-from PIL import Image
+from PIL import Image, ImageDraw
 
 
 class Writer:
@@ -83,13 +84,66 @@ def grid(images: np.ndarray, columns: int, smallest: int = 48) -> np.ndarray:
     return canvas
 
 
+def captioned_grid(images: np.ndarray, captions: Sequence[str], columns: int) -> np.ndarray:
+    """uint8 images [B, H, W, C] as `grid`, in colour, with a line of text below each."""
+    factor = max(1, -(-96 // images.shape[1]))
+    images = images.repeat(factor, axis=1).repeat(factor, axis=2)
+    images = np.broadcast_to(images, (*images.shape[:3], 3))
+    width, line = images.shape[2], 14
+    strips = [_text(caption[: width // 6], width, line) for caption in captions]
+    return grid(np.concatenate([images, np.stack(strips)], axis=1), columns)
+
+
+def histogram(counts: np.ndarray, title: str) -> np.ndarray:
+    """Counts [K] as bars below a title, uint8 [H, W, 3]."""
+    bar = max(1, 600 // len(counts))
+    height, width = 120, bar * len(counts)
+    filled = np.rint(height * counts / max(counts.max(), 1)).astype(int).repeat(bar)
+    bars = np.where(np.arange(height, 0, -1)[:, None] <= filled, np.uint8(90), np.uint8(235))
+    if bar > 2:
+        bars[:, ::bar] = 255  # a gap between classes
+    text = _text(f"{title}; most {counts.max()}, fewest {counts.min()}", max(width, 480), 16)
+    return stack(text, np.repeat(bars[..., None], 3, axis=-1))
+
+
+def stack(upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
+    """One picture above another, uint8 [H, W, 3], the narrower one filled up with white."""
+    width = max(upper.shape[1], lower.shape[1])
+    fill = [((0, 0), (0, width - image.shape[1]), (0, 0)) for image in (upper, lower)]
+    padded = [
+        np.pad(image, pad, constant_values=255)
+        for image, pad in zip((upper, lower), fill, strict=True)
+    ]
+    return np.concatenate(padded)
+
+
+def _text(text: str, width: int, height: int) -> np.ndarray:
+    """Black text on white, uint8 [height, width, 3]."""
+    strip = Image.new("RGB", (width, height), "white")
+    ImageDraw.Draw(strip).text((2, 1), text, fill="black")
+    return np.asarray(strip)
+
+
 class Progress:
     """Images per second, per cent done and time left of a run of `num_steps`."""
 
     def __init__(self, first_step: int, num_steps: int, batch_size: int):
         self._num_steps, self._batch_size = num_steps, batch_size
         self._step, self._seconds, self._since = first_step, 0.0, time.monotonic()
-        self._rate = 0.0
+        self._rate, self._waited = 0.0, 0.0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts what happens inside as waiting for data."""
+        since = time.monotonic()
+        yield
+        self._waited += time.monotonic() - since
+
+    @property
+    def waited(self) -> float:
+        """The share of the time since the last update that was spent waiting, in [0, 1]."""
+        running = time.monotonic() - self._since
+        return self._waited / max(self._seconds + running, 1e-9)
 
     def pause(self) -> None:
         """Stops the clock: what follows (samples, checkpoints) is not training."""
@@ -103,7 +157,7 @@ class Progress:
         """Images per second since the last update, which ended at an earlier step."""
         self.pause()
         self._rate = (step - self._step) / max(self._seconds, 1e-9)
-        self._step, self._seconds = step, 0.0
+        self._step, self._seconds, self._waited = step, 0.0, 0.0
         self.resume()
         return self._rate * self._batch_size
 

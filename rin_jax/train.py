@@ -13,10 +13,12 @@ import jax
 import numpy as np
 from clu import parameter_overview
 from etils import epath
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from rin_jax import checkpoints, reports, sharding
-from rin_jax.data import pipeline, source
+from rin_jax.data import pipeline
+from rin_jax.data.source import open_source
 from rin_jax.experiment import (
     ConfigError,
     Experiment,
@@ -82,25 +84,49 @@ def open_batches(config, start_step: int) -> Iterator[dict[str, np.ndarray]]:
     """This process's rows of the global batches from `start_step` on.
 
     Raises:
-      ConfigError: the data set does not fit the configuration.
+      ConfigError: the data set does not fit the configuration, or not that of other processes;
+        while reading, if a record is damaged.
     """
     data = config.data
     with config_errors():
-        check_labels(data, source.describe(data.name, data.split, data.data_dir).num_classes)
+        source = open_source(
+            data.name, data.split, data.data_dir, data.image_size, data.channels
+        )
+        check_labels(data, source.info.num_classes)
+        check_same_data(source)
         batches = pipeline.train_batches(
-            name=data.name,
-            split=data.split,
-            data_dir=data.data_dir,
+            source,
             image_size=data.image_size,
             channels=data.channels,
             batch_size=config.train.batch_size,
             seed=config.seed,
             start_step=start_step,
+            num_threads=data.num_threads,
+            prefetch=data.prefetch,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
     wanted = ("image", "label") if data.num_classes else ("image",)
-    return ({name: batch[name] for name in wanted} for batch in batches)
+
+    def chosen():
+        with config_errors():
+            for batch in batches:
+                yield {name: batch[name] for name in wanted}
+
+    return chosen()
+
+
+def check_same_data(source) -> None:
+    """Raises ConfigError if a process reads other data than process 0."""
+    digest = np.frombuffer(bytes.fromhex(source.fingerprint), np.uint8)
+    everyone = multihost_utils.process_allgather(digest).reshape(jax.process_count(), -1)
+    other = np.flatnonzero((everyone != everyone[0]).any(axis=1))
+    if other.size:
+        raise ConfigError(
+            f"data.name {source.info.name!r}: process {other[0]} reads other data than process 0 "
+            f"({other.size} of {len(everyone)} processes differ). Copy the same prepared folder "
+            f"to each host; here it is {source.info.folder}."
+        )
 
 
 def open_workdir(config, workdir: str) -> None:
@@ -168,7 +194,9 @@ def run_loop(experiment, mesh, train_step, state, batches, saver, writer) -> Tra
     window: list[dict[str, Array]] = []  # metrics not yet read, one step each
 
     for step in range(int(state.step) + 1, num_steps + 1):
-        state, metrics = train_step(state, sharding.global_batch(next(batches), mesh))
+        with progress.waiting():
+            batch = next(batches)
+        state, metrics = train_step(state, sharding.global_batch(batch, mesh))
         window.append(metrics)
         jax.block_until_ready(window[-2:][0])  # at most two steps in flight
         due = {
@@ -185,6 +213,7 @@ def run_loop(experiment, mesh, train_step, state, batches, saver, writer) -> Tra
         window = []
         if due["log"]:
             means["learning_rate"] = float(experiment.learning_rate(step - 1))
+            means["input_wait"] = progress.waited
             means["images_per_second"] = progress.update(step)
             reports.say(progress.line(means))
             writer.scalars(step, means)

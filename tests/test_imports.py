@@ -41,7 +41,8 @@ ALLOWED = {
         "train_step",
     },
     "evaluate": {"data", "evaluation", "experiment", "reports", "sample"},
-    "main": {"experiment", "train", "sample", "evaluate", "plan"},
+    "prepare": {"data", "experiment", "reports", "train_step"},
+    "main": {"experiment", "train", "sample", "evaluate", "plan", "prepare"},
 }  # fmt: skip
 
 # what a tower may not import from outside

@@ -59,3 +59,38 @@ def test_other_processes_write_nothing(tmp_path):
     writer.image(1, "progress", np.zeros((4, 4, 3), np.uint8))
     writer.close()
     assert not (tmp_path / "run").exists()
+
+
+def test_waiting_is_a_share_of_the_time_without_pauses(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(reports.time, "monotonic", lambda: now[0])
+    progress = reports.Progress(0, 100, batch_size=1)
+    with progress.waiting():
+        now[0] = 3.0
+    now[0] = 4.0
+    progress.pause()
+    now[0] = 50.0
+    progress.resume()
+    now[0] = 56.0
+    assert progress.waited == 0.3
+    progress.update(1)
+    now[0] = 57.0
+    assert progress.waited == 0
+
+
+def test_captions_lie_below_their_images():
+    images = np.full((3, 96, 96, 1), 7, np.uint8)
+    picture = reports.captioned_grid(images, ["one", "", "three"], columns=2)
+    assert picture.shape == (2 * (96 + 14 + 2) + 2, 2 * 98 + 2, 3)
+    captions = [picture[98:112, 2:98], picture[98:112, 100:196], picture[210:224, 2:98]]
+    assert [bool((caption < 128).any()) for caption in captions] == [True, False, True]
+    for top, left in ((2, 2), (2, 100), (114, 2)):
+        assert (picture[top : top + 96, left : left + 96] == 7).all()
+
+
+def test_histogram_has_a_bar_a_class():
+    counts = np.array([10, 0, 5])
+    bars = reports.histogram(counts, "title")[16:, :600]
+    heights = [int((bars[:, 200 * k + 100, 0] == 90).sum()) for k in range(3)]
+    assert heights == [120, 0, 60]
+    assert reports.histogram(np.arange(1000), "many").shape[1] == 1000

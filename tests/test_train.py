@@ -2,6 +2,10 @@
 
 import json
 import shutil
+import subprocess
+import sys
+import textwrap
+import time
 
 import jax
 import numpy as np
@@ -61,7 +65,8 @@ def metrics(workdir) -> list[dict]:
     """Lines of metrics.jsonl without the timing."""
     with open(f"{workdir}/metrics.jsonl") as file:
         lines = [json.loads(line) for line in file]
-    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
+    timing = ("images_per_second", "input_wait")
+    return [{k: v for k, v in line.items() if k not in timing} for line in lines]
 
 
 class InterruptedRunError(Exception):
@@ -126,6 +131,57 @@ def test_clipping_can_be_switched_on_in_the_middle(undisturbed, data_dir, tmp_pa
     config = tiny.config(data__data_dir=data_dir, train__num_steps=8, optimizer__clip_norm=1.0)
     train_lib.train(config, workdir)
     assert checkpoints.latest(workdir)[0] == 8
+
+
+def test_the_share_of_time_that_waits_for_data_is_logged(data_dir, tmp_path, monkeypatch):
+    open_batches = train_lib.open_batches
+
+    def slow(config, start_step):
+        for batch in open_batches(config, start_step):
+            time.sleep(0.3)
+            yield batch
+
+    monkeypatch.setattr(train_lib, "open_batches", slow)
+    config = tiny.config(data__data_dir=data_dir, train__sample_every_steps=6)
+    train_lib.train(config, str(tmp_path))
+    waits = [json.loads(line)["input_wait"] for line in (tmp_path / "metrics.jsonl").open()]
+    assert all(0.5 < wait < 1 for wait in waits)
+
+
+def test_processes_with_other_data_are_refused(data_dir, monkeypatch):
+    def gather(mine):
+        others = np.stack([mine, mine, mine])
+        others[2, 5] ^= 1
+        return others
+
+    config = make_experiment(tiny.config(data__data_dir=data_dir)).config
+    next(train_lib.open_batches(config, 0))
+    monkeypatch.setattr(train_lib.multihost_utils, "process_allgather", gather)
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    with pytest.raises(ConfigError, match=r"process 2 reads other data than process 0 .1 of 3"):
+        train_lib.open_batches(config, 0)
+
+
+ALL_JOBS = """
+    import sys
+    import rin_jax.evaluate, rin_jax.main, rin_jax.prepare, rin_jax.sample
+    from rin_jax.train import train
+    from tests import tiny
+    train(tiny.config(data__data_dir={data_dir!r}, train__num_steps=3), {workdir!r})
+    found = [name for name in sys.modules if name.partition(".")[0] == "tensorflow"]
+    assert not found, found
+"""
+
+
+@pytest.mark.slow
+def test_training_imports_no_tensorflow(tmp_path, root):
+    script = ALL_JOBS.format(
+        data_dir=str(tmp_path / "tfds"), workdir=str(tmp_path / "run")
+    )
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "trained to step 3" in result.stdout
 
 
 def test_what_a_run_leaves(undisturbed):

@@ -26,7 +26,7 @@ TINY = {
     },
     "data": {
         "name": "digits", "split": "train[:64]", "data_dir": None, "image_size": 8, "channels": 1,
-        "num_classes": 10, "flip": True,
+        "num_classes": 10, "flip": True, "num_threads": 4, "prefetch": 2,
     },
     "optimizer": {
         "name": "lamb", "learning_rate": 1e-2, "warmup_steps": 2,

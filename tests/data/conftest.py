@@ -2,13 +2,14 @@
 
 import pytest
 
-from rin_jax.data import source
+from rin_jax.data import catalog
 from tests.data import small_sets
 
 
 def _prepared(data_dir, names):
     for name in names:
-        source.open_source(name, "train", str(data_dir))
+        builder = catalog.tfds_builder(name, str(data_dir))
+        catalog.prepare_with_tfds(name, builder, None)
     return str(data_dir)
 
 

@@ -1,4 +1,4 @@
-"""The order of the records, their preprocessing, and the errors of the pipeline."""
+"""The order of the records and the errors of the pipeline."""
 
 import itertools
 
@@ -18,17 +18,24 @@ def kept_in_memory(request, monkeypatch):
 def read(data_dir, num, **changes):
     """`num` batches of the first 180 digits, 16 to the global batch."""
     options = {
-        "name": "digits",
-        "split": "train[:180]",
-        "data_dir": data_dir,
         "image_size": 8,
         "channels": 1,
         "batch_size": 16,
         "seed": 3,
         "start_step": 0,
+        "num_threads": 4,
+        "prefetch": 2,
         **changes,
     }
-    return list(itertools.islice(pipeline.train_batches(**options), num))
+    opened = opened_by(options, data_dir)
+    return list(itertools.islice(pipeline.train_batches(opened, **options), num))
+
+
+def opened_by(options, data_dir):
+    """The source that `options` ask for; takes the options that say which."""
+    name, split = options.pop("name", "digits"), options.pop("split", "train[:180]")
+    size, channels = options["image_size"], options["channels"]
+    return source.open_source(name, split, data_dir, size, channels)
 
 
 def keys(batch):
@@ -58,6 +65,15 @@ def test_order_is_of_seed_and_step_alone(digits_dir, process_count):
     assert global_batches(digits_dir, 23, process_count, seed=4) != reference
 
 
+@pytest.mark.usefixtures("kept_in_memory")
+def test_resumed_at_every_step_on_another_number_of_processes(digits_dir):
+    reference = [keys(batch) for batch in read(digits_dir, 23)]
+    for step in range(23):
+        process_count = (1, 2, 4, 8)[step % 4]
+        (batch,) = global_batches(digits_dir, 1, process_count, start_step=step)
+        assert batch == reference[step], (step, process_count)
+
+
 def test_memory_and_disk_agree(digits_dir, monkeypatch):
     in_memory = read(digits_dir, 30)
     monkeypatch.setattr(pipeline, "_MEMORY_BYTES", 0)
@@ -69,7 +85,7 @@ def test_memory_and_disk_agree(digits_dir, monkeypatch):
 
 @pytest.mark.usefixtures("kept_in_memory")
 def test_batches_pair_image_and_label(digits_dir):
-    stored = source.open_source("digits", "train[:180]", digits_dir)
+    stored = source.open_source("digits", "train[:180]", digits_dir, 8, 1)
     labels = {stored[index]["image"].tobytes(): stored[index]["label"] for index in range(180)}
     for batch in read(digits_dir, 12, process_index=1, process_count=2):
         assert (batch["image"].shape, batch["image"].dtype) == ((8, 8, 8, 1), np.uint8)
@@ -87,55 +103,14 @@ def test_unconditional_colour_set(small_dir):
 
 
 def test_fixed_examples(small_dir):
-    options = {"name": "small_labelled", "split": "train", "data_dir": small_dir}
-    batch = pipeline.fixed_examples(**options, image_size=6, channels=3, num=4)
+    opened = source.open_source("small_labelled", "train", small_dir, 6, 3)
+    options = {"image_size": 6, "channels": 3, "num_threads": 4}
+    batch = pipeline.fixed_examples(opened, **options, num=4)
     squares = np.stack([small_sets.small_image(index)[:, 1:7] for index in range(4)])
     np.testing.assert_array_equal(batch["image"], squares)
     assert batch["label"].tolist() == [0, 1, 0, 1]
-    every = pipeline.fixed_examples(**options, image_size=6, channels=3, num=11)
+    every = pipeline.fixed_examples(opened, **options, num=11)
     assert len(every["label"]) == 10
-
-
-def cubic_matrix(size_in, size_out):
-    """The antialiased bicubic resize (a = -1/2) as a matrix [size_out, size_in]."""
-    scale = size_in / size_out
-    width = max(scale, 1)  # of the kernel: stretched when shrinking
-    centres = (np.arange(size_out) + 0.5) * scale
-    x = np.abs(np.arange(size_in) + 0.5 - centres[:, None]) / width
-    near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
-    weights = np.where(x < 1, near, np.where(x < 2, far, 0))
-    return weights / weights.sum(1, keepdims=True)
-
-
-@pytest.mark.parametrize("image_size", [4, 8, 12])
-@pytest.mark.parametrize(
-    ("shape", "channels"),
-    [((12, 12, 3), 3), ((12, 19, 3), 3), ((20, 13, 1), 1), ((20, 13, 1), 3), ((5, 4, 1), 1)],
-)
-def test_preprocess_crops_and_resizes(shape, image_size, channels):
-    image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    side = min(shape[:2])
-    top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
-    square = image[top : top + side, left : left + side].astype(float)
-    matrix = cubic_matrix(side, image_size)
-    rows = np.einsum("jw,hwc->hjc", matrix, square).clip(0, 255).round()  # as Pillow does
-    expected = np.einsum("ih,hjc->ijc", matrix, rows).clip(0, 255).round()
-    result = pipeline.preprocess(image, image_size, channels)
-    assert (result.shape, result.dtype) == ((image_size, image_size, channels), np.uint8)
-    np.testing.assert_allclose(result, np.broadcast_to(expected, result.shape), atol=1)
-
-
-def test_preprocess_leaves_the_right_size_alone():
-    image = np.random.default_rng(0).integers(0, 256, (8, 8, 1), np.uint8)
-    assert np.shares_memory(pipeline.preprocess(image, 8, 1), image)
-    grey = pipeline.preprocess(image, 8, 3)
-    np.testing.assert_array_equal(grey, np.concatenate([image] * 3, axis=-1))
-
-
-@pytest.mark.parametrize(("stored", "channels"), [(3, 1), (1, 2), (4, 4), (4, 3)])
-def test_preprocess_refuses_channels(stored, channels):
-    with pytest.raises(ValueError, match=rf"data\.channels={channels} .* stored with {stored}"):
-        pipeline.preprocess(np.zeros((8, 8, stored), np.uint8), 8, channels)
 
 
 def test_errors_before_reading(digits_dir, small_dir, tmp_path):

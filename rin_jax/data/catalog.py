@@ -1,0 +1,237 @@
+"""Which image data set a name means, and what is known of it.
+
+Owns what a data set is here: a TFDS name with one image feature of 8 bits and perhaps one class
+label. Under a name there may be the set as TFDS prepared it and, for each image size, a copy of
+ours (`shards.py`) in the folder NAME_SIZEpx; the copy of the size that is wanted comes first.
+"""
+
+import dataclasses
+import difflib
+import re
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+from etils import epath
+from tensorflow_datasets.core.download import checksums
+
+from rin_jax.data import digits  # noqa: F401  (the import registers the name "digits")
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """What is known of one split of a data set without reading a record.
+
+    Attributes:
+      name: as given.
+      split: as given.
+      image_shape: (height, width, channels) as declared, None where it varies.
+      num_classes: 0 if the data set has no class label.
+      class_names: one name a class; empty if there is no class label.
+      num_examples: records in the split; None while the data set is not prepared.
+      folder: of the files; they need not be there yet.
+    """
+
+    name: str
+    split: str
+    image_shape: tuple[int | None, ...]
+    num_classes: int
+    class_names: tuple[str, ...]
+    num_examples: int | None
+    folder: str
+
+
+def describe(name: str, split: str, data_dir: str | None, image_size: int | None) -> DatasetInfo:
+    """Looks a data set up; downloads, prepares and reads nothing.
+
+    Args:
+      name: a TFDS name, perhaps with a configuration ("imagenet_resized/64x64"), or that of a
+        set prepared from a folder.
+      split: a TFDS split, for example "train" or "train[:90%]".
+      data_dir: the folder of prepared data sets; None is TFDS's own default.
+      image_size: height and width to train at; None if the data set is to tell.
+
+    Raises:
+      ValueError: no such name, no such split, or no image of 8 bits in the data set.
+      ImportError: the description itself needs TensorFlow.
+    """
+    return info(name, split, find_builder(name, data_dir, image_size))
+
+
+def folder_of(data_dir: str | None) -> epath.Path:
+    """The folder of prepared data sets."""
+    return epath.Path(tfds.core.constants.DATA_DIR if data_dir is None else data_dir).expanduser()
+
+
+def sized_folder(name: str, data_dir: str | None, image_size: int) -> epath.Path:
+    """The folder of our copy of a data set at one size; its version is in it."""
+    return folder_of(data_dir) / f"{re.sub('[/:.]', '_', name)}_{image_size}px" / "1.0.0"
+
+
+def find_splits(folder: epath.Path) -> tuple[str, ...]:
+    """The splits of a copy of ours that are complete; none if it is not there."""
+    if not (folder / "dataset_info.json").exists():
+        return ()
+    return tuple(tfds.builder_from_directory(folder).info.splits)
+
+
+def has_random_access(builder: tfds.core.DatasetBuilder) -> bool:
+    """Whether a prepared data set is there as ArrayRecord."""
+    formats = {file_format.value for file_format in builder.info.available_file_formats()}
+    return "array_record" in formats
+
+
+def find_builder(
+    name: str, data_dir: str | None, image_size: int | None
+) -> tfds.core.DatasetBuilder:
+    """Our copy at that size if it is there, else the data set of TFDS; see `describe`."""
+    if image_size is not None:
+        copy = sized_folder(name, data_dir, image_size)
+        if find_splits(copy):
+            return tfds.builder_from_directory(copy)
+    return tfds_builder(name, data_dir)
+
+
+def other_sizes(name: str, data_dir: str | None) -> str:
+    """The sizes at which there are copies of a data set, as part of a message."""
+    folder = folder_of(data_dir)
+    stem = sized_folder(name, data_dir, 0).parent.name.removesuffix("0px")
+    found = folder.glob(f"{stem}*px/1.0.0/dataset_info.json") if folder.exists() else ()
+    sizes = sorted(path.parent.parent.name.removeprefix(stem) for path in found)
+    sizes = [size for size in sizes if size.removesuffix("px").isdigit()]
+    return f" at data.image_size, only at {', '.join(sizes)}" if sizes else ""
+
+
+def tfds_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    """The data set of TFDS, prepared or not; errors as `describe`."""
+    try:
+        return tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError:
+        known = tfds.list_builders(with_community_datasets=False)
+        stem = name.partition("/")[0].partition(":")[0]
+        nearest = difflib.get_close_matches(stem, known, n=5, cutoff=0.5)
+        hint = f"nearest names: {', '.join(nearest)}" if nearest else "no name is near it"
+        raise ValueError(
+            f"data.name: neither TFDS nor {folder_of(data_dir)} has a data set "
+            f"{name!r}{other_sizes(name, data_dir)}; {hint}"
+        ) from None
+    except ImportError as error:
+        raise _missing_package(f"describing {name!r}", error) from error
+    except (AssertionError, ValueError) as error:  # an unknown configuration or version
+        raise ValueError(f"data.name: {name!r} cannot be opened: {error}") from error
+
+
+def _missing_package(doing: str, error: ImportError) -> ImportError:
+    cause = str(error).splitlines()[-1]  # TFDS puts the record that it was at before it
+    return ImportError(
+        f"data.name: {doing} needs a package that is missing ({cause}); if it is TensorFlow, "
+        f'install it for this, training does without: pip install "rin-jax[tf]"'
+    )
+
+
+def feature_keys(name: str, builder: tfds.core.DatasetBuilder) -> tuple[str, str | None]:
+    """The keys of the image and of the class label (None: unconditional)."""
+    features = builder.info.features
+    items = features.items() if isinstance(features, tfds.features.FeaturesDict) else ()
+    found_images = [
+        key
+        for key, feature in items
+        if isinstance(feature, tfds.features.Image)
+        and not isinstance(feature, tfds.features.LabeledImage)
+        and feature.np_dtype == np.uint8
+    ]
+    labels = [key for key, feature in items if isinstance(feature, tfds.features.ClassLabel)]
+    image, label = _choose(found_images, "image"), _choose(labels, "label")
+    if image is None:
+        found = f"several ({', '.join(found_images)})" if found_images else "none"
+        raise ValueError(
+            f"data.name: {name!r} must have one image feature of 8 bits but has {found}; "
+            f"choose another data set"
+        )
+    return image, label
+
+
+def _choose(keys: list[str], preferred: str) -> str | None:
+    if preferred in keys:
+        return preferred
+    return keys[0] if len(keys) == 1 else None
+
+
+def info(name: str, split: str, builder: tfds.core.DatasetBuilder) -> DatasetInfo:
+    """What a builder tells of one split; errors as `describe`."""
+    image_key, label_key = feature_keys(name, builder)
+    class_label = builder.info.features[label_key] if label_key else None
+    num_examples = None
+    if builder.is_prepared():
+        try:
+            num_examples = builder.info.splits[split].num_examples
+        except (KeyError, ValueError) as error:
+            raise ValueError(
+                f"data.split: {split!r} is not a split of data.name={name!r}; "
+                f"{builder.data_path} has {', '.join(builder.info.splits)}; choose one of these, "
+                f"or run the same command once with --mode=prepare"
+            ) from error
+    return DatasetInfo(
+        name=name,
+        split=split,
+        image_shape=tuple(builder.info.features[image_key].shape),
+        num_classes=class_label.num_classes if class_label else 0,
+        class_names=tuple(class_label.names) if class_label else (),
+        num_examples=num_examples,
+        folder=str(builder.data_path),
+    )
+
+
+def prepare_with_tfds(
+    name: str, builder: tfds.core.DatasetBuilder, downloaded: str | None
+) -> None:
+    """Has TFDS prepare a data set as ArrayRecord, from the network if it must.
+
+    Args:
+      name: as in the configuration.
+      builder: of the data set.
+      downloaded: a folder that is looked through for the files first, under their original
+        names; the only way for a data set that one has to fetch by hand.
+
+    Raises:
+      ImportError: the preparation needs TensorFlow, which is not installed.
+      ValueError: files are missing or cannot be fetched, or the disk is full.
+    """
+    config = tfds.download.DownloadConfig(try_download_gcs=False, manual_dir=downloaded)
+    if downloaded is not None:
+        trust_files(builder, downloaded)
+    try:
+        builder.download_and_prepare(file_format="array_record", download_config=config)
+    except ImportError as error:
+        raise _missing_package(f"preparing {name!r}", error) from error
+    except (AssertionError, OSError) as error:  # files that are missing, network, disk
+        # TFDS writes beside the folder and renames at the end, which fails if another process
+        # was first: its copy is complete, then, and serves.
+        if builder.data_path.exists():
+            return
+        raise ValueError(
+            f"data.name: TFDS cannot prepare {name!r} in {builder.data_path}: {str(error).strip()}"
+            f"\nWith the files fetched by other means, give their folder: --downloaded=FOLDER"
+        ) from error
+
+
+def trust_files(builder: tfds.core.DatasetBuilder, downloaded: str) -> None:
+    """Takes the user's files as they are, with a warning where TFDS knows other checksums.
+
+    Some sources pack the same content anew, which changes the checksum of the package.
+    """
+    known = builder.url_infos or {}
+    for url, expected in known.items():
+        path = epath.Path(downloaded) / (expected.filename or "")
+        if path.is_file():
+            known[url] = checksums.compute_url_info(path)
+            if known[url] != expected:
+                logging.warning("%s is not the file that TFDS knows; it is used as it is", path)
+
+
+def require_tensorflow(doing: str) -> None:
+    """Raises ImportError, with the remedy, where TensorFlow is not installed."""
+    try:
+        import tensorflow  # noqa: F401
+    except ImportError as error:
+        raise _missing_package(doing, error) from error
