@@ -55,6 +55,7 @@ def draw(figures: dict[str, dict[str, dict[str, float]]]) -> str:
         int(fsdp): {int(n): sum(v for k, v in row.items() if k != "memory") / 1e9
                     for n, row in rows.items()}
         for fsdp, rows in figures.items()
+        if rows
     }  # fmt: skip
     highest = 1.15 * max(value for row in total.values() for value in row.values())
 
