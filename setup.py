@@ -26,6 +26,7 @@ setuptools.setup(
         "jax>=0.7.2",
         "ml-collections>=1.0",
         "numpy>=2.0",
+        "opencv-python-headless>=4.10",
         "optax>=0.2.6",
         "orbax-checkpoint>=0.12.4",
         "pillow>=10.1",
@@ -38,7 +39,6 @@ setuptools.setup(
         "cuda": ["jax[cuda12]>=0.7.2"],
         "gcs": ["etils[epath-gcs]>=1.9", "google-cloud-storage>=2.10"],
         "test": [
-            "opencv-python-headless>=4.10",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.8",
