@@ -26,6 +26,7 @@ setuptools.setup(
         "jax>=0.7.2",
         "ml-collections>=1.0",
         "numpy>=2.0",
+        "opencv-python-headless>=4.10",
         "optax>=0.2.6",
         "orbax-checkpoint>=0.12.4",
         "pillow>=10.1",
@@ -40,7 +41,6 @@ setuptools.setup(
         "pathways": ["pathwaysutils>=0.1"],
         "test": [
             "jax[tpu]>=0.7.2",  # the TPU compiler, for --mode=plan; needs no TPU
-            "opencv-python-headless>=4.10",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "pyyaml>=6",

@@ -14,7 +14,6 @@ import json
 import os
 import pathlib
 import platform
-import runpy
 import statistics
 import sys
 import tempfile
@@ -32,13 +31,8 @@ from sklearn import datasets
 from rin_jax.data import catalog, pipeline, shards
 from rin_jax.data.originals import TfdsOriginal
 from rin_jax.data.source import open_source
-from rin_jax.experiment import make_experiment
-from rin_jax.network import cost
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 HEIGHT, WIDTH, QUALITY = 415, 480, 93  # about 70 KB
-V5E_BF16_FLOPS = 197e12  # peak of a TPU v5e chip, https://cloud.google.com/tpu/docs/v5e
-EXPERIMENTS = {"imagenet64": 64, "imagenet128": 128, "imagenet256": 256}
 
 
 def photographs(count: int):
@@ -125,16 +119,11 @@ def time_reading(data_dir: str, image_size: int, threads: int, seconds: float, c
     }
 
 
-def needed_by_v5e_8(experiment: str) -> float:
-    """Images a second that eight v5e chips could train on at their peak, never more."""
-    config = runpy.run_path(str(ROOT / "configs" / f"{experiment}.py"))["get_config"]()
-    flops = cost.training_flops(make_experiment(config).rin, True)
-    return 8 * V5E_BF16_FLOPS / flops
-
-
 def machine() -> str:
     """The processors, what else runs on them, the versions and the date."""
-    packages = ("array_record", "grain", "numpy", "pillow", "tensorflow-datasets")
+    packages = (
+        "array_record", "grain", "numpy", "opencv-python-headless", "pillow", "tensorflow-datasets",
+    )  # fmt: skip
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
     return (
         f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} cores, load before "
@@ -183,15 +172,6 @@ def main() -> None:
             f"| {made['images_per_core_second']:,.0f} "
             f"| {1000 / made['images_per_second'] / 3600:.4f} | {made['kb_per_image']:.1f} |"
         )
-    print("\n| v5e-8 at its peak | images/s | cores, prepared | cores, raw JPEG |")
-    print("|---|---|---|---|")
-    for experiment, image_size in EXPERIMENTS.items():
-        if image_size in args.sizes:
-            wanted = needed_by_v5e_8(experiment)
-            prepared = result["prepared"][image_size]["read"]["images_per_core_second"]
-            raw = result["raw"][image_size]["images_per_core_second"]
-            cores = f"{wanted / prepared:.1f} | {wanted / raw:.1f}"
-            print(f"| {experiment} | {wanted:,.0f} | {cores} |")
     if args.json:
         pathlib.Path(args.json).write_text(json.dumps(result, indent=2) + "\n")
 

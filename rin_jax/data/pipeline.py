@@ -9,6 +9,7 @@ and what the network is conditioned on is an entry of it. Random augmentation is
 but on the device.
 """
 
+import os
 from collections.abc import Iterator
 from concurrent import futures
 
@@ -45,7 +46,7 @@ def train_batches(
       batch_size: images of all processes together.
       seed: of the order, in [0, 2**32).
       start_step: batches already consumed.
-      num_threads: threads that read and decode records.
+      num_threads: threads that read and decode records; never more than processors.
       prefetch: batches prepared ahead.
       process_index, process_count: which part this process reads.
 
@@ -106,8 +107,8 @@ class _Reader:
         self.num_records = len(source)
         self.num_bytes = len(source) * image_size**2 * channels
         self._source, self._image_size, self._channels = source, image_size, channels
-        self._num_threads = num_threads
-        self._threads = futures.ThreadPoolExecutor(num_threads, thread_name_prefix="rin-data")
+        self._num_threads = min(num_threads, os.cpu_count())  # more would only hinder each other
+        self._threads = futures.ThreadPoolExecutor(self._num_threads, thread_name_prefix="rin-data")
 
     def __call__(self, indices: np.ndarray) -> Batch:
         pieces = np.array_split(indices, min(len(indices), self._num_threads))
