@@ -160,19 +160,24 @@ def _resolve_data(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
     data = config.data
     if None in (data.image_size, data.channels, data.num_classes):
         info = catalog.describe(data.name, data.split, data.data_dir, data.image_size)
-        height, width, channels = info.image_shape
         if data.image_size is None:
-            if height is None or height != width:
-                raise ConfigError(
-                    f"data.image_size is not set and the images of {data.name!r} have no single "
-                    f"square size ({height} x {width}); set --config.data.image_size."
-                )
-            data.image_size = height
-        data.channels = channels if data.channels is None else data.channels
+            data.image_size = declared_size(info)
+        data.channels = info.image_shape[-1] if data.channels is None else data.channels
         if data.num_classes is None:
             data.num_classes = info.num_classes
         check_labels(data, info.num_classes)
     return config
+
+
+def declared_size(info: catalog.DatasetInfo) -> int:
+    """The height and width of all images of a data set; ConfigError if they are not one number."""
+    height, width, _ = info.image_shape
+    if height is None or height != width:
+        raise ConfigError(
+            f"data.image_size is not set and the images of {info.name!r} have no single "
+            f"square size ({height} x {width}); set --config.data.image_size."
+        )
+    return height
 
 
 def check_labels(data: ml_collections.ConfigDict, labels: int) -> None:

@@ -55,12 +55,12 @@ def main(argv: list[str]) -> None:
     from rin_jax.experiment import ConfigError
 
     codes = {ConfigError: 2, FloatingPointError: 3}
-    facts = processes.started_with(
-        CONFIG.value, mode=MODE.value, workdir=WORKDIR.value, classes=CLASSES.value
-    )
     try:
         check_flags(MODE.value)
         if MODE.value in TOGETHER:
+            facts = processes.started_with(
+                CONFIG.value, mode=MODE.value, workdir=WORKDIR.value, classes=CLASSES.value
+            )
             with processes.together(facts, JOIN_TIMEOUT.value, codes):
                 run(MODE.value)
         else:

@@ -20,7 +20,7 @@ from rin_jax.data import catalog, pipeline, shards
 from rin_jax.data.folder import open_folder
 from rin_jax.data.originals import TfdsOriginal
 from rin_jax.data.source import ImageSource, open_source
-from rin_jax.experiment import ConfigError, check_section, config_errors
+from rin_jax.experiment import ConfigError, check_section, config_errors, declared_size
 from rin_jax.train_step import prepare_images
 
 PREVIEW = 64  # images
@@ -92,15 +92,10 @@ def _tfds_original(data, split: str, downloaded: str | None) -> TfdsOriginal | N
         catalog.prepare_with_tfds(data.name, builder, downloaded)
         builder = catalog.tfds_builder(data.name, data.data_dir)
     info = catalog.info(data.name, split, builder)
-    height, width, _ = info.image_shape
     if data.image_size is None:
-        if height is None or height != width:
-            raise ConfigError(
-                f"data.image_size is not set and the images of {data.name!r} have no single "
-                f"square size; say --config.data.image_size=SIZE."
-            )
-        data.image_size = height
-    if catalog.has_random_access(builder) and height == width == data.image_size:
+        data.image_size = declared_size(info)
+    stored = info.image_shape[:2]
+    if catalog.has_random_access(builder) and stored == (data.image_size, data.image_size):
         return None
     return TfdsOriginal(info, builder)
 

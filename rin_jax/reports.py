@@ -71,8 +71,7 @@ def grid(images: np.ndarray, columns: int, smallest: int = 48) -> np.ndarray:
 
     Small images are enlarged by whole factors until their side is at least `smallest`.
     """
-    factor = max(1, -(-smallest // images.shape[1]))
-    images = images.repeat(factor, axis=1).repeat(factor, axis=2)
+    images = _enlarge(images, smallest)
     batch, height, width, channels = images.shape
     gap, rows = 2, -(-batch // columns)
     canvas = np.full(
@@ -85,10 +84,15 @@ def grid(images: np.ndarray, columns: int, smallest: int = 48) -> np.ndarray:
     return canvas
 
 
+def _enlarge(images: np.ndarray, smallest: int) -> np.ndarray:
+    """Images [B, H, W, C] by the whole factor that makes them at least `smallest` high."""
+    factor = max(1, -(-smallest // images.shape[1]))
+    return images.repeat(factor, axis=1).repeat(factor, axis=2)
+
+
 def captioned_grid(images: np.ndarray, captions: Sequence[str], columns: int) -> np.ndarray:
     """uint8 images [B, H, W, C] as `grid`, in colour, with a line of text below each."""
-    factor = max(1, -(-96 // images.shape[1]))
-    images = images.repeat(factor, axis=1).repeat(factor, axis=2)
+    images = _enlarge(images, 96)
     images = np.broadcast_to(images, (*images.shape[:3], 3))
     width, line = images.shape[2], 14
     strips = [_text(caption[: width // 6], width, line) for caption in captions]

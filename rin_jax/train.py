@@ -17,6 +17,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from rin_jax import checkpoints, chips, processes, reports, sharding
+from rin_jax.chips import GIB
 from rin_jax.data import pipeline
 from rin_jax.data.source import open_source
 from rin_jax.experiment import (
@@ -35,7 +36,6 @@ from rin_jax.state import TrainState, abstract_state, create_state
 from rin_jax.train_step import compile_train_step
 
 Array = jax.Array
-GIB = 2**30
 SHARING_SECONDS = 60.0  # network file systems show a new file late
 
 

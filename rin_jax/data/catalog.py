@@ -87,7 +87,7 @@ def find_builder(
     """Our copy at that size if it is there, else the data set of TFDS; see `describe`."""
     if image_size is not None:
         copy = sized_folder(name, data_dir, image_size)
-        if find_splits(copy):
+        if (copy / "dataset_info.json").exists():
             return tfds.builder_from_directory(copy)
     return tfds_builder(name, data_dir)
 

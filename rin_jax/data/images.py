@@ -112,6 +112,8 @@ def decode(encoded: bytes, channels: int | None, image_size: int | None = None) 
         raise ValueError("it is not an image, or it is damaged")
     if pixels.ndim == 2:
         return pixels[..., None]
+    if pixels.shape[-1] == 4:  # not declared, and refused by `preprocess`
+        return cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA)
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 

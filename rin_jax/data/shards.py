@@ -171,8 +171,13 @@ def _write_all(
         name = _file_name(folder, original.split, index, len(ranges))
         shard = _finished_shard(folder, staging, name)
         if shard is None:
-            path = staging / name
-            shard = _write_shard(original, ranges[index], path, image_size, progress, stop)
+            draft = staging / f"{name}.draft"
+            try:
+                shard = _write_shard(original, ranges[index], draft, image_size, progress, stop)
+                draft.rename(staging / name)
+            finally:
+                draft.unlink(missing_ok=True)
+            _write_whole(staging / f"{name}.json", json.dumps(dataclasses.asdict(shard)))
         else:
             progress(len(ranges[index]))
         finished.append(shard)
@@ -199,25 +204,6 @@ class _StoppedError(Exception):
 
 
 def _write_shard(
-    original: Original,
-    indices: range,
-    path: pathlib.Path,
-    image_size: int,
-    progress: Callable[[int], None],
-    stop: threading.Event,
-) -> Shard:
-    """Writes a shard whole, or nothing."""
-    draft = path.with_name(f"{path.name}.draft")
-    try:
-        shard = _write_records(original, indices, draft, image_size, progress, stop)
-        draft.rename(path)
-        _write_whole(path.with_name(f"{path.name}.json"), json.dumps(dataclasses.asdict(shard)))
-    finally:
-        draft.unlink(missing_ok=True)
-    return shard
-
-
-def _write_records(
     original: Original,
     indices: range,
     path: pathlib.Path,

@@ -22,19 +22,18 @@ class ImageSource:
     """The records of one split, in storage order.
 
     Record i is {"image": uint8 [H, W, C]} and, if info.num_classes > 0, "label": int. An image is
-    decoded for training at `image_size`, see `images.decode`; None decodes every pixel. Reading
-    from several threads is safe.
+    decoded for training at `image_size`, see `images.decode`. Reading from several threads is
+    safe.
 
     Attributes:
       info: the DatasetInfo.
-      fingerprint: equal for equal data, as far as sizes and a few records tell.
     """
 
     def __init__(
         self,
         builder: tfds.core.DatasetBuilder,
         info: catalog.DatasetInfo,
-        image_size: int | None,
+        image_size: int,
     ):
         self.info, split = info, info.split
         self._image_size = image_size
@@ -44,7 +43,6 @@ class ImageSource:
         self._records = builder.as_data_source(
             split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
         )
-        self.fingerprint = self._fingerprint()
 
     def __len__(self) -> int:
         return len(self._records)
@@ -89,7 +87,9 @@ class ImageSource:
             )
         return {"label": label}
 
-    def _fingerprint(self) -> str:
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal data, as far as sizes and a few records tell."""
         digest = hashlib.sha256(str([(file.skip, file.take) for file in self._files]).encode())
         digest.update(str((self.info.image_shape, self.info.class_names)).encode())
         for index in {0, len(self) // 2, len(self) - 1}:

@@ -122,3 +122,12 @@ def test_pixels_without_a_scale_are_refused(tmp_path):
 def test_png_round_trip(channels):
     image = awkward.scene()[..., :channels]
     np.testing.assert_array_equal(images.decode(images.encode_png(image), channels), image)
+
+
+def test_transparency_that_is_not_declared_is_refused():
+    buffer = io.BytesIO()
+    Image.fromarray(awkward.scene()).convert("RGBA").save(buffer, "PNG")
+    image = images.decode(buffer.getvalue(), None)
+    np.testing.assert_array_equal(image[..., :3], awkward.scene())
+    with pytest.raises(ValueError, match="stored with 4"):
+        images.preprocess(image, 8, 3)
