@@ -29,10 +29,9 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from rin_jax import sharding
+from rin_jax import ema, sharding
 from rin_jax.experiment import ConfigError, Experiment, make_experiment
 from rin_jax.network import cost
-from rin_jax.optimizer import update_ema
 from rin_jax.state import TrainState, create_state
 from rin_jax.train_step import compile_train_step, make_loss, prepare_images
 
@@ -134,9 +133,10 @@ def optimizer_update(experiment: Experiment, state: TrainState) -> Part:
 
 def ema_update(experiment: Experiment, state: TrainState) -> Part:
     """The running average of the parameters, donated."""
-    decay = experiment.config.train.ema_decay
-    compiled = jax.jit(lambda ema, params: update_ema(ema, params, decay), donate_argnums=0)
-    return lambda ema: compiled(ema, state.params), copy(state.ema_params)
+    compiled = jax.jit(
+        lambda emas, params, t: ema.update(emas, params, experiment.averages, t), donate_argnums=0
+    )
+    return lambda emas: compiled(emas, state.params, jnp.int32(1000)), copy(state.emas)
 
 
 def copy(tree: Any) -> Any:
@@ -172,7 +172,7 @@ def sampler_step(experiment: Experiment, params: Any, labels: jax.Array | None) 
 def time_parts(experiment: Experiment, repetitions: int, warmup: int) -> dict[str, list[float]]:
     """Seconds of each part, on the first device; the batch lies on the device already."""
     mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
-    state = create_state(experiment.rin, experiment.optimizer, mesh, experiment.config.seed)
+    state = create_state(experiment, mesh, experiment.config.seed)
     batch = sharding.global_batch(random_batch(experiment), mesh)
     labels = batch.get("label")
 
@@ -183,7 +183,7 @@ def time_parts(experiment: Experiment, repetitions: int, warmup: int) -> dict[st
         "forward_backward": seconds(forward_backward(experiment, state.params, batch)),
         "optimizer_update": seconds(optimizer_update(experiment, state)),
         "ema_update": seconds(ema_update(experiment, state)),
-        "sampler_step": seconds(sampler_step(experiment, state.ema_params, labels)),
+        "sampler_step": seconds(sampler_step(experiment, next(iter(state.emas.values())), labels)),
     }
     train_step = compile_train_step(experiment, mesh)
     # last, since it gives the state away

@@ -79,13 +79,21 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.train.batch_size = 64
     config.train.num_steps = 3000
     config.train.accumulation_steps = 1
-    config.train.ema_decay = 0.998
+    config.train.max_skipped_steps = 10  # in a row, then training stops
+    config.train.init_from = config_dict.placeholder(str)  # another run, to fine-tune
     config.train.log_every_steps = 50
     config.train.sample_every_steps = 500
 
+    config.ema = ml_collections.ConfigDict()
+    config.ema.decays = (0.998,)
+    config.ema.power_lengths = (0.05, 0.1)
+    config.ema.snapshot_every_steps = 250  # for averages of other lengths
+
     config.checkpoint = ml_collections.ConfigDict()
     config.checkpoint.every_steps = 500
-    config.checkpoint.keep = 2
+    config.checkpoint.keep = 2  # the newest
+    config.checkpoint.keep_every_steps = config_dict.placeholder(int)
+    config.checkpoint.keep_best = 1  # of lowest mean loss
 
     config.evaluation = ml_collections.ConfigDict()
     config.evaluation.num_samples = 1000
@@ -106,6 +114,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.train.num_steps = 20
         config.train.log_every_steps = 5
         config.train.sample_every_steps = 10
+        config.ema.snapshot_every_steps = 10
         config.checkpoint.every_steps = 10
         config.evaluation.num_samples = 20
         config.evaluation.batch_size = 10

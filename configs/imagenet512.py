@@ -94,13 +94,21 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.train.batch_size = 1024  # [M]
     config.train.num_steps = 1_000_000  # [M]
     config.train.accumulation_steps = 1
-    config.train.ema_decay = 0.9999  # [V]
+    config.train.max_skipped_steps = 10  # in a row, then training stops
+    config.train.init_from = config_dict.placeholder(str)  # another run, to fine-tune
     config.train.log_every_steps = 100
     config.train.sample_every_steps = 10_000
 
+    config.ema = ml_collections.ConfigDict()
+    config.ema.decays = (0.9999,)  # [V]
+    config.ema.power_lengths = ()
+    config.ema.snapshot_every_steps = config_dict.placeholder(int)
+
     config.checkpoint = ml_collections.ConfigDict()
     config.checkpoint.every_steps = 5000
-    config.checkpoint.keep = 3
+    config.checkpoint.keep = 3  # the newest
+    config.checkpoint.keep_every_steps = 50_000
+    config.checkpoint.keep_best = 0  # of lowest mean loss
 
     config.evaluation = ml_collections.ConfigDict()
     config.evaluation.num_samples = 50_000  # [V] released

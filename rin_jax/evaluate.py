@@ -11,18 +11,19 @@ from rin_jax.data import pipeline
 from rin_jax.data.source import open_source
 from rin_jax.evaluation.agreement import label_agreement
 from rin_jax.experiment import ConfigError, config_errors, device_mesh, make_experiment
-from rin_jax.sample import load_ema, make_generate
+from rin_jax.restore import load_ema
+from rin_jax.sample import make_generate
 
 REAL_IMAGES = 5000  # the classifier learns from at most this many,
 IMAGES_PER_CLASS = 20  # needs at least so many of each class,
 LARGEST_IMAGE = 32  # and reads no larger images
 
 
-def evaluate(config, workdir: str) -> dict[str, float]:
+def evaluate(config, workdir: str, ema: str | None = None) -> dict[str, float]:
     """Samples `evaluation.num_samples` images, classes in turn, and writes the record.
 
     The record goes to WORKDIR/evaluation/STEP.json and names the sampler, the seed and the
-    weights beside the figures.
+    weights beside the figures. `ema` as `restore.load_ema`.
     """
     experiment = make_experiment(config)
     config, num_classes = experiment.config, experiment.rin.num_classes
@@ -46,7 +47,7 @@ def evaluate(config, workdir: str) -> dict[str, float]:
             num_threads=data.num_threads,
         )
     mesh = device_mesh(config)
-    step, params = load_ema(experiment, mesh, workdir)
+    step, name, params = load_ema(experiment, mesh, workdir, ema)
     generate = make_generate(experiment, mesh, config.seed)
 
     count, size = config.evaluation.num_samples, config.evaluation.batch_size
@@ -63,7 +64,7 @@ def evaluate(config, workdir: str) -> dict[str, float]:
         "step": step,
         **figures,
         "num_samples": count,
-        "weights": f"ema_{config.train.ema_decay}",
+        "weights": name,
         "seed": config.seed,
         "sampler": config.sampler.to_dict(),
         "data": {"name": data.name, "split": data.split, "real_images": len(real["image"])},

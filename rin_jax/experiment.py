@@ -16,7 +16,7 @@ import ml_collections
 import optax
 from jax.sharding import Mesh
 
-from rin_jax import sharding
+from rin_jax import ema, sharding
 from rin_jax.data import catalog
 from rin_jax.diffusion.objective import Objective
 from rin_jax.diffusion.process import Process
@@ -42,10 +42,11 @@ FIELDS = {
         "num_threads", "prefetch",
     ),
     "train": (
-        "batch_size", "num_steps", "accumulation_steps", "ema_decay", "log_every_steps",
-        "sample_every_steps",
+        "batch_size", "num_steps", "accumulation_steps", "max_skipped_steps", "init_from",
+        "log_every_steps", "sample_every_steps",
     ),
-    "checkpoint": ("every_steps", "keep"),
+    "ema": ("decays", "power_lengths", "snapshot_every_steps"),
+    "checkpoint": ("every_steps", "keep", "keep_every_steps", "keep_best"),
     "evaluation": ("num_samples", "batch_size"),
     "mesh": ("data", "fsdp", "tensor"),
 }  # fmt: skip
@@ -66,6 +67,7 @@ class Experiment:
       sampler: the sampling procedure.
       optimizer: the optax transformation.
       learning_rate: its schedule.
+      averages: the running averages of the parameters, by name.
     """
 
     config: ml_collections.FrozenConfigDict
@@ -74,6 +76,7 @@ class Experiment:
     sampler: Sampler
     optimizer: optax.GradientTransformation
     learning_rate: optax.Schedule
+    averages: dict[str, ema.Weight]
 
 
 def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
@@ -151,6 +154,7 @@ def _make_experiment(config: ml_collections.ConfigDict) -> Experiment:
         sampler=sampler,
         optimizer=optimizer,
         learning_rate=learning_rate,
+        averages=ema.make_averages(config.ema.decays, config.ema.power_lengths),
     )
 
 
@@ -242,8 +246,9 @@ def _check_train(config: ml_collections.ConfigDict) -> None:
     for section, field in (
         ("train", "batch_size"), ("train", "num_steps"), ("train", "accumulation_steps"),
         ("train", "log_every_steps"), ("train", "sample_every_steps"),
-        ("data", "num_threads"), ("data", "prefetch"),
-        ("checkpoint", "every_steps"), ("evaluation", "batch_size"), ("evaluation", "num_samples"),
+        ("train", "max_skipped_steps"), ("data", "num_threads"), ("data", "prefetch"),
+        ("checkpoint", "every_steps"), ("checkpoint", "keep"),
+        ("evaluation", "batch_size"), ("evaluation", "num_samples"),
     ):  # fmt: skip
         value = config[section][field]
         if not value >= 1:
@@ -253,8 +258,11 @@ def _check_train(config: ml_collections.ConfigDict) -> None:
             f"train.batch_size {train.batch_size} is not divisible by train.accumulation_steps "
             f"{train.accumulation_steps}; choose a divisor."
         )
-    if not 0 <= train.ema_decay < 1:
-        raise ConfigError(f"train.ema_decay is {train.ema_decay}; it must be in [0, 1).")
+    if config.ema.snapshot_every_steps and not config.ema.power_lengths:
+        raise ConfigError(
+            f"ema.snapshot_every_steps is {config.ema.snapshot_every_steps}, but there is no power "
+            "average to store; set ema.power_lengths, for instance (0.05, 0.1), or leave it out."
+        )
 
 
 def device_mesh(config: ml_collections.FrozenConfigDict, devices: list | None = None) -> Mesh:

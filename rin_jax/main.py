@@ -8,7 +8,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-TOGETHER = ("train", "sample", "evaluate")  # what all processes of a run do together
+TOGETHER = ("train", "sample", "evaluate", "reconstruct")  # what all processes of a run do together
 MODES = (*TOGETHER, "prepare", "plan")
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -23,6 +23,18 @@ WORKDIR = flags.DEFINE_string(
 MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do with the run.")
 CLASSES = flags.DEFINE_list(
     "classes", [], "--mode=sample: labels to sample, a row each; all (at most ten) if not given."
+)
+EMA = flags.DEFINE_string(
+    "ema",
+    None,
+    "--mode=sample, evaluate: the average whose weights are used, decay_0.9999 or power_0.05; the "
+    "first that the run keeps if not given.",
+)
+LENGTH = flags.DEFINE_float(
+    "length",
+    None,
+    "--mode=reconstruct: length of the power average to make from the run's snapshots, a share of "
+    "the training so far in (0, 0.288].",
 )
 SOURCE = flags.DEFINE_string(
     "source",
@@ -51,7 +63,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # the libraries' own progress is not the user's
-    from rin_jax import processes
+    from rin_jax import preemption, processes
     from rin_jax.experiment import ConfigError
 
     codes = {ConfigError: 2, FloatingPointError: 3}
@@ -59,10 +71,18 @@ def main(argv: list[str]) -> None:
         check_flags(MODE.value)
         if MODE.value in TOGETHER:
             facts = processes.started_with(
-                CONFIG.value, mode=MODE.value, workdir=WORKDIR.value, classes=CLASSES.value
+                CONFIG.value,
+                mode=MODE.value,
+                workdir=WORKDIR.value,
+                classes=CLASSES.value,
+                ema=EMA.value,
+                length=LENGTH.value,
             )
-            with processes.together(facts, JOIN_TIMEOUT.value, codes):
-                run(MODE.value)
+            with (
+                preemption.watching() as watch,
+                processes.together(facts, JOIN_TIMEOUT.value, codes, watch.told),
+            ):
+                run(MODE.value, watch)
         else:
             run(MODE.value)
     except processes.ProcessError as error:
@@ -79,24 +99,32 @@ def check_flags(mode: str) -> None:
 
     if WORKDIR.value is None and mode in TOGETHER:
         raise ConfigError(f"--mode={mode} needs --workdir=DIR.")
-    for flag, reader in (
+    for flag, *readers in (
         (SOURCE, "prepare"), (DOWNLOADED, "prepare"), (CLASSES, "sample"), (TOPOLOGY, "plan"),
-        (NUM_SLICES, "plan"),
+        (NUM_SLICES, "plan"), (EMA, "sample", "evaluate"), (LENGTH, "reconstruct"),
     ):  # fmt: skip
-        if flag.present and mode != reader:
-            raise ConfigError(f"--{flag.name} is for --mode={reader}; the mode is {mode}.")
+        if flag.present and mode not in readers:
+            raise ConfigError(
+                f"--{flag.name} is for --mode={' and '.join(readers)}; the mode is {mode}."
+            )
+    if mode == "reconstruct" and LENGTH.value is None:
+        raise ConfigError("--mode=reconstruct needs --length, as 0.08: see rin_jax/ema.py.")
 
 
-def run(mode: str) -> None:
-    """Imports and runs one job."""
+def run(mode: str, watch=None) -> None:
+    """Imports and runs one job; `watch` is for a job that saves before it is ended."""
     if mode == "train":
         from rin_jax.train import train
 
-        train(CONFIG.value, WORKDIR.value)
+        train(CONFIG.value, WORKDIR.value, watch)
     elif mode == "sample":
         from rin_jax.sample import sample
 
-        sample(CONFIG.value, WORKDIR.value, [int(label) for label in CLASSES.value])
+        sample(CONFIG.value, WORKDIR.value, [int(label) for label in CLASSES.value], EMA.value)
+    elif mode == "reconstruct":
+        from rin_jax.reconstruct import reconstruct
+
+        reconstruct(CONFIG.value, WORKDIR.value, LENGTH.value)
     elif mode == "prepare":
         from rin_jax.prepare import prepare
 
@@ -108,7 +136,7 @@ def run(mode: str) -> None:
     else:
         from rin_jax.evaluate import evaluate
 
-        evaluate(CONFIG.value, WORKDIR.value)
+        evaluate(CONFIG.value, WORKDIR.value, EMA.value)
 
 
 if __name__ == "__main__":

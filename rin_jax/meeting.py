@@ -1,284 +1,38 @@
 """Where the processes of a run meet: who is there, what each was started with, how each ended.
 
 One TCP connection joins every process to process 0 for the whole run, apart from JAX and before it
-starts. Process 0 counts the processes and compares their facts; later it tells all of them the end
-of any one. A process that is killed is noticed when its connection closes, at once; a machine that
-is gone by its silence.
+starts.
 """
 
-import contextlib
-import dataclasses
-import json
 import os
 import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 
-LOST = 4  # exit code: another process died or never came
-RESUMABLE = "Run the same command again to resume."
-SILENCE = 45.0  # seconds without a sign of life after which a process counts as dead
-PULSE = 2.0  # seconds between two signs of life
-GRACE = 5.0  # seconds for news to reach all processes
-FINISHED = "finished"  # the question after which the run is over
-
-Facts = Mapping[str, str]  # what every process of a run must have in common
-
-
-class ProcessError(RuntimeError):
-    """The processes do not come together, or not all of them live; `code` is the exit code."""
-
-    def __init__(self, message: str, code: int = LOST):
-        super().__init__(message)
-        self.code = code
-
-
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """Which of how many processes this is, and where process 0 is.
-
-    Attributes:
-      coordinator: HOST:PORT of JAX's own service; the processes meet one port below.
-      count, index: number of processes and this one's.
-      local_devices: the devices that are this process's, or None for all of its machine.
-    """
-
-    coordinator: str
-    count: int
-    index: int
-    local_devices: list[int] | None = None
-
-    @property
-    def meeting(self) -> tuple[str, int]:
-        """Address where the processes meet."""
-        host, _, port = self.coordinator.rpartition(":")
-        return host.strip("[]"), int(port) - 1
-
-
-class Line:
-    """A connection that carries JSON objects, one a line."""
-
-    def __init__(self, connection: socket.socket):
-        self._connection, self._lock = connection, threading.Lock()
-        self._file = connection.makefile("r", encoding="utf-8")
-
-    def send(self, **message) -> None:
-        """Sends; a connection that is gone is noticed by whoever reads from it."""
-        with self._lock, contextlib.suppress(OSError):
-            self._connection.sendall((json.dumps(message) + "\n").encode())
-
-    def read(self, timeout: float) -> dict:
-        """The next message.
-
-        Raises:
-          OSError: nothing came within `timeout` seconds, or the connection is closed.
-          ValueError: what came is none of ours.
-        """
-        self._connection.settimeout(timeout)
-        line = self._file.readline()
-        if not line.endswith("\n"):
-            raise ConnectionError("its connection was closed")
-        message = json.loads(line)
-        if not isinstance(message, dict):
-            raise ValueError("not an object")
-        return message
-
-    def closed(self) -> bool:
-        """Whether the other end is gone; for a connection on which nothing is expected."""
-        self._connection.settimeout(0)
-        try:
-            return self._connection.recv(1, socket.MSG_PEEK) == b""
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket: on the loopback if that is the host, else on all interfaces.
-
-    Raises:
-      ProcessError: the port is taken.
-    """
-    try:
-        if host in ("localhost", "127.0.0.1"):
-            return socket.create_server(("127.0.0.1", port), backlog=1024)
-        if socket.has_dualstack_ipv6():
-            return socket.create_server(
-                ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024
-            )
-        return socket.create_server(("", port), backlog=1024)
-    except OSError as error:
-        raise ProcessError(
-            f"process 0 cannot listen on port {port}: {error}. Set another port in "
-            "JAX_COORDINATOR_ADDRESS, or on a cluster in JAX_COORDINATOR_PORT, on every host."
-        ) from error
-
-
-class Hub(threading.Thread):
-    """Process 0's meeting point: counts the processes, compares them, tells each other's end."""
-
-    def __init__(self, place: Place, timeout: float):
-        super().__init__(name="rin-hub", daemon=True)
-        self._place, self._timeout = place, timeout
-        self._lines: dict[int, Line] = {}
-        self._hosts: dict[int, str] = {}
-        self._heard: dict[int, float] = {}  # when each last gave a sign of life
-        self._facts: dict[str, dict[int, Facts]] = {"start": {}}  # of each question put to all
-        self._lock = threading.Lock()
-        self._over, self._told = False, threading.Event()
-        self._socket = listen(*place.meeting)
-
-    def run(self) -> None:
-        """Lets all processes in, then watches over them until the run ends."""
-        refusal = self._gather() or self._compare("start")
-        if refusal:
-            self._end(refusal)
-            self._socket.settimeout(1.0)
-            with contextlib.suppress(TimeoutError):  # those who come now hear it too
-                while True:
-                    Line(self._socket.accept()[0]).send(failed=str(refusal), code=refusal.code)
-            return
-        self._heard = dict.fromkeys(self._lines, time.monotonic())
-        for index, line in self._lines.items():
-            line.send(go=True)
-            threading.Thread(target=self._serve, args=(index, line), daemon=True).start()
-        while not self._told.wait(PULSE):
-            for line in self._lines.values():
-                line.send(alive=True)
-
-    def _gather(self) -> ProcessError | None:
-        deadline, count = time.monotonic() + self._timeout, self._place.count
-        while len(self._lines) < count:
-            self._socket.settimeout(max(deadline - time.monotonic(), 1e-3))
-            try:
-                line = Line(self._socket.accept()[0])
-            except TimeoutError:
-                missing = [index for index in range(count) if index not in self._lines]
-                return ProcessError(
-                    f"{name_processes(missing)} of {count} did not join within "
-                    f"{self._timeout:g} s. Start the same command on every host (see there why it "
-                    "ended), or wait longer with --join_timeout."
-                )
-            try:
-                hello = line.read(5.0)
-                index, host, facts = hello["index"], hello["host"], hello["facts"]
-                others = hello["count"]
-            except (OSError, ValueError, KeyError):
-                continue  # a port scanner, or a process that died at once
-            contradiction = None
-            if others != count:
-                contradiction = (
-                    f"process {index} ({host}) is one of {others} processes, process 0 one of "
-                    f"{count}; give the same number to all."
-                )
-            elif index in self._lines and not self._lines[index].closed():
-                contradiction = (
-                    f"two processes have the index {index}, on {self._hosts[index]} and {host}; "
-                    "give each its own."
-                )
-            if contradiction:
-                line.send(failed=contradiction, code=2)
-                return ProcessError(contradiction, code=2)
-            self._lines[index], self._hosts[index] = line, host
-            self._facts["start"][index] = facts
-        return None
-
-    def _compare(self, question: str) -> ProcessError | None:
-        differences = compare(self._facts.pop(question), self._hosts)
-        if not differences:
-            return None
-        return ProcessError(
-            f"the processes differ ({question}):\n  "
-            + "\n  ".join(differences)
-            + "\nStart the same command with the same code and the same files on every host.",
-            code=2,
-        )
-
-    def _serve(self, index: int, line: Line) -> None:
-        """Listens to one process until the run is over."""
-        try:
-            while True:
-                message = line.read(SILENCE)
-                self._heard[index] = time.monotonic()
-                if "failed" in message:
-                    text = f"process {index} ({self._hosts[index]}): {message['failed']}"
-                    self._end(ProcessError(f"{self._silent()}{text}", message["code"]))
-                elif "question" in message:
-                    self._answer(index, message["question"], message["facts"])
-        except TimeoutError:
-            reason = f"gave no sign of life for {SILENCE:g} s"
-        except (OSError, ValueError) as error:
-            reason = f"died ({error})"
-        self._end(ProcessError(f"process {index} ({self._hosts[index]}) {reason}"))
-
-    def _silent(self) -> str:
-        """Names the processes that may be dead: another's error may only follow from it."""
-        now = time.monotonic()
-        silent = sorted(i for i, heard in self._heard.items() if now - heard > 2 * PULSE)
-        if not silent:
-            return ""
-        return f"{name_processes(silent)} ({self._hosts[silent[0]]}) gave no sign of life; "
-
-    def _answer(self, index: int, question: str, facts: Facts) -> None:
-        """Notes the facts of one process; lets all go on when those of the last are there."""
-        with self._lock:
-            answers = self._facts.setdefault(question, {})
-            answers[index] = facts
-            complete = len(answers) == self._place.count
-        if not complete:
-            return
-        error = self._compare(question)
-        if error or question == FINISHED:
-            self._end(error)
-        else:
-            for line in self._lines.values():
-                line.send(agreed=question)
-
-    def _end(self, error: ProcessError | None) -> None:
-        """Ends the run for all processes, once."""
-        with self._lock:
-            if self._over:
-                return
-            self._over = True
-        for line in self._lines.values():
-            if error is None:
-                line.send(end=True)
-            else:
-                line.send(failed=str(error), code=error.code)
-        self._told.set()
-
-
-def name_processes(indices: list[int], most: int = 8) -> str:
-    """[1, 2] as "processes 1, 2"; a long list is cut."""
-    names = ", ".join(map(str, indices[:most])) + (", ..." if len(indices) > most else "")
-    return f"process{'es' if len(indices) > 1 else ''} {names}"
-
-
-def compare(facts: Mapping[int, Facts], hosts: Mapping[int, str], most: int = 20) -> list[str]:
-    """A line for each fact in which processes differ, with each value and who has it."""
-    lines = []
-    for fact in sorted({name for one in facts.values() for name in one}):
-        values: dict[str, list[int]] = {}
-        for index in sorted(facts):
-            values.setdefault(facts[index].get(fact, "nothing"), []).append(index)
-        if len(values) > 1:
-            having = (
-                f"{value} in {name_processes(indices)} ({hosts[indices[0]]})"
-                for value, indices in values.items()
-            )
-            lines.append(f"{fact}: {', '.join(having)}")
-    return lines[:most] + (["..."] if len(lines) > most else [])
+from rin_jax import hub
+from rin_jax.hub import Facts, Hub, Line, Place, ProcessError
 
 
 class Group:
-    """This process's membership in the run."""
+    """This process's membership in the run.
 
-    def __init__(self, place: Place, facts: Facts, timeout: float):
-        self._place = place
+    `preempted` is called, in a thread of its own, with what told one of the processes to end.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        facts: Facts,
+        timeout: float,
+        preempted: Callable[[str], None] = lambda reason: None,
+    ):
+        self._place, self._preempted = place, preempted
         self._leaving, self._over = threading.Event(), threading.Event()
-        self._agreed = threading.Event()
+        self._ending = threading.Event()  # the run has been told to end
+        self._answers: dict[str, list[Facts]] = {}
+        self._answered = threading.Condition()
         self._hub = Hub(place, timeout) if place.index == 0 else None
         if self._hub:
             self._hub.start()
@@ -318,7 +72,7 @@ class Group:
             raise ProcessError(f"process 0 went away before all had joined ({error})") from error
         if "failed" in answer:
             if self._hub:  # it still tells the others
-                self._hub.join(GRACE)
+                self._hub.join(hub.GRACE)
             raise ProcessError(answer["failed"], answer["code"])
         return line
 
@@ -326,37 +80,45 @@ class Group:
         """Ends this process when the run has failed elsewhere."""
         try:
             while True:
-                message = self._line.read(SILENCE)
+                message = self._line.read(hub.SILENCE)
                 if "failed" in message:
                     self._end(message["code"], message["failed"])
                     return
-                if "agreed" in message:
-                    self._agreed.set()
+                if "answered" in message:
+                    with self._answered:
+                        self._answers[message["answered"]] = message["facts"]
+                        self._answered.notify_all()
+                if "preempted" in message:
+                    self._ending.set()
+                    told = (message["preempted"],)
+                    threading.Thread(target=self._preempted, args=told, daemon=True).start()
                 if "end" in message:
                     self._over.set()
                     return
         except TimeoutError:
-            reason = f"gave no sign of life for {SILENCE:g} s"
+            reason = f"gave no sign of life for {hub.SILENCE:g} s"
         except (OSError, ValueError) as error:
             reason = f"died ({error})"
-        self._end(LOST, f"process 0 ({self._place.meeting[0]}) {reason}")
+        self._end(hub.LOST, f"process 0 ({self._place.meeting[0]}) {reason}")
 
     def _pulse(self) -> None:
-        while not self._over.wait(PULSE):
+        while not self._over.wait(hub.PULSE):
             self._line.send(alive=True)
 
     def _end(self, code: int, reason: str) -> None:
         self._over.set()
         if self._leaving.is_set():  # the news is this process's own
             return
-        remedy = "" if code in (2, 3) else f" {RESUMABLE}"
+        remedy = "" if code in (2, 3) else f" {hub.RESUMABLE}"
         self._exit(code, f"error: {reason}\nProcess {self._place.index} ends with it.{remedy}\n")
 
     def _exit(self, code: int, text: str) -> None:
         """Ends at once: an orderly exit would wait for processes that are gone."""
+        if self._ending.is_set() and code in (1, hub.LOST):
+            code = hub.PREEMPTED  # what comes now comes of others having left
         os.write(sys.stderr.fileno(), text.encode())
         if self._hub:  # the others lose their connection with this process
-            self._hub.join(GRACE)
+            self._hub.join(hub.GRACE)
             time.sleep(1.0)
         os._exit(code)
 
@@ -364,19 +126,32 @@ class Group:
         """Ends this process and all others; prints `report` here and `text` there."""
         self._leaving.set()
         self._line.send(failed=text, code=code)
-        self._over.wait(GRACE)
+        self._over.wait(hub.GRACE)
         self._exit(code, report)
 
     def agree(self, question: str, **facts: object) -> None:
         """Waits until all processes ask the same; ends them all if their facts differ."""
-        self._agreed.clear()
         values = {name.replace("_", " "): repr(value) for name, value in facts.items()}
-        self._line.send(question=question, facts=values)
-        self._agreed.wait()
+        self._ask(question, values, same=True)
+
+    def gather(self, question: str, value: str) -> list[str]:
+        """The values that the processes give to a question, by their index; waits for all."""
+        return [facts["value"] for facts in self._ask(question, {"value": value}, same=False)]
+
+    def _ask(self, question: str, facts: Facts, same: bool) -> list[Facts]:
+        self._line.send(question=question, facts=facts, same=same)
+        with self._answered:
+            self._answered.wait_for(lambda: question in self._answers)
+            return self._answers.pop(question)
+
+    def tell_preempted(self, reason: str) -> None:
+        """Tells all processes, this one too, that the run is to end."""
+        self._ending.set()
+        self._line.send(preempted=reason)
 
     def finish(self) -> None:
         """Waits until all processes have done their work."""
-        self._line.send(question=FINISHED, facts={})
+        self._line.send(question=hub.FINISHED, facts={}, same=True)
         self._over.wait()
         if self._hub:  # the others must hear it before their connection closes
-            self._hub.join(GRACE)
+            self._hub.join(hub.GRACE)

@@ -1,4 +1,4 @@
-"""LAMB and AdamW over stacked layers, the learning-rate schedule and the weight average (EMA).
+"""LAMB and AdamW over stacked layers, the learning-rate schedule and norms by module.
 
 Layers applied by scan share one parameter array with leading layer axes; LAMB's trust ratio
 takes one norm for each layer, as if they were separate variables. Weight decay and trust ratio
@@ -172,6 +172,27 @@ def make_optimizer(
     return optax.chain(clip, update), schedule
 
 
-def update_ema(ema_params: Params, params: Params, decay: float) -> Params:
-    """decay ema + (1 - decay) params, in float32."""
-    return jax.tree.map(lambda ema, p: decay * ema + (1 - decay) * p, ema_params, params)
+def module_of(path: tuple) -> str:
+    """The module of a parameter: "stem", "blocks_0.read", ..."""
+    names = [key.key for key in path]
+    return ".".join(names[: 2 if stacked_axes(path) else 1])
+
+
+def module_norms(tree: Params) -> dict[str, jax.Array]:
+    """The norm of each module, and of each of its layers: [], [blocks] or [blocks, depth]."""
+    squares: dict[str, jax.Array] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        axes = tuple(range(stacked_axes(path), leaf.ndim))
+        square = jnp.sum(jnp.square(leaf.astype(jnp.float32)), axis=axes)
+        squares[module_of(path)] = squares.get(module_of(path), 0.0) + square
+    return {module: jnp.sqrt(square) for module, square in squares.items()}
+
+
+def updates_taken(opt_state: Any) -> jax.Array:
+    """The number of updates made, which the learning rate follows; int32 scalar."""
+    return optax.tree.get(opt_state, "count", filtering=_of_schedule)
+
+
+def _of_schedule(path: tuple, value: Any) -> bool:
+    del value
+    return getattr(path[-1], "tuple_name", "") == "ScaleByScheduleState"

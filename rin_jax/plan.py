@@ -35,7 +35,7 @@ from rin_jax.hlo import Collective, Program
 from rin_jax.network import cost
 from rin_jax.reports import say
 from rin_jax.sample import compile_sampler
-from rin_jax.state import abstract_state
+from rin_jax.state import abstract_params, abstract_state
 from rin_jax.train_step import compile_train_step, make_loss
 
 REMAT = ("none", "dots", "full")  # from cheap to dear in time
@@ -200,7 +200,7 @@ def describe_model(experiment: Experiment) -> str:
     """Parameters, tokens and FLOPs; the latter beside the compiler's count of a small depth."""
     rin, self_cond = experiment.rin, bool(experiment.config.diffusion.self_cond_rate)
     mesh = sharding.make_mesh(1, 1, 1, jax.devices("cpu")[:1])
-    params = abstract_state(rin, experiment.optimizer, mesh).params
+    params = abstract_params(rin, mesh)
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     forward, train = cost.forward_flops(rin), cost.training_flops(rin, self_cond)
     batch = experiment.config.train.batch_size
@@ -223,7 +223,7 @@ def compiler_flops_ratio(experiment: Experiment) -> float:
     labels = jax.ShapeDtypeStruct((1,), jnp.int32) if small.rin.num_classes else None
     key = jax.eval_shape(lambda: jax.random.key(0))
     draws = jax.eval_shape(lambda key: small.objective.draw(key, images.shape), key)
-    params = abstract_state(small.rin, small.optimizer, mesh).params
+    params = abstract_params(small.rin, mesh)
     lowered = jax.jit(jax.value_and_grad(make_loss(small))).lower(
         params, images, labels, draws, key
     )
@@ -233,7 +233,7 @@ def compiler_flops_ratio(experiment: Experiment) -> float:
 
 def state_bytes(experiment: Experiment, mesh) -> dict[str, float]:
     """Bytes of a device's state, by kind."""
-    state = abstract_state(experiment.rin, experiment.optimizer, mesh)
+    state = abstract_state(experiment, mesh)
 
     def total(tree):
         return sum(
@@ -244,7 +244,7 @@ def state_bytes(experiment: Experiment, mesh) -> dict[str, float]:
     return {
         "parameters": total(state.params),
         "optimizer": total(state.opt_state),
-        "EMA": total(state.ema_params),
+        "EMA": total(state.emas),
     }
 
 

@@ -6,7 +6,8 @@ by an error, a signal or a machine that is gone, ends all with its index and its
 
 Exit codes, the same in all processes: 1 for an unexpected error, 2 for a mistake in the
 configuration or the command, 3 for a number that is not finite, 4 for a process that died or never
-came, 128 + N for signal N. After all but 2 and 3 the same command resumes.
+came, 75 for a run that was told to end (`preemption`), 130 for an interrupt. After all but 2 and 3
+the same command resumes.
 """
 
 import contextlib
@@ -16,12 +17,13 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
 
-from rin_jax.meeting import GRACE, Facts, Group, Place, ProcessError
+from rin_jax.hub import GRACE, PREEMPTED, Facts, Place, ProcessError
+from rin_jax.meeting import Group
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
@@ -31,7 +33,10 @@ _groups: list[Group] = []  # the one that this process is in, if it is not alone
 
 @contextlib.contextmanager
 def together(
-    facts: Facts, timeout: float, codes: Mapping[type[BaseException], int]
+    facts: Facts,
+    timeout: float,
+    codes: Mapping[type[BaseException], int],
+    preempted: Callable[[str], None],
 ) -> Iterator[None]:
     """Runs its body as one of the processes of a run; does nothing if this one is alone.
 
@@ -39,6 +44,8 @@ def together(
       facts: what must be the same in all processes, by name.
       timeout: seconds to wait at the start until all processes are there.
       codes: exit codes of the exceptions that are a user's to mend; others are 1.
+      preempted: called with the reason, in a thread of its own, when one of several processes is
+        told to end.
 
     Raises:
       ProcessError: before JAX starts, if a process does not come in time or was started with other
@@ -50,7 +57,7 @@ def together(
             start_pathways()
         yield
         return
-    group = Group(place, facts, timeout)
+    group = Group(place, facts, timeout, preempted)
     _groups.append(group)
     if hasattr(jax.config, "jax_enable_preemption_service"):  # not in 0.7
         jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM
@@ -62,23 +69,42 @@ def together(
             place.local_devices,
             cluster_detection_method="deactivate",  # it is done
         )
-        signal.signal(signal.SIGTERM, stop)
         yield
     except BaseException as error:
-        end(group, error, codes)
+        if not (isinstance(error, SystemExit) and error.code == PREEMPTED):
+            end(group, error, codes)
+        group.finish()  # all processes leave, by one decision
+        raise
     group.finish()
 
 
 def agree(question: str, **facts: object) -> None:
     """Waits until all processes are here; if their facts differ, all end and name them."""
     for group in _groups:
-        signal.signal(signal.SIGTERM, stop)  # JAX 0.7 takes it some time after its start
         group.agree(question, **facts)
+
+
+def gather(question: str, value: str) -> list[str]:
+    """The values of all processes by their index, waiting for all; [value] of one alone."""
+    return _groups[0].gather(question, value) if _groups else [value]
+
+
+def tell_preempted(reason: str) -> bool:
+    """Tells all processes that the run is to end; False if this one is alone."""
+    for group in _groups:
+        group.tell_preempted(reason)
+    return bool(_groups)
+
+
+def finish() -> None:
+    """Waits until all processes have done their work."""
+    for group in _groups:
+        group.finish()
 
 
 def end(group: Group, error: BaseException, codes: Mapping[type[BaseException], int]) -> None:
     """Ends all processes because of an exception in this one."""
-    codes = {**codes, Stopped: 128 + signal.SIGTERM, KeyboardInterrupt: 128 + signal.SIGINT}
+    codes = {**codes, KeyboardInterrupt: 128 + signal.SIGINT}
     code = next((code for kind, code in codes.items() if isinstance(error, kind)), 1)
     text = str(error) or type(error).__name__
     if code == 1:
@@ -147,16 +173,6 @@ def start_pathways() -> None:
             code=2,
         ) from error
     pathwaysutils.initialize()
-
-
-class Stopped(SystemExit):
-    """This process was told to stop."""
-
-
-def stop(signum: int, frame) -> None:
-    """A signal handler that ends this process, and with it all others."""
-    signal.signal(signum, signal.SIG_IGN)
-    raise Stopped(f"stopped by {signal.Signals(signum).name}")
 
 
 def started_with(config, **flags: object) -> dict[str, str]:

@@ -12,19 +12,18 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from rin_jax import checkpoints, reports, sharding
+from rin_jax import reports, sharding
 from rin_jax.diffusion import guidance
 from rin_jax.diffusion.samplers import example_noise
 from rin_jax.experiment import (
     ConfigError,
     Experiment,
-    check_architecture,
-    config_errors,
     device_mesh,
     make_experiment,
 )
 from rin_jax.network.rin import NO_LABEL
-from rin_jax.state import abstract_state
+from rin_jax.restore import load_ema
+from rin_jax.state import abstract_params
 
 Array = jax.Array
 GRID_ROWS, GRID_COLUMNS = 10, 10
@@ -61,7 +60,7 @@ def jit_sampler(experiment: Experiment, mesh: Mesh, seed: int):
 
 def compile_sampler(experiment: Experiment, mesh: Mesh, batch_size: int):
     """The sampler compiled for `mesh` and a batch, without any array."""
-    params = abstract_state(experiment.rin, experiment.optimizer, mesh).ema_params
+    params = abstract_params(experiment.rin, mesh)
     rows = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
     with sharding.logical_axes(mesh):
         return jit_sampler(experiment, mesh, seed=0).lower(params, rows, rows).compile()
@@ -98,30 +97,13 @@ def grid_labels(num_classes: int) -> np.ndarray:
     return classes.astype(np.int32).repeat(GRID_COLUMNS)
 
 
-def load_ema(experiment: Experiment, mesh: Mesh, workdir: str) -> tuple[int, dict]:
-    """(step, averaged parameters) of the newest checkpoint.
-
-    Raises:
-      ConfigError: there is no checkpoint, or it belongs to another architecture.
-    """
-    with config_errors():
-        saved = checkpoints.latest(workdir)
-    if saved is None:
-        raise ConfigError(
-            f"no checkpoint in {workdir}; train there first (--mode=train) or name another "
-            "--workdir."
-        )
-    step, config = saved
-    check_architecture(experiment.config, config, f"checkpoint {step} in {workdir}")
-    abstract = abstract_state(experiment.rin, experiment.optimizer, mesh)
-    with checkpoints.Checkpoints(workdir) as saver:
-        return step, saver.restore_ema(abstract.ema_params, step)
-
-
-def sample(config, workdir: str, classes: Sequence[int]) -> epath.Path:
+def sample(
+    config, workdir: str, classes: Sequence[int], ema: str | None = None
+) -> epath.Path:
     """Writes WORKDIR/samples/STEP.png: a row of images for each class asked for.
 
-    `classes`: labels, one a row; empty for all (at most ten, evenly spaced).
+    `classes`: labels, one a row; empty for all (at most ten, evenly spaced). `ema`: the average
+    whose weights are used, the first that the run keeps if not given.
     """
     experiment = make_experiment(config)
     num_classes = experiment.rin.num_classes
@@ -133,11 +115,11 @@ def sample(config, workdir: str, classes: Sequence[int]) -> epath.Path:
             )
     labels = np.repeat(np.int32(classes), GRID_COLUMNS) if classes else grid_labels(num_classes)
     mesh = device_mesh(experiment.config)
-    step, params = load_ema(experiment, mesh, workdir)
+    step, name, params = load_ema(experiment, mesh, workdir, ema)
     generate = make_generate(experiment, mesh, experiment.config.seed)
     images = generate(params, np.arange(len(labels)), labels)
     path = epath.Path(workdir) / "samples" / f"{step:08d}.png"
     if jax.process_index() == 0:
         reports.write_png(path, reports.grid(images, GRID_COLUMNS))
-    reports.say(f"{len(labels)} samples of step {step} (EMA weights): {path}")
+    reports.say(f"{len(labels)} samples of step {step}, weights {name}: {path}")
     return path

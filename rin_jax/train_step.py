@@ -1,6 +1,7 @@
-"""The training step: gradients of a batch, the optimizer's update, the running average.
+"""The training step: gradients of a batch, the optimizer's update, the running averages.
 
-All randomness of a step follows from fold_in(key(seed), step).
+All randomness of a step follows from fold_in(key(seed), step). A step whose loss, gradient or
+update is not finite changes neither parameters nor the optimizer's state; it still counts.
 """
 
 import jax
@@ -8,11 +9,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from rin_jax import sharding
+from rin_jax import ema, sharding
 from rin_jax.diffusion.objective import Draws
 from rin_jax.experiment import Experiment
 from rin_jax.network.rin import NO_LABEL
-from rin_jax.optimizer import update_ema
+from rin_jax.optimizer import module_norms, updates_taken
 from rin_jax.state import TrainState, abstract_state
 
 Array = jax.Array
@@ -50,7 +51,8 @@ def make_train_step(experiment: Experiment, mesh: Mesh):
     """step(state, batch) -> (state, metrics), to be compiled with the state donated.
 
     batch: {"image": uint8 [B, H, W, C], "label": int32 [B] where the model has classes}.
-    metrics: float32 scalars loss, grad_norm and param_norm.
+    metrics: float32 scalars loss, grad_norm, update_norm, param_norm, learning_rate; bool finite;
+      modules: norms of "grad", "update" and "param" by module (`optimizer.module_norms`).
     """
     config = experiment.config
     accumulation = config.train.accumulation_steps
@@ -86,16 +88,26 @@ def make_train_step(experiment: Experiment, mesh: Mesh):
         loss, grads = gradients(state.params, images, batch.get("label"), draws, dropout_key)
 
         updates, opt_state = experiment.optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        norms = {"grad": grads, "update": updates, "param": state.params}
+        norms = {name: module_norms(tree) for name, tree in norms.items()}
         metrics = {
             "loss": loss,
             "grad_norm": optax.tree.norm(grads),
-            "param_norm": optax.tree.norm(params),
+            "update_norm": optax.tree.norm(updates),
+            "learning_rate": experiment.learning_rate(updates_taken(state.opt_state)),
+            "modules": norms,
         }
+        finite = jnp.isfinite(loss + metrics["grad_norm"] + metrics["update_norm"])
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (optax.apply_updates(state.params, updates), opt_state),
+            (state.params, state.opt_state),
+        )
+        metrics |= {"param_norm": optax.tree.norm(params), "finite": finite}
         new_state = TrainState(
             step=state.step + 1,
             params=params,
-            ema_params=update_ema(state.ema_params, params, config.train.ema_decay),
+            emas=ema.update(state.emas, params, experiment.averages, state.step + 1),
             opt_state=opt_state,
         )
         return new_state, metrics
@@ -105,7 +117,7 @@ def make_train_step(experiment: Experiment, mesh: Mesh):
 
 def compile_train_step(experiment: Experiment, mesh: Mesh):
     """The training step compiled for `mesh`, ahead of the first batch."""
-    state = abstract_state(experiment.rin, experiment.optimizer, mesh)
+    state = abstract_state(experiment, mesh)
     placements = jax.tree.map(lambda leaf: leaf.sharding, state)
     jitted = jax.jit(
         make_train_step(experiment, mesh),

@@ -33,7 +33,7 @@ def train(name: str, mesh):
     """(losses, parameters) of STEPS steps on random images."""
     run = experiment(name)
     step = compile_train_step(run, mesh)
-    state = create_state(run.rin, run.optimizer, mesh, 0)
+    state = create_state(run, mesh, 0)
     rng = np.random.default_rng(0)
     losses = []
     for _ in range(STEPS):

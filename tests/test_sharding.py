@@ -46,7 +46,7 @@ def test_the_rule(path, shape, sizes, spec):
 def test_every_large_parameter_and_its_moments_are_split_alike():
     experiment = tiny.experiment(model__latent_dim=64, model__interface_dim=64)
     mesh = sharding.make_mesh(1, 4, 2)
-    state = abstract_state(experiment.rin, experiment.optimizer, mesh)
+    state = abstract_state(experiment, mesh)
     split = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
         size, shard = np.prod(leaf.shape), np.prod(leaf.sharding.shard_shape(leaf.shape))
@@ -64,7 +64,7 @@ def test_every_large_parameter_and_its_moments_are_split_alike():
 def test_every_named_parameter_exists():
     """The table of parameter names holds to the network's own, so no row is stale."""
     experiment, mesh = tiny.experiment(), sharding.make_mesh(8, 1, 1)
-    params = abstract_state(experiment.rin, experiment.optimizer, mesh).params
+    params = abstract_state(experiment, mesh).params
     paths = [
         tuple(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(params)
     ]

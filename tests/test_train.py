@@ -273,7 +273,7 @@ def test_the_description_counts(data_dir):
     experiment = make_experiment(tiny.config(data__data_dir=data_dir))
     mesh = sharding.make_mesh(**experiment.config.mesh)
     text = train_lib.describe(experiment, mesh)
-    params = abstract_state(experiment.rin, experiment.optimizer, mesh).params
+    params = abstract_state(experiment, mesh).params
     count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
     assert f"parameters: {count:,}" in text
     assert "tokens: 4 interface, 6 latents" in text

@@ -16,7 +16,7 @@ def run(experiment, data=1, fsdp=1, batches=None):
     """(losses, parameters, state) of STEPS steps on a mesh of data x fsdp devices."""
     mesh = sharding.make_mesh(data, fsdp, 1, jax.devices()[: data * fsdp])
     step = compile_train_step(experiment, mesh)
-    state = create_state(experiment.rin, experiment.optimizer, mesh, 0)
+    state = create_state(experiment, mesh, 0)
     losses = []
     for batch in batches or tiny.batches(STEPS):
         state, metrics = step(state, sharding.global_batch(batch, mesh))
@@ -84,7 +84,7 @@ def test_remat_changes_memory_and_nothing_else(one_device, remat):
 def test_ema_starts_from_the_parameters_and_follows(one_device):
     experiment = tiny.experiment()
     mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
-    state = create_state(experiment.rin, experiment.optimizer, mesh, 0)
+    state = create_state(experiment, mesh, 0)
     jax.tree.map(np.testing.assert_array_equal, state.params, state.ema_params)
     _, params, last = one_device
     assert difference(params, jax.device_get(last.ema_params)) > 0
@@ -109,7 +109,7 @@ def test_an_unconditional_model_trains_without_labels():
 def test_every_parameter_gets_a_gradient():
     experiment = tiny.experiment(model__dropout=0.0, model__drop_path=0.0)
     mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
-    state = create_state(experiment.rin, experiment.optimizer, mesh, 0)
+    state = create_state(experiment, mesh, 0)
     keys = iter(jax.random.split(jax.random.key(7), 500))
     params = jax.tree.map(
         lambda p: p + 0.1 * jax.random.normal(next(keys), p.shape), state.params

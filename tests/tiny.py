@@ -34,10 +34,11 @@ TINY = {
         "eps": 1e-8, "weight_decay": 1e-2, "clip_norm": None,
     },
     "train": {
-        "batch_size": 16, "num_steps": 6, "accumulation_steps": 1, "ema_decay": 0.9,
-        "log_every_steps": 2, "sample_every_steps": 3,
+        "batch_size": 16, "num_steps": 6, "accumulation_steps": 1,
+        "max_skipped_steps": 3, "init_from": None, "log_every_steps": 2, "sample_every_steps": 3,
     },
-    "checkpoint": {"every_steps": 2, "keep": 2},
+    "ema": {"decays": (0.9,), "power_lengths": (0.1,), "snapshot_every_steps": None},
+    "checkpoint": {"every_steps": 2, "keep": 2, "keep_every_steps": None, "keep_best": 0},
     "evaluation": {"num_samples": 20, "batch_size": 16},
     "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
 }  # fmt: skip

@@ -31,13 +31,13 @@ def train_batches(
     channels: int,
     batch_size: int,
     seed: int,
-    start_step: int,
+    start: int,
     num_threads: int,
     prefetch: int,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """This process's part of the global batches start_step, start_step + 1, ..., without end.
+    """This process's part of the global batches that follow after `start` images, without end.
 
     Args:
       source: of the records.
@@ -45,7 +45,7 @@ def train_batches(
       channels: 1 (grey) or 3 (colour).
       batch_size: images of all processes together.
       seed: of the order, in [0, 2**32).
-      start_step: batches already consumed.
+      start: images already read, by batches of whatever size.
       num_threads: threads that read and decode records; never more than processors.
       prefetch: batches prepared ahead.
       process_index, process_count: which part this process reads.
@@ -75,19 +75,14 @@ def train_batches(
     rows = batch_size // process_count
 
     def indices(step: int) -> np.ndarray:
-        """Records of this process in the global batch that follows `step` batches."""
-        first = step * batch_size + process_index * rows
+        """Records of this process in the global batch `step`."""
+        first = start + step * batch_size + process_index * rows
         return np.array([order[position] for position in range(first, first + rows)])
 
-    batches = grain.MapDataset.range(len(order) // batch_size).map(indices)
+    batches = grain.MapDataset.range((len(order) - start) // batch_size).map(indices)
     batches = batches.map(_Memory(reader) if reader.num_bytes <= _MEMORY_BYTES else reader)
-    iterator = iter(
-        batches.to_iter_dataset(
-            grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
-        )
-    )
-    iterator.set_state({"next_index": start_step})
-    return iterator
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
+    return iter(batches.to_iter_dataset(options))
 
 
 def fixed_examples(
