@@ -97,7 +97,7 @@ def time_reading(data_dir: str, image_size: int, threads: int, seconds: float, c
         channels=3,
         batch_size=batch_size,
         seed=0,
-        start_step=0,
+        start=0,
         num_threads=threads,
         prefetch=2,
     )

@@ -153,7 +153,7 @@ def _show(source: ImageSource, data, seed: int, workdir: str | None) -> epath.Pa
             channels=channels,
             batch_size=num,
             seed=seed,
-            start_step=0,
+            start=0,
             num_threads=data.num_threads,
             prefetch=1,
         )

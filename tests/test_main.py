@@ -116,7 +116,7 @@ def test_a_mistake_in_the_configuration(changes, message):
 
 @pytest.mark.parametrize(
     ("section", "field"),
-    [("model", "num_latents"), ("train", "ema_decay"), ("sampler", "guidance_scale"),
+    [("model", "num_latents"), ("ema", "decays"), ("sampler", "guidance_scale"),
      ("sampler", "schedule"), ("diffusion", "schedule"), ("diffusion", "input_scale")],
 )  # fmt: skip
 def test_a_missing_field_is_named(section, field):

@@ -10,17 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from rin_jax import meeting
-from rin_jax.meeting import Group, Place, ProcessError
+from rin_jax import hub
+from rin_jax.hub import Place, ProcessError
+from rin_jax.meeting import Group
 
 ROOT = Path(__file__).resolve().parents[1]
 # One process: joins, says so, then does what its command says.
 MEMBER = """
 import sys, time
-from rin_jax import meeting
+from rin_jax import hub, meeting
 index, count, coordinator, command = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
-meeting.PULSE, meeting.SILENCE, meeting.GRACE = 0.2, 2.0, 2.0
-group = meeting.Group(meeting.Place(coordinator, count, index), {"seed": "0"}, 30.0)
+hub.PULSE, hub.SILENCE, hub.GRACE = 0.2, 2.0, 2.0
+group = meeting.Group(hub.Place(coordinator, count, index), {"seed": "0"}, 30.0)
 print("in", flush=True)
 if command == "fail":
     time.sleep(0.5)  # until all have said that they are in
@@ -100,7 +101,7 @@ def test_a_killed_process_is_named(coordinator, dead):
     members[dead].kill()
     for index, (code, error) in enumerate(ends(members, 10)):
         if index != dead:
-            assert code == meeting.LOST
+            assert code == hub.LOST
             assert f"error: process {dead} (" in error
             assert "died" in error
             assert "Run the same command again to resume." in error
@@ -110,7 +111,7 @@ def test_a_silent_process_is_named(coordinator):
     members = start(coordinator, "sleep", "sleep", "sleep")
     members[1].send_signal(signal.SIGSTOP)
     for code, error in ends([members[0], members[2]], 10):
-        assert code == meeting.LOST
+        assert code == hub.LOST
         assert "error: process 1 (" in error
         assert "gave no sign of life for 2 s" in error
     members[1].kill()

@@ -19,6 +19,7 @@ from PIL import Image
 from rin_jax import checkpoints, sharding
 from rin_jax.data import source
 from rin_jax.experiment import make_experiment
+from rin_jax.hub import PREEMPTED
 from rin_jax.state import abstract_state
 from tests.test_configs import load
 
@@ -116,10 +117,12 @@ def state(workdir: Path, data_dir: str, name: str):
     config.update_from_flattened_dict(CHANGES | {"data.data_dir": data_dir})
     experiment = make_experiment(config)
     mesh = sharding.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
-    abstract = abstract_state(experiment.rin, experiment.optimizer, mesh)
-    assert checkpoints.latest(str(workdir))[0] == NUM_STEPS
-    with checkpoints.Checkpoints(str(workdir)) as saver:
-        return jax.device_get(saver.restore(abstract, NUM_STEPS))
+    abstract = abstract_state(experiment, mesh)
+    found, damaged = checkpoints.find(checkpoints.folder(str(workdir)))
+    assert found[0].step == NUM_STEPS
+    assert not damaged
+    parts = checkpoints.load(found[0], checkpoints.state_parts(abstract))
+    return jax.device_get(checkpoints.state_of_parts(parts, NUM_STEPS, abstract))
 
 
 def losses(workdir: Path) -> list[float]:
@@ -182,14 +185,16 @@ def test_one_two_and_again_one_process_with_a_signal_between(trained, data_dir, 
     pod = Pod("digits", workdir, data_dir, 2, 4)
     pod.wait_for(workdir / "checkpoints" / "8")
     os.kill(pod.pid(1), signal.SIGTERM)
-    assert pod.end() == 128 + signal.SIGTERM, pod.log
+    assert pod.end() == PREEMPTED, pod.log
     assert "resumed from checkpoint 4 " in pod.log
-    assert "[1] error: stopped by SIGTERM" in pod.log
-    assert re.search(r"\[0\] error: process 1 \(.*\): stopped by SIGTERM", pod.log), pod.log
+    for index in (0, 1):
+        assert re.search(rf"\[{index}\] preempted: process 1 \(.*\): SIGTERM", pod.log), pod.log
+    saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    assert saved > 8  # where both were
 
     pod = Pod("digits", workdir, data_dir)
     assert pod.end() == 0, pod.log
-    assert re.search(r"resumed from checkpoint 8 ", pod.log), pod.log
+    assert f"resumed from checkpoint {saved} " in pod.log, pod.log
     assert_same_run(workdir, trained("digits"), data_dir, "digits")
 
 

@@ -13,15 +13,16 @@ import jax
 import pytest
 
 from rin_jax import processes, train
-from rin_jax.meeting import Place, ProcessError
+from rin_jax.hub import Place, ProcessError
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 # One process that starts JAX with the others and then does nothing, or fails.
 MEMBER = """
 import sys, time
-from rin_jax import processes
-with processes.together({}, 60.0, {FloatingPointError: 3}):
+from rin_jax import preemption, processes
+codes = {FloatingPointError: 3}
+with preemption.watching() as watch, processes.together({}, 60.0, codes, watch.told):
     processes.agree("in")
     print("in", flush=True)
     if sys.argv[1] == "disk":
@@ -102,19 +103,19 @@ def test_pathways_is_one_process_with_a_package(surroundings, monkeypatch):
     surroundings(**SLURM, JAX_PLATFORMS="proxy,cpu")
     monkeypatch.setitem(sys.modules, "pathwaysutils", None)
     with pytest.raises(ProcessError, match="pip install pathwaysutils"):
-        processes.together({}, 1.0, {}).__enter__()
+        processes.together({}, 1.0, {}, print).__enter__()
     connected = []
     package = types.SimpleNamespace(initialize=lambda: connected.append(True))
     monkeypatch.setitem(sys.modules, "pathwaysutils", package)
-    with processes.together({}, 1.0, {}):
+    with processes.together({}, 1.0, {}, print):
         assert connected == [True]
 
 
 def test_alone_nothing_happens_to_errors_and_signals():
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(ZeroDivisionError), processes.together({}, 1.0, {}):
+    with pytest.raises(ZeroDivisionError), processes.together({}, 1.0, {}, print):
         processes.agree("resuming", step=1 / 0)
-    with processes.together({}, 1.0, {}):
+    with processes.together({}, 1.0, {}, print):
         processes.agree("resuming", step=1)
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -134,11 +135,13 @@ def test_facts_are_fields_flags_and_code():
 def test_a_workdir_that_is_not_shared_is_found(tmp_path, monkeypatch, shared, expected):
     config, asked = tiny.config(), []
     if shared:
-        train.open_workdir(config, str(tmp_path / "run"))
+        with train.open_workdir(config, str(tmp_path / "run")):
+            pass
     monkeypatch.setattr(train.jax, "process_index", lambda: 1)
     monkeypatch.setattr(train, "SHARING_SECONDS", 0.0)
     monkeypatch.setattr(processes, "agree", lambda question, **facts: asked.append(facts))
-    train.open_workdir(config, str(tmp_path / "run"))
+    with train.open_workdir(config, str(tmp_path / "run")):
+        pass
     assert asked == [{}, {"sees_config_json": expected}]
     assert (tmp_path / "run").exists() == shared  # process 1 writes nothing
 
@@ -167,7 +170,7 @@ def ends(running: list[subprocess.Popen]) -> tuple[list[int], list[str]]:
 
 @pytest.mark.parametrize(("victim", "number", "code", "word"), [
     (0, signal.SIGKILL, 4, "died"), (2, signal.SIGKILL, 4, "died"),
-    (0, signal.SIGTERM, 143, "stopped by SIGTERM"), (1, signal.SIGTERM, 143, "stopped by SIGTERM"),
+    (0, signal.SIGTERM, 75, "SIGTERM"), (1, signal.SIGTERM, 75, "SIGTERM"),
 ])  # fmt: skip
 def test_a_signal_to_one_ends_all_with_jax_running(victim, number, code, word):
     running = members("sleep", "sleep", "sleep")
@@ -183,7 +186,7 @@ def test_a_signal_to_one_ends_all_with_jax_running(victim, number, code, word):
     assert codes == [own if index == victim else code for index in range(3)]
     for index, error in enumerate(errors):
         if index != victim:
-            assert f"error: process {victim} (" in error
+            assert f"{'preempted' if code == 75 else 'error'}: process {victim} (" in error
             assert word in error
             assert "Run the same command again to resume." in error
 
@@ -207,4 +210,4 @@ def test_signals_to_all():
     running = members("sleep", "sleep", "sleep")
     for process in running:
         process.send_signal(signal.SIGTERM)
-    assert ends(running)[0] == [143] * 3
+    assert ends(running)[0] == [75] * 3

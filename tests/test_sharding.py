@@ -58,7 +58,7 @@ def test_every_large_parameter_and_its_moments_are_split_alike():
     assert split > 20
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
     adam = jax.tree.leaves(places.opt_state, is_leaf=lambda s: hasattr(s, "mu"))[0]
-    assert places.params == places.ema_params == adam.mu == adam.nu
+    assert places.params == places.emas["decay_0.9"] == adam.mu == adam.nu
 
 
 def test_every_named_parameter_exists():

@@ -85,9 +85,9 @@ def test_ema_starts_from_the_parameters_and_follows(one_device):
     experiment = tiny.experiment()
     mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
     state = create_state(experiment, mesh, 0)
-    jax.tree.map(np.testing.assert_array_equal, state.params, state.ema_params)
+    jax.tree.map(np.testing.assert_array_equal, state.params, state.emas["decay_0.9"])
     _, params, last = one_device
-    assert difference(params, jax.device_get(last.ema_params)) > 0
+    assert difference(params, jax.device_get(last.emas["decay_0.9"])) > 0
 
 
 def test_adamw_step_runs_with_clipping():

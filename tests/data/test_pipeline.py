@@ -22,7 +22,7 @@ def read(data_dir, num, **changes):
         "channels": 1,
         "batch_size": 16,
         "seed": 3,
-        "start_step": 0,
+        "start": 0,
         "num_threads": 4,
         "prefetch": 2,
         **changes,
@@ -58,7 +58,7 @@ def test_order_is_of_seed_and_step_alone(digits_dir, process_count):
     """180 records in batches of 16: two epochs are 22.5 batches."""
     reference = [keys(batch) for batch in read(digits_dir, 23)]
     assert global_batches(digits_dir, 23, process_count) == reference
-    assert global_batches(digits_dir, 6, process_count, start_step=17) == reference[17:]
+    assert global_batches(digits_dir, 6, process_count, start=17 * 16) == reference[17:]
     stream = list(itertools.chain(*reference))
     assert len(set(stream[:180])) == len(set(stream[180:360])) == 180
     assert stream[:180] != stream[180:360]
@@ -70,8 +70,14 @@ def test_resumed_at_every_step_on_another_number_of_processes(digits_dir):
     reference = [keys(batch) for batch in read(digits_dir, 23)]
     for step in range(23):
         process_count = (1, 2, 4, 8)[step % 4]
-        (batch,) = global_batches(digits_dir, 1, process_count, start_step=step)
+        (batch,) = global_batches(digits_dir, 1, process_count, start=step * 16)
         assert batch == reference[step], (step, process_count)
+
+
+def test_another_batch_size_goes_on_where_the_images_ended(digits_dir):
+    stream = list(itertools.chain(*map(keys, read(digits_dir, 10))))
+    rest = list(itertools.chain(*map(keys, read(digits_dir, 8, start=64, batch_size=12))))
+    assert rest == stream[64:]
 
 
 def test_memory_and_disk_agree(digits_dir, monkeypatch):

@@ -140,7 +140,7 @@ def test_two_processes_together_without_tensorflow(tmp_path):
         from rin_jax.data import pipeline, source
         opened = source.open_source("digits", "train", {str(tmp_path)!r}, 8, 1)
         batches = pipeline.train_batches(
-            opened, image_size=8, channels=1, batch_size=16, seed=0, start_step=0, num_threads=2,
+            opened, image_size=8, channels=1, batch_size=16, seed=0, start=0, num_threads=2,
             prefetch=1,
         )
         assert next(batches)["image"].shape == (16, 8, 8, 1)
