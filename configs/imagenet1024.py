@@ -48,7 +48,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.model.interface_mlp_ratio = 4  # [V] released
     config.model.dropout = 0.0  # [V] released
     config.model.drop_path = 0.0  # [V] released
-    config.model.remat = "full"  # memory of a v5e: docs/plan.md
+    config.model.remat = "dots"  # memory of a v5e: docs/plan.md
     config.model.dtype = "bfloat16"  # compute only; parameters stay float32
 
     config.diffusion = ml_collections.ConfigDict()
