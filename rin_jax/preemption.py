@@ -44,7 +44,7 @@ class Preempted(SystemExit):
 class Watch:
     """What this process knows of its end. Methods but `told` are for the main thread.
 
-    It hears nothing by itself: see `watching`.
+    It hears nothing by itself, and leaves signals as they are: see `watching`.
     """
 
     def __init__(self):
@@ -53,8 +53,7 @@ class Watch:
         self._stop_at: int | None = None
         # (steps taken, what to wait for) in a quiet phase; the start-up is one
         self._quiet: tuple[int, Callable[[], None]] | None = (0, lambda: None)
-        self._ears, self._mouth = socket.socketpair()
-        self._mouth.setblocking(False)
+        self._listening = False
 
     def told(self, reason: str) -> None:
         """Begins the end of this process; from any thread."""
@@ -84,7 +83,8 @@ class Watch:
 
     def begin(self) -> None:
         """The start-up is over."""
-        self.take_signals()  # JAX 0.7 takes SIGTERM some time after its start
+        if self._listening:
+            self._take_signals()  # JAX 0.7 takes SIGTERM some time after its start
         self._end_quiet()
 
     @contextlib.contextmanager
@@ -108,20 +108,27 @@ class Watch:
         if told and quiet and self._agreed(quiet[0]) == quiet[0]:
             threading.Event().wait()  # the thread that was told ends this process
 
-    def take_signals(self) -> None:
+    def listen(self) -> None:
         """From now on SIGTERM is heard, even while the main thread is inside a compilation.
 
         Python runs handlers in the main thread only, between two of its instructions; the number
         of the signal comes through a socket at once.
         """
+        self._ears, self._mouth = socket.socketpair()
+        self._mouth.setblocking(False)
+        self._listening = True
+        self._take_signals()
+
+        def hear():
+            while number := self._ears.recv(1):
+                if number[0] == signal.SIGTERM:
+                    tell(self, "SIGTERM")
+
+        threading.Thread(target=hear, name="rin-signals", daemon=True).start()
+
+    def _take_signals(self) -> None:
         signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, lambda number, frame: None)
-
-    def listen(self) -> None:
-        """Waits for signals, for ever."""
-        while number := self._ears.recv(1):
-            if number[0] == signal.SIGTERM:
-                tell(self, "SIGTERM")
 
 
 def _write(text: str) -> None:
@@ -173,7 +180,6 @@ def listen_to_cloud(watch: Watch) -> None:
 def watching() -> Iterator[Watch]:
     """Watches over its body, which is the whole of a job."""
     watch = Watch()
-    watch.take_signals()
-    threading.Thread(target=watch.listen, name="rin-signals", daemon=True).start()
+    watch.listen()
     listen_to_cloud(watch)
     yield watch

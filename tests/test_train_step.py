@@ -139,3 +139,36 @@ def test_images_are_scaled_and_flipped_half_of_the_time():
     share = float((flipped[:, 0, 1, 0] == 1.0).mean())
     assert 0.4 < share < 0.6
     np.testing.assert_array_equal(flipped.sum(2), plain.sum(2))
+
+
+def test_a_step_that_is_not_finite_changes_no_parameter():
+    experiment = tiny.experiment()
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    step = compile_train_step(experiment, mesh)
+    good, bad = (create_state(experiment, mesh, 0) for _ in range(2))
+    good, _ = step(good, tiny.batches(1)[0])
+    before = jax.device_get(good)
+    poisoned = good.replace(params={**good.params, "stem": jax.tree.map(
+        lambda x: x * np.float32(np.nan), good.params["stem"])})  # fmt: skip
+    kept = jax.device_get(poisoned)
+    after, metrics = step(poisoned, tiny.batches(1)[0])
+    assert not metrics["finite"]
+    assert int(after.step) == int(before.step) + 1
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(after.params), kept.params)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(after.opt_state), kept.opt_state)
+    next_one, metrics = step(bad, tiny.batches(1)[0])
+    assert metrics["finite"]
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(next_one), before)
+
+
+def test_norms_of_modules_make_up_the_whole():
+    experiment = tiny.experiment()
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    state = create_state(experiment, mesh, 0)
+    _, metrics = compile_train_step(experiment, mesh)(state, tiny.batches(1)[0])
+    modules = jax.device_get(metrics["modules"])
+    assert modules["grad"]["blocks_0.compute"].shape == (2, 1)
+    assert modules["grad"]["blocks_0.read"].shape == (2,)
+    for name in ("grad", "update"):
+        squares = sum(np.square(norm).sum() for norm in modules[name].values())
+        np.testing.assert_allclose(np.sqrt(squares), metrics[f"{name}_norm"], rtol=1e-5)
