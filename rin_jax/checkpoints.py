@@ -101,7 +101,8 @@ class Checkpoints:
         `facts` must be JSON. The arrays may be given away (donated) when this returns.
         """
         self._checkpointer.wait()
-        metadata = {"format": FORMAT, "facts": dict(facts), "digests": tree_digests(dict(parts))}
+        metadata = {"format": FORMAT, "facts": facts, "digests": tree_digests(dict(parts))}
+        metadata = json.loads(json.dumps(metadata))  # as of now: it is written later
         self._checkpointer.save_checkpointables_async(
             step,
             dict(parts),
@@ -109,6 +110,10 @@ class Checkpoints:
             custom_metadata={**metadata, "sha256": _hash(metadata)},
             metrics=None if loss is None else {"loss": loss},
         )
+
+    def has(self, step: int) -> bool:
+        """Whether that step is there, complete."""
+        return any(saved.step == step for saved in self._checkpointer.checkpoints)
 
     def wait(self) -> None:
         """Until the last save is complete; may be called from any thread."""

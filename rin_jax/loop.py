@@ -59,8 +59,8 @@ class Saver:
         self._checkpoints.save(step, state_parts(state), facts, loss)
 
     def snapshot(self, state: TrainState, step: int) -> None:
-        """Starts saving the power averages after `step`."""
-        if self._snapshots is not None:
+        """Starts saving the power averages after `step`; an earlier life may have done so."""
+        if self._snapshots is not None and not self._snapshots.has(step):
             powers = [name for name in state.emas if name.startswith("power_")]
             facts = {"config": self._config.to_dict(), "emas": powers}
             self._snapshots.save(step, {f"ema_{name}": state.emas[name] for name in powers}, facts)

@@ -20,8 +20,8 @@ POSITIONS = ("positions", "table")  # the end of a position table's path
 COPIES = "Put a copy of the files back, or name another --workdir."
 
 
-def find(workdir: str) -> list[Saved]:
-    """The checkpoints of a run, newest first, without a device; says which are damaged.
+def find(workdir: str) -> tuple[list[Saved], dict[int, str]]:
+    """The checkpoints of a run, newest first, without a device, and why others are damaged.
 
     Raises:
       ConfigError: all there are are damaged, or one has another format version.
@@ -35,16 +35,16 @@ def find(workdir: str) -> list[Saved]:
             f"no checkpoint in {workdir} can be used: {'; '.join(describe_damage(damaged))}. "
             f"{COPIES}"
         )
-    return found
+    return found, damaged
 
 
-def find_run(experiment: Experiment, workdir: str) -> list[Saved]:
-    """The checkpoints that a run goes on from, newest first; none if it is new.
+def find_run(experiment: Experiment, workdir: str) -> tuple[list[Saved], dict[int, str]]:
+    """The checkpoints that a run goes on from, as `find`; none if it is new.
 
     Raises:
       ConfigError: as `find`; or they belong to another architecture, or lack an average.
     """
-    found = find(workdir)
+    found, damaged = find(workdir)
     if found:
         where = f"checkpoint {found[0].step} in {workdir}"
         check_architecture(experiment.config, found[0].facts["config"], where)
@@ -55,13 +55,19 @@ def find_run(experiment: Experiment, workdir: str) -> list[Saved]:
                 f"{', '.join(lacking)}; an average runs from the first step, so leave it out or "
                 "name another --workdir."
             )
-    return found
+    return found, damaged
 
 
 def restore_state(
-    experiment: Experiment, mesh: Mesh, workdir: str, found: list[Saved]
+    experiment: Experiment,
+    mesh: Mesh,
+    workdir: str,
+    found: list[Saved],
+    unreadable: dict[int, str],
 ) -> tuple[TrainState, dict[str, Any]]:
-    """(state, facts) of the newest checkpoint that is good; damaged newer ones are moved aside.
+    """(state, facts) of the newest checkpoint that is good; damaged ones met are moved aside.
+
+    `found` and `unreadable` as `find_run` gives them.
 
     Raises:
       ConfigError: none is good; nothing was moved.
@@ -73,7 +79,6 @@ def restore_state(
         raise ConfigError(f"no checkpoint in {workdir} can be used: {error}. {COPIES}") from error
     for line in describe_damage(damaged):
         reports.say(f"{line}; it is skipped")
-    _, unreadable = checkpoints.find(folder(workdir))
     if damaged or unreadable:
         aside = checkpoints.move_aside(workdir, [*damaged, *unreadable])
         reports.say(f"damaged checkpoints are now in {aside}")
@@ -97,7 +102,7 @@ def load_ema(
       ConfigError: there is no checkpoint, none is good, it belongs to another architecture, or
         the average was not kept.
     """
-    found = find(workdir)
+    found, _ = find(workdir)
     made = folder(workdir, "reconstructed") / (ema or "none")
     if ema and found and ema not in found[0].emas and made.exists():
         found, _ = checkpoints.find(made)
@@ -134,7 +139,7 @@ def find_beginning(experiment: Experiment) -> list[Saved] | None:
     path = experiment.config.train.init_from
     if path is None:
         return None
-    found = find(path)
+    found, _ = find(path)
     if not found:
         raise ConfigError(f"train.init_from is {path}, but there is no checkpoint in it.")
     return found

@@ -162,7 +162,7 @@ def train(config, workdir: str, watch: Watch | None = None) -> None:
     config = experiment.config
     mesh = device_mesh(config)
     check_devices(config, mesh)
-    found = restore.find_run(experiment, workdir)
+    found, unreadable = restore.find_run(experiment, workdir)
     processes.agree("resuming", checkpoints=[saved.step for saved in found])
     if found and found[0].step >= config.train.num_steps:
         reports.say(
@@ -179,7 +179,7 @@ def train(config, workdir: str, watch: Watch | None = None) -> None:
         reports.say(describe_memory(train_step))
         processes.agree("compiled")  # the first collective would not wait long for the slowest
         if found:
-            state, facts = restore.restore_state(experiment, mesh, workdir, found)
+            state, facts = restore.restore_state(experiment, mesh, workdir, found, unreadable)
         else:
             state, facts = restore.begin(experiment, mesh, beginning), NO_FACTS
         step = int(state.step)

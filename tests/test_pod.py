@@ -57,8 +57,11 @@ def data_dir(tmp_path_factory) -> str:
 class Pod:
     """launch/local_pod.sh, running."""
 
-    def __init__(self, name, workdir, data_dir, processes=1, devices=1, mesh=None, mode="train"):
+    def __init__(
+        self, name, workdir, data_dir, processes=1, devices=1, mesh=None, mode="train", **more
+    ):
         changes = CHANGES | {f"mesh.{axis}": size for axis, size in (mesh or {}).items()}
+        changes |= {field.replace("__", "."): value for field, value in more.items()}
         environment = dict(os.environ, PYTHON=sys.executable)
         environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
         if processes == 1:  # in several, the cache would serve process 0 alone
@@ -196,6 +199,39 @@ def test_one_two_and_again_one_process_with_a_signal_between(trained, data_dir, 
     assert pod.end() == 0, pod.log
     assert f"resumed from checkpoint {saved} " in pod.log, pod.log
     assert_same_run(workdir, trained("digits"), data_dir, "digits")
+
+
+def test_a_damaged_checkpoint_is_skipped_by_two_processes(trained, data_dir, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained("digits"), workdir)
+    for path in (workdir / "checkpoints" / "10" / "params").rglob("*"):
+        if path.is_file() and path.stat().st_size > 4000:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    (workdir / "checkpoints" / "8" / "_CHECKPOINT_METADATA").write_text("{")
+    pod = Pod("digits", workdir, data_dir, 2, 2, {"fsdp": 4}, train__num_steps=11)
+    assert pod.end() == 0, pod.log
+    assert "checkpoint 10 is damaged: it cannot be read" in pod.log
+    assert "checkpoint 8 is damaged: its metadata" in pod.log
+    assert "resumed from checkpoint 4 " in pod.log
+    assert {path.name for path in (workdir / "damaged").iterdir()} == {"8-0", "10-0"}
+
+
+def test_fine_tuning_by_two_processes(trained, data_dir, tmp_path):
+    beginning = trained("digits")
+    changes = {
+        "train__init_from": beginning, "data__num_classes": 12, "optimizer__learning_rate": 0.0,
+    }  # fmt: skip
+    workdir = tmp_path / "run"
+    pod = Pod("digits", workdir, data_dir, 2, 4, {"fsdp": 2}, **changes)
+    assert pod.end() == 0, pod.log
+    assert "fresh: label/kernel (12, 32) from (10, 32)" in pod.log
+    assert pod.log.count("arrays are taken over") == 1
+    ours, theirs = (
+        checkpoints.find(checkpoints.folder(str(path)))[0][0].digests
+        for path in (workdir, beginning)
+    )
+    same = [name for name in ours if name.startswith("params") and ours[name] == theirs[name]]
+    assert len(same) == sum(name.startswith("params") for name in ours) - 1  # all but the labels
 
 
 def test_samples_and_evaluation_by_two_processes(trained, data_dir, tmp_path):

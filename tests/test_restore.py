@@ -115,7 +115,7 @@ DAMAGE = (
 
 def resume(experiment, mesh, workdir):
     found = restore.find_run(experiment, str(workdir))
-    return restore.restore_state(experiment, mesh, str(workdir), found)
+    return restore.restore_state(experiment, mesh, str(workdir), *found)
 
 
 def assert_equal(state, expected):
@@ -214,7 +214,8 @@ def test_an_average_that_was_not_kept(experiment, mesh, saved):
     with pytest.raises(ConfigError, match=r"section ema also wants decay_0.5"):
         restore.find_run(tiny.experiment(ema__decays=(0.9, 0.5)), str(saved))
     fewer = tiny.experiment(ema__power_lengths=())
-    state, _ = restore.restore_state(fewer, mesh, str(saved), restore.find_run(fewer, str(saved)))
+    found = restore.find_run(fewer, str(saved))
+    state, _ = restore.restore_state(fewer, mesh, str(saved), *found)
     assert list(state.emas) == ["decay_0.9"]
 
 
@@ -283,6 +284,17 @@ def test_positions_of_the_same_size_stay_and_others_are_refused():
     larger = restore.resize_positions(ramp.reshape(64, 2).astype(np.float32), (256, 2))
     column = np.asarray(larger).reshape(16, 16, 2)[:, 0, 0]
     assert (np.diff(column[2:-2]) > 0).all()
+
+
+def test_facts_are_those_of_the_moment_of_the_save(experiment, mesh, tmp_path):
+    """Not those that they have become when the file is written."""
+    known = {"window": {"count": 1}}
+    with checkpoints.Checkpoints(checkpoints.folder(str(tmp_path))) as saver:
+        saver.save(1, {"params": state_at(experiment, mesh, 1).params}, known)
+        known["window"]["count"] = 2
+    (found,), damaged = checkpoints.find(checkpoints.folder(str(tmp_path)))
+    assert found.facts == {"window": {"count": 1}}
+    assert not damaged
 
 
 def test_what_is_kept(experiment, mesh, tmp_path):
