@@ -22,7 +22,7 @@ LARGEST_IMAGE = 32  # and reads no larger images
 def evaluate(config, workdir: str, ema: str | None = None) -> dict[str, float]:
     """Samples `evaluation.num_samples` images, classes in turn, and writes the record.
 
-    The record goes to WORKDIR/evaluation/STEP.json and names the sampler, the seed and the
+    The record goes to WORKDIR/evaluation/STEP-WEIGHTS.json and names the sampler, the seed and the
     weights beside the figures. `ema` as `restore.load_ema`.
     """
     experiment = make_experiment(config)
@@ -69,7 +69,7 @@ def evaluate(config, workdir: str, ema: str | None = None) -> dict[str, float]:
         "sampler": config.sampler.to_dict(),
         "data": {"name": data.name, "split": data.split, "real_images": len(real["image"])},
     }
-    path = epath.Path(workdir) / "evaluation" / f"{step:08d}.json"
+    path = epath.Path(workdir) / "evaluation" / f"{step:08d}-{name}.json"
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record, indent=2) + "\n")

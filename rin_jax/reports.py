@@ -27,11 +27,11 @@ class Writer:
             return
         self._workdir = epath.Path(workdir)
         self._metrics = self._workdir / "metrics.jsonl"
-        kept = []
         if self._metrics.exists():
             lines = self._metrics.read_text().splitlines()
-            kept = [line for line in lines if line and json.loads(line)["step"] <= resumed_step]
-        self._metrics.write_text("".join(f"{line}\n" for line in kept))
+            draft = self._workdir / "metrics.draft"  # a run that is killed here loses no curve
+            draft.write_text("".join(f"{x}\n" for x in lines if _step(x) <= resumed_step))
+            draft.replace(self._metrics)
         self._events = tensorboardX.SummaryWriter(
             str(self._workdir / "events"), purge_step=resumed_step + 1, flush_secs=10
         )
@@ -56,6 +56,14 @@ class Writer:
         """Flushes the event file."""
         if self._active:
             self._events.close()
+
+
+def _step(line: str) -> float:
+    """The step of a line of metrics.jsonl; infinite if the line was cut off."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return float("inf")
 
 
 def write_png(path: epath.Path, image: np.ndarray) -> None:

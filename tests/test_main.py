@@ -53,7 +53,7 @@ def test_train_sample_evaluate_and_again(tmp_path):
     assert (workdir / "samples" / "00000020.png").exists()
     evaluated = command(*changes, "--mode=evaluate", workdir=relative)
     assert evaluated.returncode == 0, evaluated.stderr
-    record = json.loads((workdir / "evaluation" / "00000020.json").read_text())
+    record = json.loads((workdir / "evaluation" / "00000020-decay_0.998.json").read_text())
     assert record["num_samples"] == 20
     assert record["classifier_accuracy"] > 0.95
     assert record["sampler"]["num_steps"] == 4

@@ -244,7 +244,7 @@ def test_samples_and_evaluation_by_two_processes(trained, data_dir, tmp_path):
         workdir / "samples" / f"{NUM_STEPS:08d}.png",
         trained("digits") / "progress" / f"{NUM_STEPS:08d}.png",
     )
-    record = json.loads((workdir / "evaluation" / f"{NUM_STEPS:08d}.json").read_text())
+    record = json.loads((workdir / "evaluation" / f"{NUM_STEPS:08d}-decay_0.998.json").read_text())
     assert record["num_samples"] == 20
 
 

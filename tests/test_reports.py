@@ -60,6 +60,15 @@ def test_resuming_takes_back_what_came_after_the_checkpoint(tmp_path):
     assert lines == [{"step": s, "loss": v} for s, v in ((1, 1.0), (2, 2.0), (3, 30.0))]
 
 
+def test_a_line_that_was_cut_off_is_dropped(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo')
+    writer = reports.Writer(str(tmp_path), 2, active=True)
+    writer.scalars(3, {"loss": 3.0})
+    writer.close()
+    lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 3]
+
+
 def test_other_processes_write_nothing(tmp_path):
     writer = reports.Writer(str(tmp_path / "run"), 0, active=False)
     writer.scalars(1, {"loss": 1.0})
