@@ -112,9 +112,10 @@ class Model:
             raise ValueError(f"labels has {wrong.flat[0]}; the model's classes are {classes}.")
         return np.broadcast_to(labels, (batch,)).astype(np.int32)
 
-    @functools.lru_cache(maxsize=1)  # noqa: B019  (a program for a seed; models are few)
-    def _generate(self, seed: int):
-        return make_generate(self.experiment, self.mesh, seed)
+    @functools.cached_property
+    def _generate(self):
+        """seed -> generate; compiled once for the same seed."""
+        return functools.lru_cache(lambda seed: make_generate(self.experiment, self.mesh, seed))
 
     @functools.cached_property
     def _sampler(self):

@@ -25,10 +25,7 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """The content of config.json; the module's docstring has the fields.
-
-    Raises nothing: `read` checks what it makes.
-    """
+    """The content of config.json; the module's docstring has the fields."""
 
     network: Mapping[str, Any]
     config: Mapping[str, Any]
@@ -45,7 +42,9 @@ def network_fields(rin: RIN) -> dict[str, Any]:
     return json.loads(json.dumps(fields))
 
 
-def write_weights(folder: epath.Path, params: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
+def write_weights(
+    folder: epath.Path, params: Mapping[str, Any], metadata: Mapping[str, str]
+) -> str:
     """Writes model.safetensors, a tensor at a time; returns its SHA-256."""
     return safetensors.write(folder / WEIGHTS, tensors.flatten(params), metadata)
 

@@ -20,12 +20,14 @@ def pull(repo: str) -> str:
     hub = _library(f"{repo} is no folder here; fetching it from the hub")
     try:
         return hub.snapshot_download(repo)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the transport below has its own classes of errors
         raise ValueError(f"there is no folder {repo}, and from the hub: {error}") from error
 
 
 def push(folder: str, repo: str) -> str:
-    """Uploads a folder as one commit of a hub repository, private if it is new; returns its address.
+    """Uploads a folder as one commit of a hub repository; returns the commit's address.
+
+    A repository that is not there yet is made, private.
 
     After an interruption the same call sends what is still missing.
 
@@ -38,7 +40,7 @@ def push(folder: str, repo: str) -> str:
     try:
         api.create_repo(repo, private=True, exist_ok=True)
         return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Export"))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # as in `pull`
         raise ValueError(f"--push={repo}: {error}") from error
 
 

@@ -8,11 +8,11 @@ This file needs PyTorch and nothing else. Images are [B, H, W, C], x0 in [-1, 1]
 `input_scale`; gamma [B] is the signal power, xt = sqrt(gamma) x0 + sqrt(1 - gamma) eps. All is
 computed in float32 whatever `dtype` the network was trained in; dropout is left out.
 
-Parameters have the names of model.safetensors, with each stack of layers taken apart
-(`blocks_0.compute.ffn.out.kernel`[b, l] is `blocks.b.compute.l.ffn.out.weight`) and matrices
-transposed, as PyTorch has them.
+Parameters are named as in model.safetensors, with stacks of layers taken apart and matrices
+transposed: `blocks_0.compute.ffn.out.kernel`[b, l].T is `blocks.b.compute.l.ffn.out.weight`.
 """
 
+import functools
 import hashlib
 import itertools
 import json
@@ -22,15 +22,12 @@ import struct
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn.functional import gelu, scaled_dot_product_attention, silu
 
 FORMAT = 1  # of config.json
 NO_LABEL = -1  # the label of an example without a class
 TINY, MIN_GAMMA = 1e-9, 1e-9  # the least divisor, and the least signal power of a schedule
-
-
-def norm(width: int) -> nn.LayerNorm:
-    return nn.LayerNorm(width, eps=1e-6)
+norm = functools.partial(nn.LayerNorm, eps=1e-6)
 
 
 class FeedForward(nn.Module):
@@ -39,7 +36,7 @@ class FeedForward(nn.Module):
         self.hidden, self.out = nn.Linear(width, ratio * width), nn.Linear(ratio * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(functional.gelu(self.hidden(x)))
+        return self.out(gelu(self.hidden(x)))
 
 
 class MLP(nn.Module):
@@ -65,7 +62,7 @@ class Attention(nn.Module):
             return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
         q, k, v = self.query(queries), self.key(context), self.value(context)
-        mixed = functional.scaled_dot_product_attention(heads(q), heads(k), heads(v))
+        mixed = scaled_dot_product_attention(heads(q), heads(k), heads(v))
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
@@ -102,7 +99,8 @@ class Block(nn.Module):
         super().__init__()
         latent, interface, heads = net["latent_dim"], net["interface_dim"], net["routing_heads"]
         ratio, norm_context = net["latent_mlp_ratio"], net["norm_context"]
-        if num_cond_tokens(net) and net["cond_route"] == "decoupled":
+        on_latents = net["time_on_latents"] and (net["label_on_latents"] or not net["num_classes"])
+        if net["cond_route"] == "decoupled" and not on_latents:
             width = net["cond_dim"] or interface
             self.read_cond = CrossAttention(heads, latent, width, ratio, norm_context)
         self.read = CrossAttention(heads, latent, interface, ratio, norm_context)
@@ -125,11 +123,6 @@ class Block(nn.Module):
         return latents, self.write(interface, latents) if self.compute else interface
 
 
-def num_cond_tokens(net: dict) -> int:
-    """Time and class tokens that are not among the latents."""
-    return (not net["time_on_latents"]) + (net["num_classes"] > 0 and not net["label_on_latents"])
-
-
 def sinusoids(coords: Tensor, width: int) -> Tensor:
     """Sines, then cosines, of coords [...] at width / 2 frequencies: [..., width]."""
     rates = 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
@@ -145,18 +138,17 @@ class Positions(nn.Module):
         codes = torch.zeros(math.prod(shape), width)
         if kind != "learned":
             axes = (math.prod(shape),) if 1 in shape else shape
-            steps = [torch.arange(n).float() / max(n - 1, 1) * span for n in axes]
-            parts = [sinusoids(step, width // len(axes)) for step in steps]
+            lines = (torch.arange(n).float() / max(n - 1, 1) * span for n in axes)
+            parts = [sinusoids(line, width // len(axes)) for line in lines]
             if len(parts) == 2:
                 rows, cols = (part.shape[0] for part in parts)
                 parts = [parts[0].repeat_interleave(cols, 0), parts[1].repeat(rows, 1)]
             codes = torch.cat(parts, -1)
         self.register_buffer("codes", codes, persistent=False)
-        if kind != "sin_cos":
-            self.table = nn.Parameter(torch.zeros(math.prod(shape), width))
+        self.table = None if kind == "sin_cos" else nn.Parameter(torch.zeros_like(codes))
 
     def forward(self) -> Tensor:
-        return self.codes + self.table if hasattr(self, "table") else self.codes
+        return self.codes if self.table is None else self.codes + self.table
 
 
 class Stem(nn.Linear):
@@ -165,14 +157,13 @@ class Stem(nn.Linear):
     def __init__(self, net: dict):
         height, width, channels = net["image_shape"]
         side, dim = net["patch_size"], net["interface_dim"]
-        super().__init__(side * side * channels, dim)
+        super().__init__(side**2 * channels, dim)
         self.side, self.norm, grid = side, norm(dim), (height // side, width // side)
         self.positions = Positions(grid, dim, net["interface_positions"], net["time_scale"])
 
     def forward(self, images: Tensor) -> Tensor:
-        side = self.side
-        grid = images.unflatten(2, (-1, side)).unflatten(1, (-1, side))  # [B, r, p, c, p, C]
-        patches = grid.transpose(2, 3).flatten(3).flatten(1, 2)
+        grid = images.unflatten(2, (-1, self.side)).unflatten(1, (-1, self.side))
+        patches = grid.transpose(2, 3).flatten(3).flatten(1, 2)  # [B, N, P P C]
         return self.norm(super().forward(patches)) + self.positions()
 
 
@@ -181,9 +172,8 @@ class Readout(nn.Module):
 
     def __init__(self, net: dict):
         super().__init__()
-        self.shape, self.side = net["image_shape"], net["patch_size"]
-        self.norm = norm(net["interface_dim"])
-        self.out = nn.Linear(net["interface_dim"], self.side * self.side * self.shape[2])
+        self.shape, self.side, width = net["image_shape"], net["patch_size"], net["interface_dim"]
+        self.norm, self.out = norm(width), nn.Linear(width, self.side**2 * self.shape[2])
 
     def forward(self, tokens: Tensor) -> Tensor:
         height, width, channels = self.shape
@@ -204,14 +194,11 @@ class ScalarEmbedding(nn.Module):
         codes = sinusoids(gamma * self.scale, self.width // 4)
         codes = codes - codes.mean(-1, keepdim=True)
         codes = codes / codes.square().mean(-1, keepdim=True).sqrt()
-        return self.out(functional.silu(self.hidden(codes)))[:, None]
+        return self.out(silu(self.hidden(codes)))[:, None]
 
 
 class RIN(nn.Module):
-    """The network, how its input is scaled and its output read, and its sampler.
-
-    `description` is the content of config.json.
-    """
+    """Network, process and sampler of an export; `description` is the content of config.json."""
 
     def __init__(self, description: dict):
         super().__init__()
@@ -221,49 +208,41 @@ class RIN(nn.Module):
         self.class_names = description["class_names"]
         latent, interface = net["latent_dim"], net["interface_dim"]
         self.stem = Stem(net)
-        bank = net["num_latents"] - net["time_on_latents"]
-        bank -= net["label_on_latents"] and net["num_classes"] > 0
-        scale = net["time_scale"]
+        labelled = net["label_on_latents"] and net["num_classes"] > 0
+        bank, scale = net["num_latents"] - net["time_on_latents"] - labelled, net["time_scale"]
         self.latents = Positions((bank,), latent, net["latent_positions"], scale)
-
-        def width(on_latents):
-            return latent if on_latents else net["cond_dim"] or interface
-
-        self.time = ScalarEmbedding(width(net["time_on_latents"]), scale)
+        width = {True: latent, False: net["cond_dim"] or interface}
+        self.time = ScalarEmbedding(width[net["time_on_latents"]], scale)
         if net["num_classes"]:
-            self.label = nn.Linear(net["num_classes"], width(net["label_on_latents"]))
+            self.label = nn.Linear(net["num_classes"], width[net["label_on_latents"]])
         if net["latent_self_cond"]:
             self.prev_latent_mlp = MLP(latent, net["latent_mlp_ratio"])
             self.prev_latent_norm = norm(latent)
         if net["interface_self_cond"]:
             self.prev_interface_mlp = MLP(interface, net["interface_mlp_ratio"])
             self.prev_interface_norm = norm(interface)
-        depths = net["depth"]
-        depths = [depths] * net["num_blocks"] if isinstance(depths, int) else depths
+        one = isinstance(net["depth"], int)
+        depths = [net["depth"]] * net["num_blocks"] if one else net["depth"]
         self.blocks = nn.ModuleList(Block(net, depth) for depth in depths)
         self.readout = Readout(net)
 
-    def first_latents(self, batch: int):
-        """What the first of a series of passes starts from: zeros."""
-        zeros = self.readout.out.weight.new_zeros
-        net, tokens = self.net, self.stem.positions.codes.shape[0]
-        latents = zeros(batch, net["num_latents"], net["latent_dim"])
-        if not net["interface_self_cond"]:
-            return latents
-        return {"latents": latents, "interface": zeros(batch, tokens, net["interface_dim"])}
+    def first(self, batch: int) -> dict[str, Tensor]:
+        """The `previous` of the first of a series of passes: zeros."""
+        shapes = {"latents": (self.net["num_latents"], self.net["latent_dim"])}
+        if self.net["interface_self_cond"]:
+            shapes["interface"] = tuple(self.stem.positions.codes.shape)
+        return {k: self.readout.out.weight.new_zeros(batch, *v) for k, v in shapes.items()}
 
-    def forward(self, xt: Tensor, gamma: Tensor, labels: Tensor | None, previous):
-        """One pass: (prediction [B, H, W, C], latents).
+    def forward(self, xt: Tensor, gamma: Tensor, labels: Tensor | None, previous: dict):
+        """One pass: (prediction [B, H, W, C], {"latents": [B, M, E]}).
 
         labels [B] in 0..num_classes-1 or NO_LABEL (None: no class at all); `previous` is what the
-        pass before returned, `first_latents` at first.
+        pass before returned. With interface_self_cond there is also "interface" [B, N, D].
         """
         net, batch = self.net, xt.shape[0]
         if self.diffusion["normalize_input"]:
             centred = xt - xt.mean((1, 2, 3), keepdim=True)
             xt = xt / centred.square().mean((1, 2, 3), keepdim=True).sqrt()
-        if not net["interface_self_cond"]:
-            previous = {"latents": previous}
         interface = self.stem(xt)
         if net["interface_self_cond"]:
             carried = self.prev_interface_mlp(previous["interface"])
@@ -285,77 +264,60 @@ class RIN(nn.Module):
         for block in self.blocks:
             latents, interface = block(latents, interface, cond)
         interface = interface[:, :tokens]
-        prediction = self.readout(interface)
-        if net["interface_self_cond"]:
-            return prediction, {"latents": latents, "interface": interface}
-        return prediction, latents
-
-    def guided(self, xt: Tensor, gamma: Tensor, labels: Tensor | None, previous, scale: float):
-        """(1 + scale) prediction(labels) - scale prediction(no label), from the same latents."""
-        prediction, latents = self(xt, gamma, labels, previous)
-        if scale:
-            prediction = (1 + scale) * prediction - scale * self(xt, gamma, None, previous)[0]
-        return prediction, latents
+        carried = {"latents": latents, "interface": interface}
+        return self.readout(interface), {name: carried[name] for name in previous}
 
     def to_x0_eps(self, prediction: Tensor, xt: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
-        """x0 clipped to its range, and the eps that belongs to it."""
-        signal, noise = (part[:, None, None, None].sqrt() for part in (gamma, 1 - gamma))
+        """x0 clipped to its range, and the eps that belongs to it; gamma is a scalar."""
+        signal, noise, bound = gamma.sqrt(), (1 - gamma).sqrt(), self.diffusion["input_scale"]
         x0 = {
             "eps": lambda: (xt - noise * prediction) / signal,
             "x0": lambda: prediction,
             "v": lambda: signal * xt - noise * prediction,
-        }[self.diffusion["prediction_type"]]()
-        x0 = x0.clamp(-self.diffusion["input_scale"], self.diffusion["input_scale"])
-        return x0, (xt - signal * x0) / (1 - gamma).clamp(min=TINY).sqrt()[:, None, None, None]
+        }[self.diffusion["prediction_type"]]().clamp(-bound, bound)
+        return x0, (xt - signal * x0) / (1 - gamma).clamp(min=TINY).sqrt()
 
-    @torch.no_grad()
     def sample(self, noise: Tensor, labels: Tensor | None = None, fresh=None, **changes) -> Tensor:
-        """Images [B, H, W, C] in [-1, 1], not clipped, from standard normal noise of that shape.
+        """Images in [-1, 1], not clipped, from standard normal noise [B, H, W, C].
 
         `fresh(i)` gives the noise that DDPM adds in step i (default: torch.randn). `changes`
         replace fields of the export's sampler: name="ddim", num_steps=50, guidance_scale=1.0.
         """
-        sampler = self.sampler | changes
-        if unknown := set(changes) - set(self.sampler):
-            raise ValueError(f"the sampler has no {unknown}; it has {set(self.sampler)}.")
-        if sampler["name"] not in ("ddim", "ddpm_large", "ddpm_small"):
-            raise ValueError(f"sampler {sampler['name']!r} is not in this file; use name='ddim'.")
-        steps, decay = sampler["num_steps"], sampler["latent_decay"]
-        xt, latents = noise, self.first_latents(noise.shape[0])
-        for i in range(steps):
-            times = 1 - i / steps, max(1 - (i + 1 + sampler["time_difference"]) / steps, 0.0)
-            gamma, gamma_next = (
-                signal_power(torch.tensor(t, device=noise.device), **sampler["schedule"]).expand(
-                    noise.shape[0]
-                )
-                for t in times
-            )
-            prediction, new = self.guided(xt, gamma, labels, latents, sampler["guidance_scale"])
-            if isinstance(new, dict):
-                latents = {k: decay * latents[k] + (1 - decay) * new[k] for k in new}
-            else:
-                latents = decay * latents + (1 - decay) * new
+        fields = self.sampler | changes
+        if fields["name"] not in ("ddim", "ddpm_large", "ddpm_small"):
+            raise ValueError(f"sampler {fields['name']!r} is not in this file; use name='ddim'.")
+        return self._sample(noise, labels, fresh, **fields)
+
+    @torch.no_grad()
+    def _sample(
+        self, noise, labels, fresh, *,
+        name, schedule, num_steps, time_difference, latent_decay, guidance_scale,
+    ):  # fmt: skip
+        xt, latents, decay = noise, self.first(noise.shape[0]), latent_decay
+        for i in range(num_steps):
+            times = [1 - i / num_steps, max(1 - (i + 1 + time_difference) / num_steps, 0.0)]
+            gamma, gamma_next = signal_power(torch.tensor(times, device=xt.device), **schedule)
+            batch = gamma.expand(noise.shape[0])
+            prediction, new = self(xt, batch, labels, latents)
+            if guidance_scale:  # the pass without a class starts from the same latents
+                without, _ = self(xt, batch, None, latents)
+                prediction = (1 + guidance_scale) * prediction - guidance_scale * without
+            latents = {k: decay * latents[k] + (1 - decay) * new[k] for k in new}
             x0, eps = self.to_x0_eps(prediction, xt, gamma)
-            if sampler["name"] == "ddim":
-                signal, part = gamma_next.sqrt(), (1 - gamma_next).sqrt()
-                xt = signal[:, None, None, None] * x0 + part[:, None, None, None] * eps
+            if name == "ddim":
+                xt = gamma_next.sqrt() * x0 + (1 - gamma_next).sqrt() * eps
             else:
                 z = torch.randn_like(xt) if fresh is None else fresh(i)
-                xt = ancestral(xt, eps, z, gamma, gamma_next, sampler["name"] == "ddpm_small")
+                xt = ancestral(xt, eps, z, gamma, gamma_next, name == "ddpm_small")
         return x0 / self.diffusion["input_scale"]
 
 
-def ancestral(
-    xt: Tensor, eps: Tensor, fresh: Tensor, gamma: Tensor, gamma_next: Tensor, small: bool
-) -> Tensor:
-    """One DDPM step (arXiv 2006.11239 section 3.2), with the smaller or the larger variance."""
+def ancestral(xt: Tensor, eps: Tensor, fresh: Tensor, gamma, gamma_next, small: bool) -> Tensor:
+    """One DDPM step, arXiv 2006.11239 section 3.2; `small`: with the smaller variance."""
     alpha = (gamma / gamma_next).clamp(0, 1)
     beta, left = 1 - alpha, (1 - gamma).clamp(min=TINY)
     variance = beta * (1 - gamma_next) / left if small else beta
-    shift, scale, std = (
-        part[:, None, None, None] for part in (beta / left.sqrt(), alpha.sqrt(), variance.sqrt())
-    )
-    return (xt - shift * eps) / scale + std * fresh
+    return (xt - beta / left.sqrt() * eps) / alpha.sqrt() + variance.sqrt() * fresh
 
 
 def signal_power(t: Tensor, name: str, **parameters) -> Tensor:
@@ -382,19 +344,15 @@ def signal_power(t: Tensor, name: str, **parameters) -> Tensor:
 def load(folder: str, device: str = "cpu") -> RIN:
     """The model of an export.
 
-    Raises:
-      ValueError: another format version, a file that is cut off or was changed, a tensor that is
-        missing, left over, or of another shape; the message names it.
+    Raises ValueError at another format version, a file that is cut off or was changed, a tensor
+    that is missing, left over or of another shape; the message names it.
     """
-    folder = pathlib.Path(folder)
-    description = json.loads((folder / "config.json").read_text())
-    if description.get("format") != FORMAT:
-        raise ValueError(
-            f"config.json has format {description.get('format')}; this file reads {FORMAT}."
-        )
+    description = json.loads(pathlib.Path(folder, "config.json").read_text())
+    if (version := description.get("format")) != FORMAT:
+        raise ValueError(f"config.json has format {version}; this file reads {FORMAT}.")
     model = RIN(description).eval()
-    places = file_names(model)
-    digest, path = hashlib.sha256(), folder / "model.safetensors"
+    places, digest = file_names(model), hashlib.sha256()
+    path = pathlib.Path(folder, "model.safetensors")
     with path.open("rb") as file, torch.no_grad():
 
         def read(size):
@@ -409,18 +367,14 @@ def load(folder: str, device: str = "cpu") -> RIN:
         if wrong := sorted(set(header) ^ set(places)):
             raise ValueError(f"{path}: missing or unknown tensors: {', '.join(wrong)}.")
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            shape = entry["shape"]
-            stacked = {len(index) for index, _ in places[name]}.pop()
-            layers = math.prod(shape[:stacked])
-            sizes = {parameter.numel() * layers for _, parameter in places[name]}
-            if layers != len(places[name]) or sizes != {math.prod(shape)}:
+            shape, layers = entry["shape"], places[name]
+            stack, sizes = math.prod(shape[: len(layers[0][0])]), {p.numel() for _, p in layers}
+            if stack != len(layers) or {math.prod(shape) // stack} != sizes:
                 raise ValueError(f"{path}: {name} of shape {shape} does not fit the network.")
             tensor = torch.frombuffer(read(4 * math.prod(shape)), dtype=torch.float32)
-            tensor = tensor.reshape(shape)
-            for index, parameter in places[name]:
-                flipped = parameter.T if parameter.dim() == 2 and name.endswith("kernel") else None
-                target = parameter if flipped is None else flipped
-                target.copy_(tensor[index].reshape(target.shape))
+            for index, parameter in layers:
+                target = parameter.T if name.endswith("kernel") else parameter
+                target.copy_(tensor.reshape(shape)[index].reshape(target.shape))
         if file.read(1) or digest.hexdigest() != description["sha256"]:
             raise ValueError(f"{path} was changed since it was exported; copy the file again.")
     return model.to(device)
@@ -429,11 +383,8 @@ def load(folder: str, device: str = "cpu") -> RIN:
 def file_names(model: RIN) -> dict[str, list[tuple[tuple[int, ...], Tensor]]]:
     """Tensor in model.safetensors -> [(index of the layer in it, our parameter)]."""
     depths = [len(block.compute) for block in model.blocks]
-    where = [  # block -> (group of blocks of equal depth, place in it)
-        (group, place)
-        for group, (_, blocks) in enumerate(itertools.groupby(depths))
-        for place, _ in enumerate(blocks)
-    ]
+    groups = enumerate(itertools.groupby(depths))  # a group: successive blocks of equal depth
+    where = [(group, place) for group, (_, same) in groups for place, _ in enumerate(same)]
     names: dict[str, list] = {}
     for name, parameter in model.named_parameters():
         *parts, last = name.split(".")

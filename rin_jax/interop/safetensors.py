@@ -70,7 +70,7 @@ class Reader:
         self._file, self._name, self._digest = file, name, hashlib.sha256()
         (length,) = struct.unpack("<Q", self._read(8, "the header's length"))
         if length > LARGEST_HEADER:
-            raise ValueError(f"{name} is no safetensors file: its header would have {length} bytes.")
+            raise ValueError(f"{name} is no safetensors file: it begins with a length of {length}.")
         text = self._read(length, "the header")
         try:
             header = json.loads(text)

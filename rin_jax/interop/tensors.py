@@ -1,7 +1,7 @@
 """The names of a network's parameters outside JAX: the path in the parameter tree, dotted.
 
-`blocks_0.read.attention.query.kernel` is params["blocks_0"]["read"]["attention"]["query"]["kernel"],
-of the same shape: layers that the network scans over stay stacked along the leading axes.
+`blocks_0.read.mlp.norm.scale` is params["blocks_0"]["read"]["mlp"]["norm"]["scale"], of the same
+shape: layers that the network scans over stay stacked along the leading axes.
 """
 
 from collections.abc import Mapping
