@@ -204,8 +204,7 @@ class RIN(nn.Module):
         super().__init__()
         net, config = description["network"], description["config"]
         self.net, self.diffusion, self.sampler = net, config["diffusion"], config["sampler"]
-        self.image_shape = tuple(net["image_shape"])
-        self.class_names = description["class_names"]
+        self.image_shape, self.class_names = tuple(net["image_shape"]), description["class_names"]
         latent, interface = net["latent_dim"], net["interface_dim"]
         self.stem = Stem(net)
         labelled = net["label_on_latents"] and net["num_classes"] > 0
@@ -221,25 +220,26 @@ class RIN(nn.Module):
         if net["interface_self_cond"]:
             self.prev_interface_mlp = MLP(interface, net["interface_mlp_ratio"])
             self.prev_interface_norm = norm(interface)
-        one = isinstance(net["depth"], int)
-        depths = [net["depth"]] * net["num_blocks"] if one else net["depth"]
+        depth, count = net["depth"], net["num_blocks"]
+        depths = [depth] * count if isinstance(depth, int) else depth
         self.blocks = nn.ModuleList(Block(net, depth) for depth in depths)
         self.readout = Readout(net)
 
     def first(self, batch: int) -> dict[str, Tensor]:
-        """The `previous` of the first of a series of passes: zeros."""
+        """The latents before the first of a series of passes: zeros."""
         shapes = {"latents": (self.net["num_latents"], self.net["latent_dim"])}
         if self.net["interface_self_cond"]:
             shapes["interface"] = tuple(self.stem.positions.codes.shape)
         return {k: self.readout.out.weight.new_zeros(batch, *v) for k, v in shapes.items()}
 
-    def forward(self, xt: Tensor, gamma: Tensor, labels: Tensor | None, previous: dict):
+    def forward(self, xt: Tensor, gamma: Tensor, labels=None, previous=None):
         """One pass: (prediction [B, H, W, C], {"latents": [B, M, E]}).
 
-        labels [B] in 0..num_classes-1 or NO_LABEL (None: no class at all); `previous` is what the
-        pass before returned. With interface_self_cond there is also "interface" [B, N, D].
+        labels [B] in 0..num_classes-1 or NO_LABEL (None: no class); `previous` is the latents of
+        the pass before (None: none). With interface_self_cond they have "interface" [B, N, D] too.
         """
         net, batch = self.net, xt.shape[0]
+        previous = self.first(batch) if previous is None else previous
         if self.diffusion["normalize_input"]:
             centred = xt - xt.mean((1, 2, 3), keepdim=True)
             xt = xt / centred.square().mean((1, 2, 3), keepdim=True).sqrt()
@@ -300,7 +300,7 @@ class RIN(nn.Module):
             batch = gamma.expand(noise.shape[0])
             prediction, new = self(xt, batch, labels, latents)
             if guidance_scale:  # the pass without a class starts from the same latents
-                without, _ = self(xt, batch, None, latents)
+                without, _ = self(xt, batch, previous=latents)
                 prediction = (1 + guidance_scale) * prediction - guidance_scale * without
             latents = {k: decay * latents[k] + (1 - decay) * new[k] for k in new}
             x0, eps = self.to_x0_eps(prediction, xt, gamma)

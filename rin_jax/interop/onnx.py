@@ -1,0 +1,60 @@
+"""The denoiser as ONNX: our PyTorch module through PyTorch's own exporter.
+
+The batch is symbolic; the weights lie beside the graph in `denoiser.onnx.data`. Inputs and outputs
+are those of `rin_torch.RIN.forward`; labels are int32. Needs the extra `onnx`.
+"""
+
+import importlib.util
+import logging
+import pathlib
+import warnings
+
+DENOISER = "denoiser.onnx"
+OPSET = 20  # the first with Gelu
+NEEDED = ("torch", "onnx", "onnxscript")
+
+
+def check() -> None:
+    """Raises ImportError if a package that `write` needs is not installed."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f'--onnx needs {", ".join(missing)}: pip install "rin-jax[onnx]" (on Linux, the index '
+            "download.pytorch.org/whl/cpu has PyTorch without its gigabytes of CUDA libraries)"
+        )
+
+
+def write(folder: str) -> None:
+    """Writes the denoiser of the export in a local folder."""
+    import torch
+
+    from rin_jax.interop import rin_torch
+
+    model = rin_torch.load(folder)
+    batch, rows = 2, {0: torch.export.Dim("batch")}
+    previous = model.first(batch)
+    inputs = {
+        "xt": torch.zeros(batch, *model.image_shape),
+        "gamma": torch.full((batch,), 0.5),
+        "labels": torch.zeros(batch, dtype=torch.int32),
+        "previous": previous,
+    }
+    inputs["xt"][:, 0] = 1.0  # its standard deviation may divide it
+    if not model.net["num_classes"]:
+        del inputs["labels"]
+    shapes = {name: rows for name in inputs} | {"previous": dict.fromkeys(previous, rows)}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter about itself
+        program = torch.onnx.export(
+            model,
+            kwargs=inputs,
+            dynamic_shapes=shapes,
+            output_names=["prediction", *previous],
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    for node in program.model.graph:
+        node.metadata_props.clear()  # source lines of this machine
+    program.save(str(pathlib.Path(folder, DENOISER)), external_data=True)
