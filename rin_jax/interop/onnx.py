@@ -8,6 +8,8 @@ import importlib.util
 import logging
 import pathlib
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 DENOISER = "denoiser.onnx"
 OPSET = 20  # the first with Gelu
@@ -24,13 +26,17 @@ def check() -> None:
         )
 
 
-def write(folder: str) -> None:
-    """Writes the denoiser of the export in a local folder."""
+def write(folder: str, description: Mapping[str, Any]) -> None:
+    """Writes the denoiser into a local folder that has model.safetensors.
+
+    `description`: the content of config.json.
+    """
     import torch
 
     from rin_jax.interop import rin_torch
 
-    model = rin_torch.load(folder)
+    model = rin_torch.RIN(description).eval()
+    rin_torch.load_weights(model, folder, description["sha256"])
     batch, rows = 2, {0: torch.export.Dim("batch")}
     previous = model.first(batch)
     inputs = {
@@ -42,7 +48,7 @@ def write(folder: str) -> None:
     inputs["xt"][:, 0] = 1.0  # its standard deviation may divide it
     if not model.net["num_classes"]:
         del inputs["labels"]
-    shapes = {name: rows for name in inputs} | {"previous": dict.fromkeys(previous, rows)}
+    shapes = dict.fromkeys(inputs, rows) | {"previous": dict.fromkeys(previous, rows)}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter about itself

@@ -342,15 +342,15 @@ def signal_power(t: Tensor, name: str, **parameters) -> Tensor:
 
 
 def load(folder: str, device: str = "cpu") -> RIN:
-    """The model of an export.
-
-    Raises ValueError at another format version, a file that is cut off or was changed, a tensor
-    that is missing, left over or of another shape; the message names it.
-    """
+    """The model of an export; ValueError, naming it, at a file or tensor that does not fit."""
     description = json.loads(pathlib.Path(folder, "config.json").read_text())
     if (version := description.get("format")) != FORMAT:
         raise ValueError(f"config.json has format {version}; this file reads {FORMAT}.")
-    model = RIN(description).eval()
+    return load_weights(RIN(description).eval(), folder, description["sha256"]).to(device)
+
+
+def load_weights(model: RIN, folder: str, sha256: str) -> RIN:
+    """The model with the tensors of model.safetensors, read one by one."""
     places, digest = file_names(model), hashlib.sha256()
     path = pathlib.Path(folder, "model.safetensors")
     with path.open("rb") as file, torch.no_grad():
@@ -375,9 +375,9 @@ def load(folder: str, device: str = "cpu") -> RIN:
             for index, parameter in layers:
                 target = parameter.T if name.endswith("kernel") else parameter
                 target.copy_(tensor.reshape(shape)[index].reshape(target.shape))
-        if file.read(1) or digest.hexdigest() != description["sha256"]:
+        if file.read(1) or digest.hexdigest() != sha256:
             raise ValueError(f"{path} was changed since it was exported; copy the file again.")
-    return model.to(device)
+    return model
 
 
 def file_names(model: RIN) -> dict[str, list[tuple[tuple[int, ...], Tensor]]]:
