@@ -19,7 +19,15 @@ ALLOWED = {
     "diffusion.samplers": {"diffusion.schedules", "diffusion.process", "diffusion.guidance"},
     "data": {"data"},
     "evaluation": {"evaluation"},
-    "interop": {"network"},
+    "interop.card": set(),
+    "interop.hub": set(),
+    "interop.onnx": {"interop.rin_torch"},
+    "interop.programs": {"diffusion", "experiment", "network"},
+    "interop.rin_torch": set(),
+    "interop.safetensors": set(),
+    "interop.stablehlo": {"experiment", "interop.programs", "interop.tensors"},
+    "interop.tensorflow": set(),
+    "interop": {"interop.safetensors", "interop.tensors", "network"},
     "sharding": set(),
     "optimizer": set(),
     "reports": set(),
@@ -43,8 +51,19 @@ ALLOWED = {
         "train_step",
     },
     "evaluate": {"data", "evaluation", "experiment", "reports", "sample"},
+    "loading": {"experiment", "interop", "network", "sample", "sharding"},
+    "export": {
+        "checkpoints", "data", "experiment", "interop", "loading", "reports", "sample",
+    },
+    "import_reference": {
+        "checkpoints", "experiment", "interop", "reports", "sharding", "state",
+    },
     "prepare": {"data", "experiment", "reports", "train_step"},
-    "main": {"experiment", "plan", "processes", "train", "sample", "evaluate", "prepare"},
+    "main": {
+        "experiment", "evaluate", "export", "import_reference", "plan", "prepare", "processes",
+        "sample", "train",
+    },
+    "": {"loading"},
 }  # fmt: skip
 
 # what a tower may not import from outside
