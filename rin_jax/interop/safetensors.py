@@ -11,7 +11,6 @@ Source: the format's description at huggingface.co/docs/safetensors.
 """
 
 import hashlib
-import itertools
 import json
 import math
 import struct
@@ -44,12 +43,27 @@ def write(path: epath.Path, tensors: Mapping[str, Any], metadata: Mapping[str, s
     text += b" " * (-len(text) % ALIGNMENT)
     digest = hashlib.sha256()
     with path.open("wb") as file:
-        pieces = (np.ascontiguousarray(tensor, FLOAT32) for tensor in tensors.values())
-        for piece in itertools.chain((struct.pack("<Q", len(text)), text), pieces):
-            data = memoryview(piece).cast("B") if isinstance(piece, np.ndarray) else piece
+
+        def put(data):
             file.write(data)
             digest.update(data)
+
+        put(struct.pack("<Q", len(text)))
+        put(text)
+        for tensor in tensors.values():
+            put(_bytes(tensor))  # nothing holds the tensor before while this one is fetched
     return digest.hexdigest()
+
+
+def _bytes(tensor: Any) -> memoryview:
+    """The data of an array, in C order.
+
+    A jax array keeps the copy that is made of it for as long as it lives, unless it is asked for
+    the part on one device, which is new each time.
+    """
+    whole = getattr(tensor, "is_fully_replicated", False)
+    array = np.asarray(tensor.addressable_data(0) if whole else tensor)
+    return memoryview(np.ascontiguousarray(array, FLOAT32)).cast("B")
 
 
 class Reader:
