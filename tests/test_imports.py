@@ -26,7 +26,7 @@ ALLOWED = {
     "interop.rin_torch": set(),
     "interop.safetensors": set(),
     "interop.stablehlo": {"experiment", "interop.programs", "interop.tensors"},
-    "interop.tensorflow": set(),
+    "interop.tf_checkpoint": set(),
     "interop": {"interop.safetensors", "interop.tensors", "network"},
     "sharding": set(),
     "optimizer": set(),

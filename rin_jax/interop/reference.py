@@ -105,7 +105,9 @@ def import_params(weights: Mapping[str, np.ndarray], rin: RIN) -> dict[str, Any]
         ours = path.replace(".", "/")
         found = [weights.get(f"tape/{name}") for name in names[ours].ravel()]
         used.update(f"tape/{name}" for name in names[ours].ravel())
-        missing = [n for n, w in zip(names[ours].ravel(), found, strict=True) if w is None]
+        missing = [
+            f"tape/{n}" for n, w in zip(names[ours].ravel(), found, strict=True) if w is None
+        ]
         if missing:
             problems.append(f"{ours}: missing {', '.join(missing)}")
             continue
