@@ -21,8 +21,8 @@ def check() -> None:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(
-            f'--onnx needs {", ".join(missing)}: pip install "rin-jax[onnx]" (on Linux, the index '
-            "download.pytorch.org/whl/cpu has PyTorch without its gigabytes of CUDA libraries)"
+            f'--onnx needs {", ".join(missing)}: pip install "rin-jax[onnx]" (on Linux install a '
+            "CPU build of PyTorch first: the usual one brings gigabytes of CUDA libraries)"
         )
 
 

@@ -95,6 +95,7 @@ def trees():
     return rin, fill(param_shapes(rin), 1), fill(param_shapes(rin), 2)
 
 
+@pytest.mark.slow
 def test_the_job_writes_a_checkpoint_and_accounts_for_every_variable(trees, tmp_path, capsys):
     rin, params, average = trees
     weights, averages = (as_reference(tree, rin) for tree in (params, average))
