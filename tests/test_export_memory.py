@@ -16,7 +16,7 @@ from rin_jax.interop import tensors
 from rin_jax.state import TrainState
 from tests import test_configs
 
-MEASURE = """
+MEASURE = r"""
 import re, sys
 from rin_jax import export
 from tests import test_configs

@@ -51,10 +51,11 @@ images = model.sample(noise{tensor}, name="ddim", num_steps={ddim_steps})  # in 
 STABLEHLO = """```python
 import jax
 import numpy as np
+from jax import export
 from safetensors.numpy import load_file
 
 with open("sampler.stablehlo", "rb") as file:
-    sampler = jax.jit(jax.export.deserialize(file.read()).call)
+    sampler = jax.jit(export.deserialize(file.read()).call)
 random = np.random.default_rng(0)
 noise = random.standard_normal((4, {height}, {width}, {channels}), np.float32)
 labels, keys = np.array({labels}, np.int32), random.integers(0, 2**32, (4, 2), np.uint32)
