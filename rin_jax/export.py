@@ -33,6 +33,7 @@ from rin_jax.interop import card, folder, hub, onnx, stablehlo
 from rin_jax.loading import ANY_DEVICES, Model
 from rin_jax.sample import GRID_COLUMNS, grid_labels, load_ema, make_generate
 
+GRID_FILE = "samples.png"
 TORCH_FILE = pathlib.Path(__file__).parent / "interop" / "rin_torch.py"
 
 
@@ -79,7 +80,8 @@ def write(
     """
     experiment = model.experiment
     path.mkdir(parents=True, exist_ok=True)
-    (path / folder.CONFIG).unlink(missing_ok=True)
+    for name in (folder.CONFIG, GRID_FILE, *onnx.FILES):  # of an export that was here before
+        (path / name).unlink(missing_ok=True)
     metadata = {"format": "pt", "step": str(model.step), "ema": model.ema}
     description = folder.Description(
         network=folder.network_fields(experiment.rin),
@@ -90,7 +92,7 @@ def write(
         sha256=folder.write_weights(path, model.params, metadata),
     )
     if with_grid:
-        reports.write_png(path / "samples.png", sample_grid(model))
+        reports.write_png(path / GRID_FILE, sample_grid(model))
     stablehlo.write(path, experiment)
     (path / TORCH_FILE.name).write_text(TORCH_FILE.read_text())
     fields = dataclasses.asdict(description)
@@ -103,7 +105,7 @@ def write(
 
 def check_target(path: epath.Path, with_onnx: bool, push: str | None) -> None:
     """Raises ValueError or ImportError at what would stop the export later."""
-    if path.exists() and any(path.iterdir()) and not (path / "model.safetensors").exists():
+    if path.exists() and any(path.iterdir()) and not (path / folder.WEIGHTS).exists():
         raise ValueError(f"--to={path} has files that are no export; name a new or empty folder.")
     if (with_onnx or push) and "://" in str(path):
         raise ValueError(f"--to={path}: --onnx and --push need a folder on this machine.")

@@ -87,6 +87,18 @@ def test_it_draws_what_the_run_draws(run, exported):
     np.testing.assert_array_equal(in_turn, model.sample(2, [0, 1], seed=5))
 
 
+def test_an_export_replaces_the_one_before_it(exported, tmp_path):
+    for name in ("model.safetensors", "samples.png", "denoiser.onnx", "denoiser.onnx.data"):
+        (tmp_path / name).write_text("of another step")
+    model = rin_jax.load(str(exported))
+    path = exports.write(tmp_path, model)
+    assert {file.name for file in path.iterdir()} == {
+        "config.json", "model.safetensors", "README.md", "rin_torch.py", "denoiser.stablehlo",
+        "sampler.stablehlo",
+    }  # fmt: skip
+    assert distance(rin_jax.load(str(path)).params, model.params) == 0
+
+
 def test_labels_are_checked(exported):
     model = rin_jax.load(str(exported))
     with pytest.raises(ValueError, match=r"labels has 10; the model's classes are 0\.\.9"):
@@ -110,7 +122,8 @@ def test_the_card_says_what_is_known(exported):
     text = (exported / "README.md").read_text()
     for line in ("# digits8", "| training steps | 0 of 12 |", "| batch | 16 images |",
                  "| weights | running average decay_0.9 |", "| data | digits, split train[:64] |",
-                 "| classes | 10 (0, 1, 2,", "| agreement | 0.9870 | 20 samples; weights ema_0.9;",
+                 "| classes | 10 (0, 1, 2,",
+                 "| agreement | 0.9870 | num_samples 20; weights ema_0.9; seed 3; ddim, 3 steps",
                  "| all else | not measured |", "license: unknown", "## Intended use"):  # fmt: skip
         assert line in text, line
     assert "0.123" not in text  # another step's record

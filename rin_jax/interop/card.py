@@ -178,8 +178,9 @@ def _measured(records: Sequence[Mapping[str, Any]]) -> str:
     for record in records:
         for name, value in record.items():
             if isinstance(value, float):
-                source = [f"{record['num_samples']:,} samples", f"weights {record['weights']}"]
-                source += [_sampler(record["sampler"]), f"seed {record['seed']}"]
+                known = [key for key in ("num_samples", "weights", "seed") if key in record]
+                source = [f"{key} {record[key]}" for key in known]
+                source += [_sampler(record["sampler"])] if "sampler" in record else []
                 rows.append((name, f"{value:.4f}", "; ".join(source)))
     if not rows:
         return f"FID, Inception Score and all else: {UNKNOWN} for these weights."

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 DENOISER = "denoiser.onnx"
+FILES = (DENOISER, f"{DENOISER}.data")  # the graph, and the weights that it refers to
 OPSET = 20  # the first with Gelu
 NEEDED = ("torch", "onnx", "onnxscript")
 
