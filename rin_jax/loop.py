@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from rin_jax import chips, reports, sharding
-from rin_jax.checkpoints import Checkpoints, state_parts
+from rin_jax.checkpoints import Checkpoints
 from rin_jax.experiment import Experiment
 from rin_jax.network import cost
 from rin_jax.preemption import Preempted, Watch
@@ -50,13 +50,8 @@ class Saver:
         if step == self._step:
             return
         self._step = step
-        facts = {
-            "config": self._config.to_dict(),
-            "emas": list(state.emas),
-            "images_read": images_read,
-            "window": window.facts(),
-        }
-        self._checkpoints.save(step, state_parts(state), facts, loss)
+        config = self._config.to_dict()
+        self._checkpoints.save_state(state, step, config, images_read, window.facts(), loss)
 
     def snapshot(self, state: TrainState, step: int) -> None:
         """Starts saving the power averages after `step`; an earlier life may have done so."""

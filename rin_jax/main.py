@@ -9,7 +9,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 TOGETHER = ("train", "sample", "evaluate", "reconstruct")  # what all processes of a run do together
-MODES = (*TOGETHER, "prepare", "plan")
+MODES = (*TOGETHER, "prepare", "plan", "export", "import")
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -27,8 +27,8 @@ CLASSES = flags.DEFINE_list(
 EMA = flags.DEFINE_string(
     "ema",
     None,
-    "--mode=sample, evaluate: the average whose weights are used, decay_0.9999 or power_0.05; the "
-    "first that the run keeps if not given.",
+    "--mode=sample, evaluate, export: the average whose weights are used, decay_0.9999 or "
+    "power_0.05; the first that the run keeps if not given.",
 )
 LENGTH = flags.DEFINE_float(
     "length",
@@ -40,7 +40,8 @@ SOURCE = flags.DEFINE_string(
     "source",
     None,
     "--mode=prepare: a folder of your own images that becomes the data set data.name: a folder "
-    "a class, or labels.csv (columns file, label), or dataset.json, or no classes.",
+    "a class, or labels.csv (columns file, label), or dataset.json, or no classes. "
+    "--mode=import: a TensorFlow checkpoint of the authors' released code, or its folder.",
 )
 DOWNLOADED = flags.DEFINE_string(
     "downloaded",
@@ -55,6 +56,12 @@ TOPOLOGY = flags.DEFINE_string(
     "topology", None, "--mode=plan: the TPU slice to compile for, v5e:16x16; needs no TPU."
 )
 NUM_SLICES = flags.DEFINE_integer("num_slices", 1, "--mode=plan: slices of that topology.")
+TO = flags.DEFINE_string("to", None, "--mode=export: the folder that is written.")
+GRID = flags.DEFINE_bool("grid", True, "--mode=export: draw a grid of samples, samples.png.")
+ONNX = flags.DEFINE_bool("onnx", False, "--mode=export: write the denoiser as ONNX too.")
+PUSH = flags.DEFINE_string(
+    "push", None, "--mode=export: then upload the folder to this repository of the hub, owner/name."
+)
 
 
 def main(argv: list[str]) -> None:
@@ -97,18 +104,22 @@ def check_flags(mode: str) -> None:
     """Raises ConfigError at a flag that the mode needs and lacks, or has and does not read."""
     from rin_jax.experiment import ConfigError
 
-    if WORKDIR.value is None and mode in TOGETHER:
-        raise ConfigError(f"--mode={mode} needs --workdir=DIR.")
+    for flag, *needing in ((WORKDIR, *TOGETHER, "export", "import"), (TO, "export"),
+                           (SOURCE, "import")):  # fmt: skip
+        if flag.value is None and mode in needing:
+            raise ConfigError(f"--mode={mode} needs --{flag.name}=DIR.")
     for flag, *readers in (
-        (SOURCE, "prepare"), (DOWNLOADED, "prepare"), (CLASSES, "sample"), (TOPOLOGY, "plan"),
-        (NUM_SLICES, "plan"), (EMA, "sample", "evaluate"), (LENGTH, "reconstruct"),
+        (SOURCE, "prepare", "import"), (DOWNLOADED, "prepare"), (CLASSES, "sample"),
+        (TOPOLOGY, "plan"), (NUM_SLICES, "plan"), (LENGTH, "reconstruct"),
+        (EMA, "sample", "evaluate", "export"), (TO, "export"), (GRID, "export"),
+        (ONNX, "export"), (PUSH, "export"),
     ):  # fmt: skip
         if flag.present and mode not in readers:
             raise ConfigError(
-                f"--{flag.name} is for --mode={' and '.join(readers)}; the mode is {mode}."
+                f"--{flag.name} is for --mode={' and --mode='.join(readers)}; the mode is {mode}."
             )
     if mode == "reconstruct" and LENGTH.value is None:
-        raise ConfigError("--mode=reconstruct needs --length, as 0.08: see rin_jax/ema.py.")
+        raise ConfigError("--mode=reconstruct needs --length, as 0.08: see docs/checkpoints.md.")
 
 
 def run(mode: str, watch=None) -> None:
@@ -133,6 +144,16 @@ def run(mode: str, watch=None) -> None:
         from rin_jax.plan import plan
 
         plan(CONFIG.value, TOPOLOGY.value or "", NUM_SLICES.value)
+    elif mode == "export":
+        from rin_jax.export import export
+
+        export(
+            CONFIG.value, WORKDIR.value, TO.value, EMA.value, GRID.value, ONNX.value, PUSH.value
+        )
+    elif mode == "import":
+        from rin_jax.import_reference import import_reference
+
+        import_reference(CONFIG.value, WORKDIR.value, SOURCE.value)
     else:
         from rin_jax.evaluate import evaluate
 

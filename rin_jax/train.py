@@ -17,10 +17,11 @@ from etils import epath
 from jax.sharding import Mesh
 
 from rin_jax import chips, lease, processes, reports, restore, sharding
-from rin_jax.checkpoints import Checkpoints, folder
+from rin_jax.checkpoints import Checkpoints, folder, state_parts
 from rin_jax.chips import GIB
 from rin_jax.data import pipeline
 from rin_jax.data.source import ImageSource, open_source
+from rin_jax.digests import tree_digests
 from rin_jax.experiment import (
     ConfigError,
     Experiment,
@@ -183,6 +184,7 @@ def train(config, workdir: str, watch: Watch | None = None) -> None:
         else:
             state, facts = restore.begin(experiment, mesh, beginning), NO_FACTS
         step = int(state.step)
+        tree_digests(state_parts(state))  # compiled here, not in the first save
         with config_errors():  # a bucket needs packages that may be missing
             writer = reports.Writer(workdir, step, active=jax.process_index() == 0)
         stack.enter_context(contextlib.closing(writer))

@@ -19,7 +19,15 @@ ALLOWED = {
     "diffusion.samplers": {"diffusion.schedules", "diffusion.process", "diffusion.guidance"},
     "data": {"data"},
     "evaluation": {"evaluation"},
-    "interop": {"network"},
+    "interop.card": set(),
+    "interop.hub": set(),
+    "interop.onnx": {"interop.rin_torch"},
+    "interop.programs": {"diffusion", "experiment", "network"},
+    "interop.rin_torch": set(),
+    "interop.safetensors": set(),
+    "interop.stablehlo": {"experiment", "interop.programs", "interop.tensors"},
+    "interop.tf_checkpoint": set(),
+    "interop": {"interop.safetensors", "interop.tensors", "network"},
     "sharding": set(),
     "optimizer": set(),
     "reports": set(),
@@ -48,8 +56,8 @@ ALLOWED = {
         "sharding", "state", "window",
     },
     "train": {
-        "network", "data", "chips", "checkpoints", "experiment", "lease", "loop", "preemption",
-        "processes", "reports", "restore", "sharding", "state", "train_step", "window",
+        "network", "data", "chips", "checkpoints", "digests", "experiment", "lease", "loop",
+        "preemption", "processes", "reports", "restore", "sharding", "state", "train_step", "window",
     },
     "reconstruct": {"checkpoints", "ema", "experiment", "reports", "state"},
     "plan": {
@@ -57,11 +65,19 @@ ALLOWED = {
         "train_step",
     },
     "evaluate": {"data", "evaluation", "experiment", "reports", "restore", "sample"},
+    "loading": {"experiment", "interop", "network", "sample", "sharding"},
+    "export": {
+        "checkpoints", "data", "experiment", "interop", "loading", "reports", "restore", "sample",
+    },
+    "import_reference": {
+        "checkpoints", "experiment", "interop", "reports", "restore", "sharding", "state",
+    },
     "prepare": {"data", "experiment", "reports", "train_step"},
     "main": {
-        "experiment", "plan", "preemption", "processes", "train", "sample", "evaluate", "prepare",
-        "reconstruct",
+        "experiment", "evaluate", "export", "import_reference", "plan", "preemption", "prepare",
+        "processes", "reconstruct", "sample", "train",
     },
+    "": {"loading"},
 }  # fmt: skip
 
 # what a tower may not import from outside

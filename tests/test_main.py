@@ -68,6 +68,9 @@ def test_train_sample_evaluate_and_again(tmp_path):
          ["error: model.patch_size 3", "8 x 8"]),
         (["--config=configs/digits.py", "--config.data.name=digts"], ["digts", "digits"]),
         (["--config=configs/digits.py", "--config.mesh.fsdp=3"], ["error: mesh.data", "fsdp 3"]),
+        (["--config=configs/digits.py", "--mode=export"], ["error: --mode=export needs --to=DIR"]),
+        (["--config=configs/digits.py", "--mode=import"], ["--mode=import needs --source=DIR"]),
+        (["--config=configs/digits.py", "--onnx"], ["error: --onnx is for --mode=export"]),
     ],
 )  # fmt: skip
 def test_a_mistake_on_the_command_line(tmp_path, arguments, words):

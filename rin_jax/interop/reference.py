@@ -8,9 +8,9 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
+from rin_jax.interop import tensors
 from rin_jax.network.rin import RIN
 
 ATTENTION = {
@@ -99,34 +99,26 @@ def import_params(weights: Mapping[str, np.ndarray], rin: RIN) -> dict[str, Any]
     Raises:
       ValueError: variables are missing, left over, or of another shape; all are listed.
     """
-    template = jax.eval_shape(
-        rin.init,
-        jax.random.key(0),
-        np.zeros((1, *rin.image_shape), np.float32),
-        np.zeros((1,), np.float32),
-        np.zeros((1,), np.int32) if rin.num_classes else None,
-    )["params"]
     names = reference_names(rin)
     problems, used, params = [], set(), {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(template):
-        ours = "/".join(key.key for key in path)
+    for path, leaf in tensors.flatten(tensors.param_shapes(rin)).items():
+        ours = path.replace(".", "/")
         found = [weights.get(f"tape/{name}") for name in names[ours].ravel()]
         used.update(f"tape/{name}" for name in names[ours].ravel())
-        missing = [n for n, w in zip(names[ours].ravel(), found, strict=True) if w is None]
+        missing = [
+            f"tape/{n}" for n, w in zip(names[ours].ravel(), found, strict=True) if w is None
+        ]
         if missing:
             problems.append(f"{ours}: missing {', '.join(missing)}")
             continue
         stacked = np.stack(found).reshape(*names[ours].shape, *found[0].shape)
         if stacked.shape != leaf.shape:
             problems.append(f"{ours}: shape {stacked.shape} instead of {leaf.shape}")
-        node = params
-        for key in path[:-1]:
-            node = node.setdefault(key.key, {})
-        node[path[-1].key] = stacked.astype(np.float32)
+        params[path] = stacked.astype(np.float32)
     problems += [f"{name}: not used" for name in sorted(set(weights) - used)]
     if problems:
         raise ValueError("reference weights do not fit the network:\n  " + "\n  ".join(problems))
-    return params
+    return tensors.nest(params)
 
 
 def reference_names(rin: RIN) -> dict[str, np.ndarray]:

@@ -1,0 +1,62 @@
+"""Exports on the Hugging Face hub. Needs the extra `hub`; nothing is sent unless asked for."""
+
+import re
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def pull(repo: str) -> str:
+    """The local folder of the newest export of a hub repository, fetched as far as it is not here.
+
+    An interrupted download goes on where it stopped. With HF_HUB_OFFLINE=1 only what was fetched
+    before is looked at.
+
+    Raises:
+      ValueError: no hub id, or the hub has no such repository, or cannot be reached.
+      ImportError: huggingface_hub is not installed.
+    """
+    if not HUB_ID.fullmatch(repo):
+        raise ValueError(f"there is no folder {repo}, and it is no hub id (owner/name) either.")
+    hub = _library(f"{repo} is no folder here; fetching it from the hub")
+    try:
+        return hub.snapshot_download(repo)
+    except Exception as error:  # the transport below has its own classes of errors
+        raise ValueError(f"there is no folder {repo}, and from the hub: {error}") from error
+
+
+def push(folder: str, repo: str) -> str:
+    """Uploads a folder as one commit of a hub repository; returns the commit's address.
+
+    A repository that is not there yet is made, private.
+
+    After an interruption the same call sends what is still missing.
+
+    Raises:
+      ValueError: the hub cannot be reached or refuses.
+      ImportError: huggingface_hub is not installed.
+    """
+    check_push(repo)
+    api = _library("--push").HfApi()
+    try:
+        api.create_repo(repo, private=True, exist_ok=True)
+        return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Export"))
+    except Exception as error:  # as in `pull`
+        raise ValueError(f"--push={repo}: {error}") from error
+
+
+def check_push(repo: str) -> None:
+    """Raises ValueError or ImportError at what would stop `push` after the export is made."""
+    if not HUB_ID.fullmatch(repo):
+        raise ValueError(f"--push is {repo!r}; a hub repository is named owner/name.")
+    _library("--push")
+
+
+def _library(doing: str):
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise ImportError(
+            f'{doing} needs huggingface_hub: pip install "rin-jax[hub]" (or put the export into a '
+            "folder and name that)"
+        ) from error
+    return huggingface_hub

@@ -1,0 +1,67 @@
+"""The denoiser as ONNX: our PyTorch module through PyTorch's own exporter.
+
+The batch is symbolic; the weights lie beside the graph in `denoiser.onnx.data`. Inputs and outputs
+are those of `rin_torch.RIN.forward`; labels are int32. Needs the extra `onnx`.
+"""
+
+import importlib.util
+import logging
+import pathlib
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+DENOISER = "denoiser.onnx"
+FILES = (DENOISER, f"{DENOISER}.data")  # the graph, and the weights that it refers to
+OPSET = 20  # the first with Gelu
+NEEDED = ("torch", "onnx", "onnxscript")
+
+
+def check() -> None:
+    """Raises ImportError if a package that `write` needs is not installed."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f'--onnx needs {", ".join(missing)}: pip install "rin-jax[onnx]" (on Linux install a '
+            "CPU build of PyTorch first: the usual one brings gigabytes of CUDA libraries)"
+        )
+
+
+def write(folder: str, description: Mapping[str, Any]) -> None:
+    """Writes the denoiser into a local folder that has model.safetensors.
+
+    `description`: the content of config.json.
+    """
+    import torch
+
+    from rin_jax.interop import rin_torch
+
+    model = rin_torch.RIN(description).eval()
+    rin_torch.load_weights(model, folder, description["sha256"])
+    batch, rows = 2, {0: torch.export.Dim("batch")}
+    previous = model.first(batch)
+    inputs = {
+        "xt": torch.zeros(batch, *model.image_shape),
+        "gamma": torch.full((batch,), 0.5),
+        "labels": torch.zeros(batch, dtype=torch.int32),
+        "previous": previous,
+    }
+    inputs["xt"][:, 0] = 1.0  # its standard deviation may divide it
+    if not model.net["num_classes"]:
+        del inputs["labels"]
+    shapes = dict.fromkeys(inputs, rows) | {"previous": dict.fromkeys(previous, rows)}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter about itself
+        program = torch.onnx.export(
+            model,
+            kwargs=inputs,
+            dynamic_shapes=shapes,
+            output_names=["prediction", *previous],
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    for node in program.model.graph:
+        node.metadata_props.clear()  # source lines of this machine
+    program.save(str(pathlib.Path(folder, DENOISER)), external_data=True)

@@ -1,0 +1,85 @@
+"""Exports of the tiny experiment with random weights, and processes that lack a package."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from etils import epath
+
+from rin_jax import export
+from rin_jax.experiment import Experiment, device_mesh, make_experiment
+from rin_jax.interop import folder, tensors
+from rin_jax.loading import Model
+from tests import tiny
+from tests.network.small import fill
+
+NAMES = tuple(f"digit {i}" for i in range(10))
+
+
+def model_of(experiment: Experiment, names=NAMES) -> Model:
+    """A model with weights under which every part of the network has an effect."""
+    mesh = device_mesh(experiment.config, jax.devices()[:1])
+    params = jax.device_put(fill(tensors.param_shapes(experiment.rin)))
+    return Model(experiment, params, mesh, names, step=7, ema="decay_0.9")
+
+
+def model(**changes) -> Model:
+    """That of TINY with fields changed."""
+    names = NAMES if changes.get("data__num_classes", 10) == 10 else None
+    return model_of(make_experiment(tiny.config(**changes)), names)
+
+
+def write(path, model: Model, *, onnx: bool = False) -> Path:
+    """Its export, without a sample grid."""
+    export.write(epath.Path(path), model, [], with_grid=False, with_onnx=onnx)
+    return Path(path)
+
+
+def write_weights(path, rin, params, config) -> Path:
+    """Only config.json and model.safetensors."""
+    path = epath.Path(path)
+    sha256 = folder.write_weights(path, params, {})
+    network = folder.network_fields(rin)
+    folder.write(path, folder.Description(network, config, None, step=7, ema="x", sha256=sha256))
+    return Path(path)
+
+
+def noise(model: Model, batch: int = 4, seed: int = 0) -> np.ndarray:
+    shape = (batch, *model.experiment.rin.image_shape)
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def readme_code(path: Path, word: str) -> str:
+    """The code block of README.md that has a word in it."""
+    blocks = (path / "README.md").read_text().split("```python\n")[1:]
+    (found,) = [code for block in blocks if word in (code := block.split("```")[0])]
+    return found
+
+
+def run_without(packages: tuple[str, ...], code: str, path: Path) -> str:
+    """Runs code in a fresh process in `path` where importing `packages` fails; its output."""
+    guard = (
+        "import sys\n"
+        "class Missing:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name.partition('.')[0] in {packages!r}: raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Missing())\n"
+        f"for package in {packages!r}:\n"
+        "    try: __import__(package)\n"
+        "    except ImportError: continue\n"
+        "    raise SystemExit(f'{package} can be imported')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", guard + code],
+        cwd=path,
+        env={k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "PYTHONPATH")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

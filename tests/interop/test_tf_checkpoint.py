@@ -1,0 +1,141 @@
+"""TensorFlow checkpoints under the reference's variable names become checkpoints of a run."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from rin_jax.experiment import ConfigError, device_mesh
+from rin_jax.import_reference import import_reference
+from rin_jax.interop import tf_checkpoint
+from rin_jax.interop.reference import import_params, reference_names
+from rin_jax.restore import load_ema
+from tests import reference, tiny
+from tests.network.small import distance, fill, param_shapes
+from tests.reference import error, labels_of
+
+
+def by_name(path, arrays) -> str:
+    """A file whose keys are the variables' names."""
+    tf.raw_ops.SaveV2(
+        prefix=str(path),
+        tensor_names=list(arrays),
+        shape_and_slices=[""] * len(arrays),
+        tensors=[tf.constant(array) for array in arrays.values()],
+    )
+    return str(path)
+
+
+class Denoiser(tf.Module):
+    """Variables under the reference's names, spread over objects as its layers are."""
+
+    def __init__(self, arrays):
+        super().__init__()
+        units: dict[str, list] = {}
+        for name, array in arrays.items():
+            _, unit, *_ = name.split("/")
+            units.setdefault(unit, []).append(tf.Variable(array, name=name))
+        self.units = units
+
+
+def by_object(path, params, average, step=1234) -> str:
+    """A file of tf.train.Checkpoint with the objects that the reference's trainer saves."""
+    model = tf.Module()
+    model.denoiser, model.denoiser_ema = Denoiser(params), Denoiser(average)
+    moments = tf.Module()
+    moments.m = [tf.Variable(tf.zeros_like(a), name=f"LAMB/{n}/m") for n, a in params.items()]
+    saver = tf.train.Checkpoint(
+        model=model, global_step=tf.Variable(step, dtype=tf.int64), optimizer=moments
+    )
+    return saver.write(str(path))
+
+
+def as_reference(params, rin) -> dict[str, np.ndarray]:
+    """A parameter tree under the reference's names, layers apart."""
+    names, arrays = reference_names(rin), {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        theirs = names["/".join(key.key for key in path)]
+        layers = np.asarray(leaf).reshape(-1, *leaf.shape[theirs.ndim :])
+        arrays |= {f"tape/{n}": a for n, a in zip(theirs.ravel(), layers, strict=True)}
+    return arrays
+
+
+@reference.needed
+@pytest.mark.parametrize("kind", ["name", "object"])
+@pytest.mark.parametrize("name", reference.names("arch_image_*"))
+def test_forward_of_an_imported_checkpoint_is_that_of_the_reference(name, kind, tmp_path):
+    arrays, meta = reference.load(name)
+    weights = reference.under(arrays, "w/")
+    noise = {k: np.zeros_like(v) for k, v in weights.items()}
+    if kind == "name":
+        found = tf_checkpoint.read(by_name(tmp_path / "ckpt", weights))
+        assert found.step is None
+        imported = found.params
+    else:
+        found = tf_checkpoint.read(by_object(tmp_path / "ckpt", noise, weights))
+        assert found.step == 1234
+        imported = found.average
+        assert all(not array.any() for array in found.params.values())
+    classes = arrays["in/cond"].shape[-1] if meta["cond"] == "class" else 0
+    rin = reference.reference.network(meta["config"], classes)
+    latents = arrays["in/latent_prev"]
+    if rin.interface_self_cond:
+        latents = {"latents": latents, "interface": arrays["in/tape_prev"]}
+    labels = labels_of(arrays["in/cond"]) if classes else None
+    params = {"params": import_params(imported, rin)}
+    x, _ = jax.jit(rin.apply)(params, arrays["in/x"], arrays["in/t"], labels, latents)
+    assert error(x, arrays["out/x"]) < 4e-5
+
+
+@pytest.fixture(scope="module")
+def trees():
+    rin = tiny.experiment().rin
+    return rin, fill(param_shapes(rin), 1), fill(param_shapes(rin), 2)
+
+
+@pytest.mark.slow
+def test_the_job_writes_a_checkpoint_and_accounts_for_every_variable(trees, tmp_path, capsys):
+    rin, params, average = trees
+    weights, averages = (as_reference(tree, rin) for tree in (params, average))
+    source = by_object(tmp_path / "ckpt-1234", weights, averages)
+    workdir = str(tmp_path / "run")
+    assert import_reference(tiny.config(), workdir, source) == 1234
+    experiment = tiny.experiment()
+    step, _, loaded = load_ema(experiment, device_mesh(experiment.config), workdir)
+    assert step == 1234
+    assert distance(loaded, average) == 0
+    report = json.loads((tmp_path / "run" / "import.json").read_text())
+    keys = set(tf.train.load_checkpoint(source).get_variable_to_shape_map())
+    assert set(report["used"]) | set(report["unused"]) == keys
+    assert not set(report["used"]) & set(report["unused"])
+    assert len(report["used"]) == 2 * len(weights)
+    assert all("optimizer" in k or "step" in k or "save_counter" in k or "OBJECT_GRAPH" in k
+               for k in report["unused"])  # fmt: skip
+    said = capsys.readouterr().out
+    assert all(key in said for key in keys)
+    with pytest.raises(ConfigError, match="has a checkpoint of step 1234 already"):
+        import_reference(tiny.config(), workdir, source)
+
+
+def test_what_does_not_fit_is_named(trees, tmp_path):
+    rin, params, _ = trees
+    weights = as_reference(params, rin)
+    workdir = str(tmp_path / "run")
+
+    def importing(arrays):
+        source = by_name(tmp_path / "ckpt", arrays)
+        return import_reference(tiny.config(), workdir, source)
+
+    with pytest.raises(ConfigError, match=r"stem/bias: missing tape/stem/bias"):
+        importing({k: v for k, v in weights.items() if k != "tape/stem/bias"})
+    with pytest.raises(ConfigError, match=r"tape/other: not used"):
+        importing(weights | {"tape/other": np.ones(3, np.float32)})
+    with pytest.raises(ConfigError, match=r"stem/bias: shape \(9,\) instead of \(8,\)"):
+        importing(weights | {"tape/stem/bias": np.ones(9, np.float32)})
+    with pytest.raises(ConfigError, match=r"has no variable tape/.* It has vgg/w"):
+        importing({"vgg/w": np.ones(3, np.float32)})
+    with pytest.raises(ConfigError, match="is no TensorFlow checkpoint"):
+        import_reference(tiny.config(), workdir, str(tmp_path / "nothing"))
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,167 @@
+"""The PyTorch file: every option of the network, every sampler, and a process without JAX."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from rin_jax.diffusion import schedules
+from rin_jax.interop import rin_torch
+from tests import reference
+from tests.interop import exports
+from tests.network import small
+from tests.reference import error, labels_of
+
+TINY_CONFIG = exports.tiny.config().to_dict()
+
+
+def in_torch(rin, params, tmp_path, config=TINY_CONFIG) -> rin_torch.RIN:
+    """A network through the files of an export; process and sampler are those of `config`."""
+    return rin_torch.load(str(exports.write_weights(tmp_path, rin, params, config)))
+
+
+def tensors_of(tree):
+    return jax.tree.map(torch.tensor, tree)
+
+
+def latents_of(tree) -> dict:
+    return tree if isinstance(tree, dict) else {"latents": tree}
+
+
+@reference.needed
+@pytest.mark.parametrize("prev", [True, False])
+@pytest.mark.parametrize("name", reference.names("arch_image_*"))
+def test_forward_is_that_of_the_reference(name, prev, tmp_path):
+    arrays, _ = reference.load(name)
+    rin, params = reference.network(name)
+    model = in_torch(rin, params, tmp_path)
+    labels = torch.tensor(labels_of(arrays["in/cond"])) if rin.num_classes else None
+    latents = {"latents": torch.tensor(arrays["in/latent_prev"])}
+    if rin.interface_self_cond:
+        latents["interface"] = torch.tensor(arrays["in/tape_prev"])
+    xt, gamma = torch.tensor(arrays["in/x"]), torch.tensor(arrays["in/t"])
+    with torch.no_grad():
+        x, z = model(xt, gamma, labels, latents if prev else None)
+    out = reference.under(arrays, "out/" if prev else "out_zero_prev/")
+    assert error(x, out["x"]) < 4e-5
+    assert error(z["latents"], out["latent"]) < 4e-5
+
+
+OPTIONS = {
+    "context norms": {"norm_context": True},
+    "time read": {"time_on_latents": False},
+    "label read": {"label_on_latents": False},
+    "label written": {"label_on_latents": False, "cond_route": "write"},
+    "decoupled": {
+        "time_on_latents": False, "label_on_latents": False, "cond_route": "decoupled",
+        "cond_dim": 24,
+    },
+    "decoupled, nothing to read": {"cond_route": "decoupled"},
+    "no latent self-conditioning": {"latent_self_cond": False, "interface_self_cond": False},
+    "depths": {"num_blocks": 4, "depth": (2, 2, 1, 0)},
+    "no write MLP": {"interface_mlp_ratio": 0, "interface_self_cond": False},
+    "positions": {
+        "latent_positions": "sin_cos_plus_learned", "interface_positions": "sin_cos",
+    },
+    "a line of tokens": {"image_shape": (2, 10, 1), "interface_positions": "sin_cos"},
+    "unconditional, time read": {"num_classes": 0, "time_on_latents": False},
+    "scales": {"time_scale": 10.0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", OPTIONS.values(), ids=OPTIONS)
+def test_every_option_of_the_network(changes, tmp_path):
+    rin = small.small(**changes)
+    params = small.random_params(rin)
+    model = in_torch(rin, params, tmp_path)
+    xt, gamma, labels, latents = small.inputs(rin)
+    ours = jax.jit(rin.apply)({"params": params}, xt, gamma, labels, latents)
+    labels = None if labels is None else torch.tensor(labels)
+    with torch.no_grad():
+        x, z = model(torch.tensor(xt), torch.tensor(gamma), labels, tensors_of(latents_of(latents)))
+    assert small.distance(ours[0], x.numpy()) < 1e-5
+    assert small.distance(latents_of(ours[1]), {k: v.numpy() for k, v in z.items()}) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("offset_cosine", {}),
+        ("linear", {}),
+        ("cosine", {"start": 0.0, "end": 1.0, "tau": 0.9}),
+        ("cosine", {"start": 0.2, "end": 1.0, "tau": 1.0}),
+        ("sigmoid", {"start": -3.0, "end": 3.0, "tau": 0.9}),
+        ("logarithmic", {"start": 1.0, "end": 10.0, "reverse": False}),
+        ("logarithmic", {"start": 1.0, "end": 10.0, "reverse": True}),
+    ],
+)
+def test_schedules(name, parameters):
+    t = np.linspace(0, 1, 101, dtype=np.float32)
+    ours = schedules.make_schedule(name, **parameters)(t)
+    theirs = rin_torch.signal_power(torch.tensor(t), name, **parameters)
+    np.testing.assert_allclose(theirs, ours, rtol=3e-6, atol=3e-7)
+
+
+SAMPLERS = {
+    "ddim": {},
+    "ddpm_large, guided, normalised": {
+        "sampler__name": "ddpm_large", "sampler__guidance_scale": 1.5,
+        "diffusion__normalize_input": True, "diffusion__input_scale": 0.5,
+    },
+    "ddpm_small, v": {"sampler__name": "ddpm_small", "diffusion__prediction_type": "v"},
+    "x0, decay, larger jumps, unconditional": {
+        "diffusion__prediction_type": "x0", "sampler__latent_decay": 0.5,
+        "sampler__time_difference": 0.5, "data__num_classes": 0,
+    },
+}  # fmt: skip
+
+
+def fresh_noise(keys, shape):
+    def fresh(i):
+        def draw(key):
+            key = jax.random.fold_in(jax.random.wrap_key_data(key), i + 1)
+            return jax.random.normal(key, shape)
+
+        return torch.tensor(np.asarray(jax.vmap(draw)(keys)))
+
+    return fresh
+
+
+@pytest.mark.parametrize("changes", SAMPLERS.values(), ids=SAMPLERS)
+def test_samples(changes, tmp_path):
+    model = exports.model(**changes)
+    theirs = in_torch(model.experiment.rin, model.params, tmp_path, model.config.to_dict())
+    noise, labels = exports.noise(model), np.arange(4, dtype=np.int32)
+    keys = np.random.default_rng(1).integers(0, 2**32, (4, 2), np.uint32)
+    known = model.experiment.rin.num_classes
+    ours = model.sample_from(noise, labels if known else None, keys)
+    fresh = fresh_noise(keys, noise.shape[1:])
+    images = theirs.sample(torch.tensor(noise), torch.tensor(labels) if known else None, fresh)
+    np.testing.assert_allclose(images, ours, atol=2e-4)  # DDPM divides by sqrt(1e-8) at first
+    again = theirs.sample(torch.tensor(noise), num_steps=7, name="ddim")
+    assert np.abs(again - images).max() > 0.01
+
+
+def test_what_it_does_not_know_is_refused(tmp_path):
+    model = exports.model()
+    model = in_torch(model.experiment.rin, model.params, tmp_path)
+    noise = torch.zeros(1, 8, 8, 1)
+    with pytest.raises(ValueError, match="'heun' is not in this file"):
+        model.sample(noise, name="heun")
+    with pytest.raises(TypeError, match="num_step"):
+        model.sample(noise, num_step=3)
+
+
+def test_the_readmes_own_words_without_jax(tmp_path):
+    """In a process where neither rin_jax nor JAX nor numpy can be imported."""
+    model = exports.model()
+    folder = exports.write(tmp_path, model)
+    noise = exports.noise(model)
+    torch.save(torch.tensor(noise), folder / "noise.pt")
+    code = exports.readme_code(folder, "import rin_torch")
+    code = code.replace("torch.randn(4, *model.image_shape)", "torch.load('noise.pt')")
+    absent = ("rin_jax", "jax", "flax", "numpy", "safetensors", "etils", "ml_collections")
+    exports.run_without(absent, f"{code}\ntorch.save(images, 'images.pt')\n", folder)
+    images = torch.load(folder / "images.pt")
+    ours = model.sample_from(noise, [0, 1, 2, 3])
+    np.testing.assert_allclose(images, ours, atol=1e-4)
