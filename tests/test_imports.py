@@ -57,7 +57,8 @@ ALLOWED = {
     },
     "train": {
         "network", "data", "chips", "checkpoints", "digests", "experiment", "lease", "loop",
-        "preemption", "processes", "reports", "restore", "sharding", "state", "train_step", "window",
+        "preemption", "processes", "reports", "restore", "sharding", "state", "train_step",
+        "window",
     },
     "reconstruct": {"checkpoints", "ema", "experiment", "reports", "state"},
     "plan": {
