@@ -13,7 +13,6 @@ from etils import epath
 from jax.sharding import Mesh
 
 from rin_jax import checkpoints, reports, sharding
-from rin_jax.diffusion import guidance
 from rin_jax.diffusion.samplers import example_noise
 from rin_jax.experiment import (
     ConfigError,
@@ -44,11 +43,7 @@ def jit_sampler(experiment: Experiment, mesh: Mesh, seed: int):
         noise, noise_fn = example_noise(keys, rin.image_shape)
         if not rin.num_classes:
             return to_uint8(sampler.sample(denoise_fn, noise, None, noise_fn))
-        guided = guidance.classifier_free(
-            denoise_fn,
-            jnp.full_like(labels, NO_LABEL),
-            experiment.config.sampler.guidance_scale,
-        )
+        guided = experiment.guidance.classifier_free(denoise_fn, jnp.full_like(labels, NO_LABEL))
         return to_uint8(sampler.sample(guided, noise, labels, noise_fn))
 
     batch = sharding.batch_sharding(mesh)
