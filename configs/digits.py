@@ -59,7 +59,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.sampler.guidance_latents = "shared"
     config.sampler.guide = config_dict.placeholder(str)  # workdir of a weaker network
     config.sampler.guide_checkpoint = config_dict.placeholder(int)  # the newest if not set
-    config.sampler.images_per_device = 50  # at once; an image is the same under the same value
+    config.sampler.images_per_device = 100  # at once; an image is the same under the same value
 
     config.data = ml_collections.ConfigDict()
     config.data.name = "digits"

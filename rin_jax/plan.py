@@ -102,7 +102,7 @@ def plan(config: ml_collections.ConfigDict, topology: str, num_slices: int) -> N
         say(describe_step(experiment, mesh, result, chip))
     fsdp = math.gcd(16, mesh.size // num_slices // mesh.shape["tensor"])
     say(describe_search(experiment.config, result, step, fsdp))
-    images = experiment.config.sampler.images_per_device * sharding.batch_shards(mesh)
+    images = experiment.config.sampler.images_per_device * mesh.size
     sampler = compiled(
         lambda: compile_sampler(experiment, mesh, images), mesh.size, num_slices, chip
     )

@@ -31,6 +31,7 @@ ALLOWED = {
     "checkpoints": {"state"},
     "experiment": {"network", "diffusion", "data", "optimizer", "sharding"},
     "sample": {
+        "processes",
         "network", "diffusion", "experiment", "sharding", "state", "checkpoints", "reports",
     },
     "train_step": {"network", "diffusion", "experiment", "optimizer", "sharding", "state"},
