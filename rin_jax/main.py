@@ -21,8 +21,21 @@ WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run (checkpoints, curves, samples); the same one resumes it."
 )
 MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do with the run.")
+NUM = flags.DEFINE_integer("num", None, "--mode=sample: how many images; a hundred if not given.")
 CLASSES = flags.DEFINE_list(
-    "classes", [], "--mode=sample: labels to sample, a row each; all (at most ten) if not given."
+    "classes",
+    [],
+    "--mode=sample: labels, taken in turn (3,7); or all, in turn; or balanced, all in a random "
+    "order in each round; or random. At most ten, evenly spaced, if not given.",
+)
+EMA = flags.DEFINE_string(
+    "ema", None, "--mode=sample: the average of the weights by name; the first if not given."
+)
+CHECKPOINT = flags.DEFINE_integer(
+    "checkpoint", None, "--mode=sample: step of the checkpoint; the newest if not given."
+)
+PICTURES = flags.DEFINE_bool(
+    "pictures", False, "--mode=sample: also draw the way of the first images and what was read."
 )
 SOURCE = flags.DEFINE_string(
     "source",
@@ -59,8 +72,10 @@ def main(argv: list[str]) -> None:
         check_flags(MODE.value)
         if MODE.value in TOGETHER:
             facts = processes.started_with(
-                CONFIG.value, mode=MODE.value, workdir=WORKDIR.value, classes=CLASSES.value
-            )
+                CONFIG.value, mode=MODE.value, workdir=WORKDIR.value, num=NUM.value,
+                classes=CLASSES.value, ema=EMA.value, checkpoint=CHECKPOINT.value,
+                pictures=PICTURES.value,
+            )  # fmt: skip
             with processes.together(facts, JOIN_TIMEOUT.value, codes):
                 run(MODE.value)
         else:
@@ -80,7 +95,8 @@ def check_flags(mode: str) -> None:
     if WORKDIR.value is None and mode in TOGETHER:
         raise ConfigError(f"--mode={mode} needs --workdir=DIR.")
     for flag, reader in (
-        (SOURCE, "prepare"), (DOWNLOADED, "prepare"), (CLASSES, "sample"), (TOPOLOGY, "plan"),
+        (SOURCE, "prepare"), (DOWNLOADED, "prepare"), (NUM, "sample"), (CLASSES, "sample"),
+        (EMA, "sample"), (CHECKPOINT, "sample"), (PICTURES, "sample"), (TOPOLOGY, "plan"),
         (NUM_SLICES, "plan"),
     ):  # fmt: skip
         if flag.present and mode != reader:
@@ -94,9 +110,12 @@ def run(mode: str) -> None:
 
         train(CONFIG.value, WORKDIR.value)
     elif mode == "sample":
-        from rin_jax.sample import sample
+        from rin_jax.gallery import sample
 
-        sample(CONFIG.value, WORKDIR.value, [int(label) for label in CLASSES.value])
+        sample(
+            CONFIG.value, WORKDIR.value, num=NUM.value, classes=CLASSES.value, ema=EMA.value,
+            checkpoint=CHECKPOINT.value, show=PICTURES.value,
+        )  # fmt: skip
     elif mode == "prepare":
         from rin_jax.prepare import prepare
 

@@ -129,12 +129,11 @@ def make_generate(experiment: Experiment, mesh: Mesh, seed: int) -> Generate:
         experiment.sampler.check_grid()
     guide = load_guide(experiment, mesh)
     program = jit_sampler(experiment, guide and guide.experiment.rin)
-    everywhere = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(mesh))
     size, key = experiment.config.sampler.images_per_device, jax.random.key(seed)
 
     def generate(params, indices, labels):
         """Puts every image into its row, samples, and takes the other rows away."""
-        params = everywhere((params, guide.params) if guide else params)
+        params = whole((params, guide.params) if guide else params, mesh)
         indices = np.asarray(indices, np.int32)
         batch, row = places(indices, size)
         rows = np.zeros((2, batch.max() + 1, size), np.int32)
@@ -142,6 +141,23 @@ def make_generate(experiment: Experiment, mesh: Mesh, seed: int) -> Generate:
         return run_batches(program, params, key, *rows, mesh)[batch, row]
 
     return generate
+
+
+def whole(tree: dict, mesh: Mesh) -> dict:
+    """The same arrays, whole on every device."""
+    return jax.jit(lambda tree: tree, out_shardings=sharding.replicated(mesh))(tree)
+
+
+def on_device(tree: dict, device: jax.Device) -> dict:
+    """The copies on one device of arrays that are whole on it."""
+    return jax.tree.map(
+        lambda x: next(part.data for part in x.addressable_shards if part.device == device), tree
+    )
+
+
+def local_copy(tree: dict, mesh: Mesh) -> dict:
+    """Arrays of a mesh on this process's first device."""
+    return on_device(whole(tree, mesh), mesh.local_devices[0])
 
 
 def places(indices: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -170,10 +186,7 @@ def run_batches(
     own = range(members.index(jax.process_index()), len(indices), len(members))
 
     def run(device):
-        local = jax.tree.map(
-            lambda x: next(part.data for part in x.addressable_shards if part.device == device),
-            params,
-        )
+        local = on_device(params, device)
         return [
             np.asarray(program(local, *jax.device_put((key, indices[k], labels[k]), device)))
             for k in own[devices.index(device) :: len(devices)]

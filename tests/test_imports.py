@@ -12,6 +12,7 @@ ALLOWED = {
     "network.checks": set(),
     "network.rin": {"network.checks", "network.layers", "network.tokenizer"},
     "network.cost": {"network.rin"},
+    "network.reads": {"network.rin"},
     "diffusion.schedules": set(),
     "diffusion.process": {"diffusion.schedules"},
     "diffusion.objective": {"diffusion.process", "diffusion.schedules"},
@@ -31,9 +32,10 @@ ALLOWED = {
     "checkpoints": {"state"},
     "experiment": {"network", "diffusion", "data", "optimizer", "sharding"},
     "sample": {
-        "processes",
-        "network", "diffusion", "experiment", "sharding", "state", "checkpoints", "reports",
+        "network", "diffusion", "experiment", "processes", "sharding", "state", "checkpoints",
     },
+    "pictures": {"network", "experiment", "reports", "sample"},
+    "gallery": {"network", "data", "experiment", "pictures", "reports", "sample"},
     "train_step": {"network", "diffusion", "experiment", "optimizer", "sharding", "state"},
     "train": {
         "network", "data", "chips", "experiment", "processes", "sharding", "state", "checkpoints",
@@ -45,7 +47,7 @@ ALLOWED = {
     },
     "evaluate": {"data", "evaluation", "experiment", "reports", "sample"},
     "prepare": {"data", "experiment", "reports", "train_step"},
-    "main": {"experiment", "plan", "processes", "train", "sample", "evaluate", "prepare"},
+    "main": {"experiment", "plan", "processes", "train", "gallery", "evaluate", "prepare"},
 }  # fmt: skip
 
 # what a tower may not import from outside

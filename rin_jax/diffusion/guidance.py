@@ -59,6 +59,11 @@ class Guidance:
                 f"{', '.join(LATENTS)}."
             )
 
+    @property
+    def carries_pair(self) -> bool:
+        """Whether the latents of a guided denoise_fn are a pair, of the first and second pass."""
+        return self.scale > 0 and self.latents == "own"
+
     def classifier_free(self, denoise_fn: DenoiseFn, null_cond: Any) -> DenoiseFn:
         """Away from the prediction under `null_cond`; one batch of twice the size."""
 
