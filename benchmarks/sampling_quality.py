@@ -39,6 +39,7 @@ LATENTS = {
     "refreshed": {"refresh": 1},
     "reset, refreshed": {"latents": "reset", "refresh": 1},
 }
+LATENTS_OF_SECOND = ("shared", "own")
 RULES = {
     "DDIM": {"name": "ddim"},
     "DDPM, large": {"name": "ddpm_large"},
@@ -56,7 +57,7 @@ GRIDS = {
 
 
 def settings() -> dict[str, dict[str, Any]]:
-    """Name -> what differs from the demo's sampler without guidance; what matters most first."""
+    """Name -> what differs from the demo's sampler without guidance."""
     rows: dict[str, dict[str, Any]] = {}
 
     def add(rule, steps, latents="carried", grid="cosine"):
@@ -66,48 +67,38 @@ def settings() -> dict[str, dict[str, Any]]:
     add("DDPM, large", 250)
     for steps, rule in itertools.product((5, 10, 25), RULES):
         add(rule, steps)
-    for latents, steps, rule in itertools.product(
-        ("reset", "refreshed"), (5, 10), ("DDIM", "DDPM, small", "Heun", "2M", "2M, eta 1")
-    ):
+    compared = ("DDIM", "DDPM, small", "Heun", "2M", "2M, eta 1")
+    for latents, steps, rule in itertools.product(("reset", "refreshed"), (5, 10), compared):
         add(rule, steps, latents)
-    for rule, grid in itertools.product(("2M", "DDIM"), ("sigmoid", "log-SNR", "EDM")):
-        add(rule, 12, grid=grid)
-        add(rule, 24, grid=grid)
-    for rule, latents in itertools.product(("DDIM", "DDPM, small"), ("reset", "refreshed")):
-        add(rule, 25, latents)
+    for latents in ("reset", "refreshed"):
+        add("DDIM", 25, latents)
     add("DDIM", 10, "reset, refreshed")
-    add("DDPM, small", 250)
-    add("DDIM", 250)
+    for rule, grid in itertools.product(("2M", "2M, eta 1"), ("sigmoid", "log-SNR", "EDM")):
+        add(rule, 10, grid=grid)
+    for rule in ("DDIM", "DDPM, small", "2M, eta 1"):
+        add(rule, 250)
     add("DDPM, large", 250, "reset")
     return rows
 
 
-def guidance_settings() -> dict[str, dict[str, Any]]:
+def guidance_settings(guide: str | None) -> dict[str, dict[str, Any]]:
     """The same for guidance: scale, interval, and the latents of the second pass."""
+    base = {**RULES["2M, eta 1"], "num_steps": 10}
     rows = {}
-    for scale, latents in itertools.product((0.5, 1.0, 2.0), ("shared", "own")):
-        for rule, steps in (("DDIM", 25),):
-            rows[f"{rule} | {steps} | w {scale} | {latents} | all gamma"] = {
-                **RULES[rule], "num_steps": steps, "guidance_scale": scale,
-                "guidance_latents": latents,
-            }  # fmt: skip
-    for latents in ("shared", "own"):
-        rows[f"DDIM | 25 | w 1.0 | {latents} | gamma 0.1 to 0.9"] = {
-            **RULES["DDIM"], "num_steps": 25, "guidance_scale": 1.0,
-            "guidance_latents": latents, "guidance_interval": (0.1, 0.9),
+    for scale, latents in itertools.product((0.5, 1.0, 2.0), LATENTS_OF_SECOND):
+        rows[f"null class | w {scale} | all gamma | {latents}"] = {
+            **base, "guidance_scale": scale, "guidance_latents": latents,
+        }  # fmt: skip
+    for latents in LATENTS_OF_SECOND:
+        rows[f"null class | w 1.0 | gamma 0.1 to 0.9 | {latents}"] = {
+            **base, "guidance_scale": 1.0, "guidance_latents": latents,
+            "guidance_interval": (0.1, 0.9),
+        }  # fmt: skip
+    for scale, latents in itertools.product((0.5, 1.0), LATENTS_OF_SECOND if guide else ()):
+        rows[f"autoguidance | w {scale} | all gamma | {latents}"] = {
+            **base, "guidance_scale": scale, "guidance_latents": latents, "guide": guide,
         }  # fmt: skip
     return rows
-
-
-def auto_settings(workdir: str) -> dict[str, dict[str, Any]]:
-    """Autoguidance by the newest checkpoint of another run."""
-    return {
-        f"DDIM | 25 | w {scale} | {latents} | autoguidance": {
-            **RULES["DDIM"], "num_steps": 25, "guidance_scale": scale, "guidance_latents": latents,
-            "guide": workdir,
-        }
-        for scale, latents in itertools.product((0.5, 1.0), ("shared", "own"))
-    }  # fmt: skip
 
 
 def measure(config, changes, params, mesh, classifier, real, num) -> dict[str, Any]:
@@ -182,10 +173,7 @@ def main() -> None:
     report |= {"step": step, "num": args.num, "seeds": SEEDS, "real_subset": floor}
     report["classifier_accuracy"] = classifier.accuracy
     print(f"classifier {100 * classifier.accuracy:.1f} %; {args.num} real digits: {floor}")
-    rows = {**settings(), **guidance_settings()}
-    if args.guide:
-        rows |= auto_settings(args.guide)
-    for name, changes in rows.items():
+    for name, changes in {**settings(), **guidance_settings(args.guide)}.items():
         if name not in report["settings"]:
             row = measure(config, changes, params, mesh, classifier, target, args.num)
             report["settings"][name] = row
