@@ -64,9 +64,17 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.sampler.name = "ddpm_large"  # [V] released code
     config.sampler.schedule = {"name": "offset_cosine"}  # [V] "cosine" in the released file
     config.sampler.num_steps = 1000  # [M]
+    config.sampler.eta = 0.0  # of ddim and dpmpp_2m
     config.sampler.time_difference = 0.0  # [V] released code
+    config.sampler.latents = "carry"
+    config.sampler.refresh = 0
     config.sampler.latent_decay = 0.0  # [V] released code
     config.sampler.guidance_scale = 0.0  # [V] no guidance
+    config.sampler.guidance_interval = (0.0, 1.0)  # of gamma
+    config.sampler.guidance_latents = "shared"
+    config.sampler.guide = config_dict.placeholder(str)  # workdir of a weaker network
+    config.sampler.guide_checkpoint = config_dict.placeholder(int)  # the newest if not set
+    config.sampler.images_per_device = 16  # at once; an image is the same under the same value
 
     config.data = ml_collections.ConfigDict()
     config.data.name = "imagenet2012"

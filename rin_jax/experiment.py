@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from rin_jax import ema, sharding
 from rin_jax.data import catalog
+from rin_jax.diffusion.guidance import Guidance
 from rin_jax.diffusion.objective import Objective
 from rin_jax.diffusion.process import Process
 from rin_jax.diffusion.samplers import Sampler
@@ -65,6 +66,7 @@ class Experiment:
       rin: the network.
       objective: the training loss.
       sampler: the sampling procedure.
+      guidance: what guides it.
       optimizer: the optax transformation.
       learning_rate: its schedule.
       averages: the running averages of the parameters, by name.
@@ -74,6 +76,7 @@ class Experiment:
     rin: RIN
     objective: Objective
     sampler: Sampler
+    guidance: Guidance
     optimizer: optax.GradientTransformation
     learning_rate: optax.Schedule
     averages: dict[str, ema.Weight]
@@ -125,24 +128,7 @@ def _make_experiment(config: ml_collections.ConfigDict) -> Experiment:
         _with_schedule(diffusion, "diffusion"),
         process=process,
     )
-    sampler = config.sampler.to_dict()
-    _require("sampler", sampler, ("guidance_scale",))
-    guidance_scale = sampler.pop("guidance_scale")
-    sampler = _call(Sampler, "sampler", _with_schedule(sampler, "sampler"), process=process)
-    if guidance_scale < 0:
-        raise ConfigError(
-            f"sampler.guidance_scale is {guidance_scale}; 0 is no guidance, positive is stronger."
-        )
-    if guidance_scale and not data.num_classes:
-        raise ConfigError(
-            f"sampler.guidance_scale is {guidance_scale}, but the network has no classes; "
-            "set it to 0."
-        )
-    if guidance_scale and not objective.cond_dropout:
-        raise ConfigError(
-            f"sampler.guidance_scale is {guidance_scale}, but diffusion.cond_dropout is 0: the "
-            "network never learns to go without a label; set one of them."
-        )
+    sampler, guidance = _make_sampler(config, process)
     optimizer, learning_rate = _call(
         make_optimizer, "optimizer", config.optimizer, num_steps=train.num_steps
     )
@@ -152,10 +138,49 @@ def _make_experiment(config: ml_collections.ConfigDict) -> Experiment:
         rin=rin,
         objective=objective,
         sampler=sampler,
+        guidance=guidance,
         optimizer=optimizer,
         learning_rate=learning_rate,
         averages=ema.make_averages(config.ema.decays, config.ema.power_lengths),
     )
+
+
+def _make_sampler(
+    config: ml_collections.ConfigDict, process: Process
+) -> tuple[Sampler, Guidance]:
+    """The section `sampler`: the sampler itself, its guidance, and what sample.py reads."""
+    section = config.sampler.to_dict()
+    own = (
+        "guidance_scale", "guidance_interval", "guidance_latents", "guide", "guide_checkpoint",
+        "images_per_device",
+    )  # fmt: skip
+    _require("sampler", section, own)
+    scale, interval, latents, guide, checkpoint, images = (section.pop(field) for field in own)
+    sampler = _call(Sampler, "sampler", _with_schedule(section, "sampler"), process=process)
+    guidance = Guidance(scale, tuple(interval), latents)
+    if images < 1:
+        raise ConfigError(f"sampler.images_per_device is {images}; it must be at least 1.")
+    if guide is None and checkpoint is not None:
+        raise ConfigError(
+            f"sampler.guide_checkpoint is {checkpoint}, but sampler.guide is not set; set it to "
+            "the guide's workdir."
+        )
+    if guide is not None and not scale:
+        raise ConfigError(
+            f"sampler.guide is {guide!r}, but sampler.guidance_scale is 0; set it above 0."
+        )
+    if scale and guide is None and not config.data.num_classes:
+        raise ConfigError(
+            f"sampler.guidance_scale is {scale}, but the network has no classes; set it to 0, or "
+            "sampler.guide to the workdir of a weaker network."
+        )
+    if scale and guide is None and not config.diffusion.cond_dropout:
+        raise ConfigError(
+            f"sampler.guidance_scale is {scale}, but diffusion.cond_dropout is 0: the network "
+            "never learns to go without a label; set one of them, or sampler.guide to the workdir "
+            "of a weaker network."
+        )
+    return sampler, guidance
 
 
 def _resolve_data(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

@@ -132,6 +132,11 @@ def checkpoint_model(config: ml_collections.ConfigDict, workdir: str, ema: str |
         )
         merged.data.data_dir = None
         experiment = make_experiment(merged)
+    if experiment.config.sampler.guide is not None:
+        raise ConfigError(
+            f"sampler.guide is {experiment.config.sampler.guide}, but an export holds one network; "
+            "leave the guide out."
+        )
     mesh = device_mesh(experiment.config, jax.local_devices()[:1])
     step, ema, params = load_ema(experiment, mesh, workdir, ema)
     return Model(experiment, params, mesh, names, step, ema)

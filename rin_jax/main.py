@@ -21,8 +21,18 @@ WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run (checkpoints, curves, samples); the same one resumes it."
 )
 MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do with the run.")
+NUM = flags.DEFINE_integer("num", None, "--mode=sample: how many images; a hundred if not given.")
 CLASSES = flags.DEFINE_list(
-    "classes", [], "--mode=sample: labels to sample, a row each; all (at most ten) if not given."
+    "classes",
+    [],
+    "--mode=sample: labels, taken in turn (3,7); or all, in turn; or balanced, all in a random "
+    "order in each round; or random. At most ten, evenly spaced, if not given.",
+)
+CHECKPOINT = flags.DEFINE_integer(
+    "checkpoint", None, "--mode=sample: step of the checkpoint; the newest if not given."
+)
+PICTURES = flags.DEFINE_bool(
+    "pictures", False, "--mode=sample: also draw the way of the first images and what was read."
 )
 EMA = flags.DEFINE_string(
     "ema",
@@ -78,13 +88,10 @@ def main(argv: list[str]) -> None:
         check_flags(MODE.value)
         if MODE.value in TOGETHER:
             facts = processes.started_with(
-                CONFIG.value,
-                mode=MODE.value,
-                workdir=WORKDIR.value,
-                classes=CLASSES.value,
-                ema=EMA.value,
-                length=LENGTH.value,
-            )
+                CONFIG.value, mode=MODE.value, workdir=WORKDIR.value, num=NUM.value,
+                classes=CLASSES.value, ema=EMA.value, checkpoint=CHECKPOINT.value,
+                pictures=PICTURES.value, length=LENGTH.value,
+            )  # fmt: skip
             with (
                 preemption.watching() as watch,
                 processes.together(facts, JOIN_TIMEOUT.value, codes, watch.told),
@@ -110,6 +117,7 @@ def check_flags(mode: str) -> None:
             raise ConfigError(f"--mode={mode} needs --{flag.name}=DIR.")
     for flag, *readers in (
         (SOURCE, "prepare", "import"), (DOWNLOADED, "prepare"), (CLASSES, "sample"),
+        (NUM, "sample"), (CHECKPOINT, "sample"), (PICTURES, "sample"),
         (TOPOLOGY, "plan"), (NUM_SLICES, "plan"), (LENGTH, "reconstruct"),
         (EMA, "sample", "evaluate", "export"), (TO, "export"), (GRID, "export"),
         (ONNX, "export"), (PUSH, "export"),
@@ -129,9 +137,12 @@ def run(mode: str, watch=None) -> None:
 
         train(CONFIG.value, WORKDIR.value, watch)
     elif mode == "sample":
-        from rin_jax.sample import sample
+        from rin_jax.gallery import sample
 
-        sample(CONFIG.value, WORKDIR.value, [int(label) for label in CLASSES.value], EMA.value)
+        sample(
+            CONFIG.value, WORKDIR.value, num=NUM.value, classes=CLASSES.value, ema=EMA.value,
+            checkpoint=CHECKPOINT.value, show=PICTURES.value,
+        )  # fmt: skip
     elif mode == "reconstruct":
         from rin_jax.reconstruct import reconstruct
 

@@ -102,8 +102,7 @@ def plan(config: ml_collections.ConfigDict, topology: str, num_slices: int) -> N
         say(describe_step(experiment, mesh, result, chip))
     fsdp = math.gcd(16, mesh.size // num_slices // mesh.shape["tensor"])
     say(describe_search(experiment.config, result, step, fsdp))
-    shards = sharding.batch_shards(mesh)
-    images = -(-experiment.config.evaluation.batch_size // shards) * shards
+    images = experiment.config.sampler.images_per_device * mesh.size
     sampler = compiled(
         lambda: compile_sampler(experiment, mesh, images), mesh.size, num_slices, chip
     )
@@ -375,8 +374,8 @@ def describe_sampler(
         f"sampler, {images} images, {sampler.num_steps} steps of {sampler.name}: {result.verdict()}"
     )
     if not result.fits:
-        return f"{head}; lower --config.evaluation.batch_size"
-    passes = sampler.num_steps * (2 if sampler.guidance_scale else 1)
+        return f"{head}; lower --config.sampler.images_per_device"
+    passes = experiment.sampler.num_evaluations * (2 if sampler.guidance_scale else 1)
     flops = images / mesh.size * passes * cost.forward_flops(experiment.rin)
     times = describe_times("sampler", roofline(flops, result, chip), images, flops, chip.peak_flops)
     return f"{head}\n{describe_collectives(result)}\n{times}"

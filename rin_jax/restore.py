@@ -86,10 +86,35 @@ def restore_state(
     return checkpoints.state_of_parts(parts, saved.step, abstract), saved.facts
 
 
+def find_checkpoints(workdir: str, checkpoint: int | None = None) -> list[Saved]:
+    """The checkpoints of a run, newest first, or the one of a step.
+
+    Raises:
+      ConfigError: there is none, with the steps of those that are; or as `find`.
+    """
+    found, _ = find(workdir)
+    if not found:
+        raise ConfigError(
+            f"no checkpoint in {workdir}; train there first (--mode=train) or name another "
+            "workdir."
+        )
+    if checkpoint is None:
+        return found
+    of_step = [saved for saved in found if saved.step == checkpoint]
+    if not of_step:
+        steps = ", ".join(str(saved.step) for saved in reversed(found))
+        raise ConfigError(f"no checkpoint {checkpoint} in {workdir}; there are {steps}.")
+    return of_step
+
+
 def load_ema(
-    experiment: Experiment, mesh: Mesh, workdir: str, ema: str | None = None
+    experiment: Experiment,
+    mesh: Mesh,
+    workdir: str,
+    ema: str | None = None,
+    checkpoint: int | None = None,
 ) -> tuple[int, str, Any]:
-    """(step, name, parameters) of an average in the newest good checkpoint.
+    """(step, name, parameters) of an average in a checkpoint.
 
     Args:
       experiment: whose architecture the checkpoint must have.
@@ -97,20 +122,16 @@ def load_ema(
       workdir: the run's folder.
       ema: the name, "decay_0.9999"; the first that the run keeps if not given. An average that
         `--mode=reconstruct` made is found too.
+      checkpoint: the step; the newest good one if not given.
 
     Raises:
       ConfigError: there is no checkpoint, none is good, it belongs to another architecture, or
         the average was not kept.
     """
-    found, _ = find(workdir)
+    found = find_checkpoints(workdir, checkpoint)
     made = folder(workdir, "reconstructed") / (ema or "none")
-    if ema and found and ema not in found[0].emas and made.exists():
+    if ema and ema not in found[0].emas and made.exists():
         found, _ = checkpoints.find(made)
-    if not found:
-        raise ConfigError(
-            f"no checkpoint in {workdir}; train there first (--mode=train) or name another "
-            "--workdir."
-        )
     newest = found[0]
     where = f"checkpoint {newest.step} in {workdir}"
     check_architecture(experiment.config, newest.facts["config"], where)

@@ -12,6 +12,7 @@ ALLOWED = {
     "network.checks": set(),
     "network.rin": {"network.checks", "network.layers", "network.tokenizer"},
     "network.cost": {"network.rin"},
+    "network.reads": {"network.rin"},
     "diffusion.schedules": set(),
     "diffusion.process": {"diffusion.schedules"},
     "diffusion.objective": {"diffusion.process", "diffusion.schedules"},
@@ -45,8 +46,10 @@ ALLOWED = {
     "experiment": {"network", "diffusion", "data", "ema", "optimizer", "sharding"},
     "restore": {"checkpoints", "experiment", "reports", "sharding", "state"},
     "sample": {
-        "network", "diffusion", "experiment", "sharding", "state", "reports", "restore",
+        "network", "diffusion", "experiment", "processes", "restore", "sharding", "state",
     },
+    "pictures": {"network", "experiment", "reports", "sample"},
+    "gallery": {"network", "data", "experiment", "pictures", "reports", "restore", "sample"},
     "train_step": {
         "network", "diffusion", "ema", "experiment", "optimizer", "sharding", "state",
     },
@@ -75,8 +78,8 @@ ALLOWED = {
     },
     "prepare": {"data", "experiment", "reports", "train_step"},
     "main": {
-        "experiment", "evaluate", "export", "import_reference", "plan", "preemption", "prepare",
-        "processes", "reconstruct", "sample", "train",
+        "experiment", "evaluate", "export", "gallery", "import_reference", "plan", "preemption",
+        "prepare", "processes", "reconstruct", "train",
     },
     "": {"loading"},
 }  # fmt: skip

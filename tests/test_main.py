@@ -48,9 +48,18 @@ def test_train_sample_evaluate_and_again(tmp_path):
     assert "is trained to step 20" in again.stdout
 
     changes = (tiny_digits, data, "--config.model.num_blocks=1")
-    sampled = command(*changes, "--mode=sample", "--classes=3,1", workdir=relative)
+    sampled = command(
+        *changes, "--mode=sample", "--classes=3,1", "--num=7", "--ema=decay_0.998",
+        "--checkpoint=20", "--pictures", workdir=relative,
+    )  # fmt: skip
     assert sampled.returncode == 0, sampled.stderr
+    assert "images_per_second" in sampled.stdout
     assert (workdir / "samples" / "00000020.png").exists()
+    files = {path.name for path in (workdir / "samples" / "00000020").iterdir()}
+    assert files == {
+        "samples.npz", "record.json", "trajectory.png", "trajectory.gif", "reads.png",
+        *(f"{i:06d}.png" for i in range(7)),
+    }  # fmt: skip
     evaluated = command(*changes, "--mode=evaluate", workdir=relative)
     assert evaluated.returncode == 0, evaluated.stderr
     record = json.loads((workdir / "evaluation" / "00000020-decay_0.998.json").read_text())
@@ -98,6 +107,11 @@ def test_a_mistake_on_the_command_line(tmp_path, arguments, words):
         ({"diffusion__schedule": {"name": "sigmod"}}, r"diffusion.schedule: .*Did you mean"),
         ({"diffusion__schedule": {"name": "sigmoid", "tau": 1.0}}, r"diffusion.schedule: .*start"),
         ({"sampler__name": "ddpm"}, r"sampler.name is 'ddpm'; choose one of ddim"),
+        ({"sampler__name": "heun", "sampler__eta": 1.0}, r"sampler.eta is 1.0, .* 'heun'"),
+        ({"sampler__images_per_device": 0}, r"sampler.images_per_device is 0"),
+        ({"sampler__guidance_interval": (0.5, 0.2)}, r"sampler.guidance_interval is \(0.5, 0.2\)"),
+        ({"sampler__guide": "a"}, r"sampler.guide is 'a', but sampler.guidance_scale is 0"),
+        ({"sampler__guide_checkpoint": 3}, r"guide_checkpoint is 3, but sampler.guide is not set"),
         ({"sampler__num_steps": 0}, r"sampler.num_steps is 0"),
         ({"sampler__guidance_scale": -1.0}, r"sampler.guidance_scale is -1.0"),
         ({"data__num_classes": 0, "sampler__guidance_scale": 1.0}, r"has no classes"),
@@ -134,15 +148,6 @@ def test_a_batch_that_does_not_split_over_the_devices():
     check_devices(config, sharding.make_mesh(2, 2, 2))  # tensor does not split the batch
     with pytest.raises(ConfigError, match=r"16 / train.accumulation_steps 4 = 4 .* divisible by 8"):
         check_devices(config, sharding.make_mesh(2, 4, 1))
-
-
-def test_labels_that_the_model_does_not_know(tmp_path):
-    from rin_jax.sample import sample
-
-    with pytest.raises(ConfigError, match=r"--classes has 10, but the model knows 10 .*: 0..9"):
-        sample(tiny.config(), str(tmp_path), [3, 10])
-    with pytest.raises(ConfigError, match=r"no checkpoint in "):
-        sample(tiny.config(), str(tmp_path), [3])
 
 
 def test_a_mesh_that_does_not_fit():

@@ -22,7 +22,9 @@ TINY = {
     },
     "sampler": {
         "name": "ddim", "num_steps": 3, "schedule": {"name": "offset_cosine"},
-        "time_difference": 0.0, "latent_decay": 0.0, "guidance_scale": 0.0,
+        "eta": 0.0, "time_difference": 0.0, "latents": "carry", "refresh": 0, "latent_decay": 0.0,
+        "guidance_scale": 0.0, "guidance_interval": (0.0, 1.0), "guidance_latents": "shared",
+        "guide": None, "guide_checkpoint": None, "images_per_device": 100,
     },
     "data": {
         "name": "digits", "split": "train[:64]", "data_dir": None, "image_size": 8, "channels": 1,

@@ -3,8 +3,12 @@
     xt = sqrt(gamma) x0 + sqrt(1 - gamma) eps
 
 Families of arXiv 2301.10972 section 2.1 (cosine, sigmoid, linear), the cosine of arXiv
-2102.09672 eq. 17, and a logarithmic one. Everything here is float32, elementwise, and
-keeps the shape of its argument.
+2102.09672 eq. 17, a logarithmic one, one that is uniform in log-SNR (arXiv 2211.01095 section 5)
+and the one of EDM (arXiv 2206.00364 eq. 5). Everything here is float32, elementwise, and keeps the
+shape of its argument.
+
+A sampler takes equal steps of t, so its schedule is its time grid: neither the network nor an
+update rule sees anything of a time but its gamma.
 """
 
 import difflib
@@ -55,6 +59,17 @@ def logarithmic(t: Array, start: float, end: float, reverse: bool) -> Array:
     return jnp.clip(gamma, MIN_GAMMA, 1.0)
 
 
+def uniform_logsnr(t: Array, start: float, end: float) -> Array:
+    """The log-SNR falls linearly from `start` at t = 0 to `end` at t = 1."""
+    return jax.nn.sigmoid(start + (end - start) * t)
+
+
+def edm(t: Array, sigma_min: float, sigma_max: float, rho: float) -> Array:
+    """Noise to signal sigma = sqrt((1 - gamma) / gamma) with sigma^(1 / rho) linear in t."""
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return 1 / (1 + jnp.square((low + (high - low) * t) ** rho))
+
+
 def _between(function: Schedule, t: Array, start: float, end: float) -> Array:
     first, last = function(jnp.float32(start)), function(jnp.float32(end))
     gamma = (function(start + (end - start) * t) - last) / (first - last)
@@ -67,6 +82,8 @@ SCHEDULES: dict[str, Callable[..., Array]] = {
     "sigmoid": sigmoid,
     "linear": linear,
     "logarithmic": logarithmic,
+    "logsnr": uniform_logsnr,
+    "edm": edm,
 }
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rin_jax.diffusion import guidance
 from rin_jax.experiment import Experiment
 from rin_jax.network.rin import NO_LABEL, RIN
 
@@ -47,7 +46,6 @@ def make_sampler(experiment: Experiment) -> Sampler:
     example is that of fold_in(key, i + 1), as in `samplers.example_noise`. DDIM reads none.
     """
     rin, sampler = experiment.rin, experiment.sampler
-    scale = experiment.config.sampler.guidance_scale
 
     def images_of(params, noise, labels, keys):
         def denoise_fn(xt, gamma, cond, prev_latents):
@@ -62,7 +60,8 @@ def make_sampler(experiment: Experiment) -> Sampler:
 
         if not rin.num_classes:
             return sampler.sample(denoise_fn, noise, None, fresh)
-        guided = guidance.classifier_free(denoise_fn, jnp.full_like(labels, NO_LABEL), scale)
+        null = jnp.full_like(labels, NO_LABEL)
+        guided = experiment.guidance.classifier_free(denoise_fn, null)
         return sampler.sample(guided, noise, labels, fresh)
 
     return images_of

@@ -27,6 +27,11 @@ from torch.nn.functional import gelu, scaled_dot_product_attention, silu
 FORMAT = 1  # of config.json
 NO_LABEL = -1  # the label of an example without a class
 TINY, MIN_GAMMA = 1e-9, 1e-9  # the least divisor, and the least signal power of a schedule
+SAMPLERS = {  # what this file can do of the sampler's fields
+    "name": ("ddim", "ddpm_large", "ddpm_small"), "eta": (0.0,), "latents": ("carry",),
+    "refresh": (0,), "guidance_interval": ([0.0, 1.0],), "guidance_latents": ("shared",),
+    "guide": (None,),
+}  # fmt: skip
 norm = functools.partial(nn.LayerNorm, eps=1e-6)
 
 
@@ -277,6 +282,7 @@ class RIN(nn.Module):
         }[self.diffusion["prediction_type"]]().clamp(-bound, bound)
         return x0, (xt - signal * x0) / (1 - gamma).clamp(min=TINY).sqrt()
 
+    @torch.no_grad()
     def sample(self, noise: Tensor, labels: Tensor | None = None, fresh=None, **changes) -> Tensor:
         """Images in [-1, 1], not clipped, from standard normal noise [B, H, W, C].
 
@@ -284,19 +290,16 @@ class RIN(nn.Module):
         replace fields of the export's sampler: name="ddim", num_steps=50, guidance_scale=1.0.
         """
         fields = self.sampler | changes
-        if fields["name"] not in ("ddim", "ddpm_large", "ddpm_small"):
-            raise ValueError(f"sampler {fields['name']!r} is not in this file; use name='ddim'.")
-        return self._sample(noise, labels, fresh, **fields)
-
-    @torch.no_grad()
-    def _sample(
-        self, noise, labels, fresh, *,
-        name, schedule, num_steps, time_difference, latent_decay, guidance_scale,
-    ):  # fmt: skip
-        xt, latents, decay = noise, self.first(noise.shape[0]), latent_decay
+        for field, allowed in SAMPLERS.items():
+            if fields.get(field, allowed[0]) not in allowed:
+                value = fields[field]
+                raise ValueError(f"sampler {field} {value!r} is not in this file; use {allowed}.")
+        name, num_steps, decay = fields["name"], fields["num_steps"], fields["latent_decay"]
+        ahead, guidance_scale = fields["time_difference"], fields["guidance_scale"]
+        xt, latents = noise, self.first(noise.shape[0])
         for i in range(num_steps):
-            times = [1 - i / num_steps, max(1 - (i + 1 + time_difference) / num_steps, 0.0)]
-            gamma, gamma_next = signal_power(torch.tensor(times, device=xt.device), **schedule)
+            times = torch.tensor([1 - i / num_steps, max(1 - (i + 1 + ahead) / num_steps, 0.0)])
+            gamma, gamma_next = signal_power(times.to(xt.device), **fields["schedule"])
             batch = gamma.expand(noise.shape[0])
             prediction, new = self(xt, batch, labels, latents)
             if guidance_scale:  # the pass without a class starts from the same latents

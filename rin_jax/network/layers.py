@@ -88,6 +88,9 @@ class Attention(nn.Module):
     """Multi-head attention of queries [B, Q, W] to context [B, S, any]; returns [B, Q, W].
 
     `width` is the inner width; a head has `width // num_heads` features. Softmax in float32.
+
+    Where the collection "intermediates" is mutable, and only there, the mean of the heads'
+    attention [B, Q, S] goes into it as "weights".
     """
 
     num_heads: int
@@ -101,10 +104,17 @@ class Attention(nn.Module):
                 self.num_heads, self.width // self.num_heads, self.dtype, name=name
             )(x)
 
-        heads = jax.nn.dot_product_attention(
-            project("query", queries), project("key", context), project("value", context)
-        )
+        query, key = project("query", queries), project("key", context)
+        if self.is_mutable_collection("intermediates"):
+            self.sow("intermediates", "weights", attention_weights(query, key).mean(1))
+        heads = jax.nn.dot_product_attention(query, key, project("value", context))
         return MergeHeads(queries.shape[-1], self.dtype, name="out")(heads)
+
+
+def attention_weights(query: Array, key: Array) -> Array:
+    """Softmax of query [B, Q, H, K] against key [B, S, H, K]: [B, H, Q, S], float32."""
+    logits = jnp.einsum("bqhk,bshk->bhqs", query, key, preferred_element_type=jnp.float32)
+    return jax.nn.softmax(logits / np.sqrt(query.shape[-1]).astype(np.float32), axis=-1)
 
 
 class FeedForward(nn.Module):

@@ -56,7 +56,7 @@ def scan_layers(body, length: int):
     """Lifts `body(module, carry) -> carry` to `length` layers with stacked parameters."""
     return nn.scan(
         lambda module, carry, _: (body(module, carry), None),
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True, "dropout": True},
         length=length,
     )

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rin_jax.diffusion import guidance, process, samplers, schedules
+from rin_jax.diffusion import process, samplers, schedules
+from rin_jax.diffusion.guidance import EVERYWHERE, Guidance
 from rin_jax.diffusion.objective import Draws, Objective
 from rin_jax.diffusion.process import Process
 from rin_jax.diffusion.samplers import Sampler
@@ -126,12 +127,16 @@ def _generate(name):
         schedule=schedule(meta["schedule"]),
         name=rule if rule == "ddim" else f"ddpm_{variance or 'large'}",
         num_steps=meta["iterations"],
+        eta=0.0,
         time_difference=meta["td"],
+        latents="carry",
+        refresh=0,
         latent_decay=meta["self_cond_decay"],
     )
     labels = labels_of(arrays["in/labels"])
-    denoise_fn = guidance.classifier_free(
-        reference.denoiser(rin, params), np.full_like(labels, NO_LABEL), meta["guidance"]
+    guided = Guidance(meta["guidance"], EVERYWHERE, "shared")
+    denoise_fn = guided.classifier_free(
+        reference.denoiser(rin, params), np.full_like(labels, NO_LABEL)
     )
     return sampler, denoise_fn, arrays, labels
 

@@ -13,6 +13,11 @@ CASES = {
     "linear": {},
     "logarithmic": {"start": 1.0, "end": 100.0, "reverse": False},
 }
+# These end where they are told to, not at 1 and 0.
+GRIDS = {
+    "logsnr": {"start": 12.0, "end": -9.0},
+    "edm": {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0},
+}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -29,9 +34,26 @@ def test_power_falls_from_one_to_nothing(name):
         assert 1 - gamma[0] < 0.9e-7  # one rounding
 
 
-@pytest.mark.parametrize("name", CASES)
+def test_log_snr_falls_in_equal_steps():
+    gamma = make_schedule("logsnr", **GRIDS["logsnr"])(jnp.linspace(0, 1, 22))
+    np.testing.assert_allclose(logsnr(gamma)[2:], np.arange(12, -10, -1)[2:], atol=2e-3)
+    expected = 1 / (1 + np.exp(-np.arange(12.0, -10, -1)))
+    np.testing.assert_allclose(gamma, expected, rtol=1e-6)
+
+
+def test_noise_of_edm_is_its_formula():
+    """Equation 5 of the paper, with t = 1 - i / (N - 1)."""
+    n = 18
+    i = np.arange(n)
+    sigma = (80 ** (1 / 7) + i / (n - 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    gamma = np.float64(make_schedule("edm", **GRIDS["edm"])(jnp.float32(1 - i / (n - 1))))
+    np.testing.assert_allclose(gamma, 1 / (1 + sigma**2), rtol=1e-5)
+    np.testing.assert_allclose(1 - gamma, sigma**2 / (1 + sigma**2), atol=1.2e-7)
+
+
+@pytest.mark.parametrize("name", CASES | GRIDS)
 def test_shape_is_kept_and_elements_do_not_mix(name):
-    schedule = make_schedule(name, **CASES[name])
+    schedule = make_schedule(name, **(CASES | GRIDS)[name])
     t = jnp.linspace(0, 1, 6)
     assert schedule(t.reshape(2, 3)).shape == (2, 3)
     assert schedule(t[2]).shape == ()

@@ -1,0 +1,31 @@
+"""Where the latents read: the attention of each block's read over the patches of the image.
+
+arXiv 2212.11972 section 4.3 shows that a RIN reads most where the image has detail.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from rin_jax.network.rin import RIN
+
+Array = jax.Array
+
+
+def apply_with_reads(
+    rin: RIN, params: dict, xt: Array, gamma: Array, labels: Array | None, prev_latents
+) -> tuple[Array, Array, Array]:
+    """One denoising pass that also tells what was read: (prediction, latents, reads).
+
+    reads [B, blocks, H / P, W / P]: the share of the attention that each patch gets, mean over
+    latents and heads. A block's shares add up to 1, or less if it reads cond tokens too.
+    """
+    (prediction, latents), state = rin.apply(
+        {"params": params}, xt, gamma, labels, prev_latents, mutable=["intermediates"]
+    )
+    seen = state["intermediates"]
+    groups = sorted(name for name in seen if name.startswith("blocks_"))
+    weights = jnp.concatenate([seen[name]["read"]["attention"]["weights"][0] for name in groups])
+    shares = weights.mean(2)[..., : rin.num_tokens].swapaxes(0, 1)
+    height, width, _ = rin.image_shape
+    patches = (height // rin.patch_size, width // rin.patch_size)
+    return prediction, latents, shares.reshape(*shares.shape[:2], *patches)
