@@ -21,6 +21,7 @@ from etils import epath
 from rin_jax import reports, restore
 from rin_jax.data import catalog
 from rin_jax.experiment import (
+    ConfigError,
     Experiment,
     check_architecture,
     config_errors,

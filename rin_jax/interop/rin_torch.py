@@ -5,8 +5,7 @@
     images = model.sample(torch.randn(4, *model.image_shape), labels=torch.arange(4))
 
 This file needs PyTorch and nothing else. Images are [B, H, W, C], x0 in [-1, 1] times
-`input_scale`; gamma [B] is the signal power, xt = sqrt(gamma) x0 + sqrt(1 - gamma) eps. All is
-computed in float32 whatever `dtype` the network was trained in; dropout is left out.
+`input_scale`; gamma [B] is the signal power. All is float32, whatever the network was trained in.
 
 Parameters are named as in model.safetensors, with stacks of layers taken apart and matrices
 transposed: `blocks_0.compute.ffn.out.kernel`[b, l].T is `blocks.b.compute.l.ffn.out.weight`.
@@ -30,7 +29,6 @@ TINY, MIN_GAMMA = 1e-9, 1e-9  # the least divisor, and the least signal power of
 SAMPLERS = {  # what this file can do of the sampler's fields
     "name": ("ddim", "ddpm_large", "ddpm_small"), "eta": (0.0,), "latents": ("carry",),
     "refresh": (0,), "guidance_interval": ([0.0, 1.0],), "guidance_latents": ("shared",),
-    "guide": (None,),
 }  # fmt: skip
 norm = functools.partial(nn.LayerNorm, eps=1e-6)
 
@@ -286,16 +284,15 @@ class RIN(nn.Module):
     def sample(self, noise: Tensor, labels: Tensor | None = None, fresh=None, **changes) -> Tensor:
         """Images in [-1, 1], not clipped, from standard normal noise [B, H, W, C].
 
-        `fresh(i)` gives the noise that DDPM adds in step i (default: torch.randn). `changes`
-        replace fields of the export's sampler: name="ddim", num_steps=50, guidance_scale=1.0.
+        `fresh(i)` is the noise of step i of DDPM (default: torch.randn); `changes` replace fields
+        of the export's sampler: name="ddim", num_steps=50, guidance_scale=1.0.
         """
         fields = self.sampler | changes
         for field, allowed in SAMPLERS.items():
-            if fields.get(field, allowed[0]) not in allowed:
-                value = fields[field]
+            if (value := fields.get(field, allowed[0])) not in allowed:
                 raise ValueError(f"sampler {field} {value!r} is not in this file; use {allowed}.")
-        name, num_steps, decay = fields["name"], fields["num_steps"], fields["latent_decay"]
-        ahead, guidance_scale = fields["time_difference"], fields["guidance_scale"]
+        names = ("name", "num_steps", "time_difference", "latent_decay", "guidance_scale")
+        name, num_steps, ahead, decay, guidance_scale = (fields[field] for field in names)
         xt, latents = noise, self.first(noise.shape[0])
         for i in range(num_steps):
             times = torch.tensor([1 - i / num_steps, max(1 - (i + 1 + ahead) / num_steps, 0.0)])
