@@ -48,6 +48,7 @@ def make_config(name: str, batch: int, dtype: str | None) -> ml_collections.Conf
         name="ddim", time_difference=0.0, latent_decay=0.0, guidance_scale=0.0,
         images_per_device=batch,
     )  # fmt: skip
+    config.diffusion.cond_dropout = 0.1  # as guidance wants it; the weights are random anyway
     config.data.image_size = config.data.image_size or 8
     config.data.channels = config.data.channels or 1
     config.data.num_classes = 10 if config.data.num_classes is None else config.data.num_classes
