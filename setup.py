@@ -48,7 +48,10 @@ setuptools.setup(
         "test": [
             *HUB,
             *ONNX,
+            "ipykernel>=6.29",
             "jax[tpu]>=0.7.2",  # the TPU compiler, for --mode=plan; needs no TPU
+            "nbclient>=0.10",
+            "nbformat>=5.10",
             "onnxruntime>=1.22",
             "pytest>=8",
             "pytest-xdist>=3.6",

@@ -1,4 +1,4 @@
-"""The job --mode=sample: images of a run's weights, with their labels, as files.
+"""The job --mode=sample: images of a run's or an export's weights, with their labels, as files.
 
     WORKDIR/samples/STEP.png           a grid of the first hundred, by class
     WORKDIR/samples/STEP/000000.png    each image
@@ -9,6 +9,7 @@ A later call for the same step writes over them. The label of image i follows fr
 seed and i, and the image from its label, the seed and i: more images never change the first ones.
 """
 
+import contextlib
 import io
 import json
 from collections.abc import Sequence
@@ -21,11 +22,11 @@ from rin_jax import pictures, reports
 from rin_jax.data import catalog
 from rin_jax.experiment import (
     ConfigError,
-    Experiment,
     config_errors,
     device_mesh,
     make_experiment,
 )
+from rin_jax.loading import Model, load
 from rin_jax.network.rin import NO_LABEL
 from rin_jax.restore import load_ema
 from rin_jax.sample import (
@@ -48,15 +49,18 @@ def sample(
     classes: Sequence[str],
     ema: str | None,
     checkpoint: int | None,
+    export: str | None,
     show: bool,
 ) -> epath.Path:
     """Samples images 0..num-1 of config.seed and writes the files; returns their folder.
 
     Args:
+      workdir: the run's folder; with `export` any that gets the samples.
       num: None for a hundred, or for a whole number of rounds of "all" classes.
       classes: as `choose_labels`.
       ema: name of the average of the weights; None is the first.
       checkpoint: its step; None is the newest.
+      export: an export, as `loading.load`, whose weights are used instead of the run's.
       show: whether to draw trajectories and reads of the first images as well.
     """
     experiment = make_experiment(config)
@@ -65,18 +69,24 @@ def sample(
     with config_errors():
         experiment.sampler.check_grid()
     guide_experiment(experiment)  # its mistakes too, before anything is loaded
-    mesh = device_mesh(experiment.config)
-    step, name, params = load_ema(experiment, mesh, workdir, ema, checkpoint)
-    folder = epath.Path(workdir) / "samples" / f"{step:08d}"
-    generate = make_generate(experiment, mesh, seed)
-    images = generate_all(experiment, mesh, generate, params, labels)
+    if export is None:
+        mesh = device_mesh(experiment.config)
+        step, name, params = load_ema(experiment, mesh, workdir, ema, checkpoint)
+        model = Model(experiment, params, mesh, None, step, name)
+    else:
+        model = load(export, experiment)
+    folder = epath.Path(workdir) / "samples" / f"{model.step:08d}"
+    images = generate_all(model, seed, labels)
     if show:
-        trajectory = pictures.trace(experiment, mesh, params, seed, labels[:PICTURED])
+        trajectory = pictures.trace(experiment, model.mesh, model.params, seed, labels[:PICTURED])
     if jax.process_index() == 0:
-        write(experiment, folder, images, labels, step, name)
+        write(model, folder, images, labels)
         if show:
             pictures.write(folder, trajectory)
-    reports.say(f"{len(labels)} samples of step {step} ({name} weights): {folder}.png and {folder}")
+    reports.say(
+        f"{len(labels)} samples of step {model.step} ({model.ema} weights): {folder}.png and "
+        f"{folder}"
+    )
     return folder
 
 
@@ -132,31 +142,24 @@ def parse_label(text: str, num_classes: int) -> int:
     return int(text)
 
 
-def generate_all(experiment: Experiment, mesh, generate, params, labels: np.ndarray) -> np.ndarray:
+def generate_all(model: Model, seed: int, labels: np.ndarray) -> np.ndarray:
     """Images of all labels, in parts as large as the mesh takes at once, with a line for each."""
-    part = experiment.config.sampler.images_per_device * mesh.size
+    generate = make_generate(model.experiment, model.mesh, seed)
+    part = model.config.sampler.images_per_device * model.mesh.size
     progress = reports.Progress(0, len(labels), 1)
     images = []
     for first in range(0, len(labels), part):
         rows = np.arange(first, min(first + part, len(labels)))
-        images.append(generate(params, rows, labels[rows]))
+        images.append(generate(model.params, rows, labels[rows]))
         reports.say(progress.line(progress.update(int(rows[-1]) + 1)))
     return np.concatenate(images)
 
 
-def write(
-    experiment: Experiment,
-    folder: epath.Path,
-    images: np.ndarray,
-    labels: np.ndarray,
-    step: int,
-    ema: str,
-) -> None:
+def write(model: Model, folder: epath.Path, images: np.ndarray, labels: np.ndarray) -> None:
     """The grid, each image, the arrays and the record."""
-    config = experiment.config
+    config, names = model.config, class_names(model.config, model.class_names or ())
     first = np.argsort(labels[: GRID_ROWS * GRID_COLUMNS], kind="stable")
-    if experiment.rin.num_classes:
-        names = class_names(config)
+    if names:
         captions = [names[label] for label in labels[first]]
         grid = reports.captioned_grid(images[first], captions, GRID_COLUMNS)
     else:
@@ -168,24 +171,24 @@ def write(
     np.savez(arrays, images=images, labels=labels, indices=np.arange(len(labels)), seed=config.seed)
     (folder / "samples.npz").write_bytes(arrays.getvalue())
     record = {
-        "step": step,
-        "ema": ema,
+        "step": model.step,
+        "ema": model.ema,
         "seed": config.seed,
         "num": len(labels),
-        "evaluations": experiment.sampler.num_evaluations,
+        "evaluations": model.experiment.sampler.num_evaluations,
         "sampler": config.sampler.to_dict(),
         "dtype": config.model.dtype,
-        "class_names": class_names(config) if experiment.rin.num_classes else [],
+        "class_names": names,
     }
     (folder / "record.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
-def class_names(config) -> list[str]:
-    """A name for each class: the data set's where it is known here, else its number."""
-    data = config.data
-    try:
-        names = catalog.describe(data.name, data.split, data.data_dir, data.image_size).class_names
-    except (ValueError, ImportError):  # samples need no data set
-        names = ()
+def class_names(config, known: Sequence[str]) -> list[str]:
+    """A name for each class: as `known`, else as the data set's if that is here, else a number."""
+    data, names = config.data, known
+    if data.num_classes and not known:
+        with contextlib.suppress(ValueError, ImportError):  # samples need no data set
+            info = catalog.describe(data.name, data.split, data.data_dir, data.image_size)
+            names = info.class_names
     names = list(names[: data.num_classes])
     return names + [str(i) for i in range(len(names), data.num_classes)]

@@ -1,4 +1,4 @@
-"""An exported model, ready to sample: rin_jax.load(folder or hub id).
+"""An exported model, ready to sample: rin_jax.load(folder, URL or hub id).
 
     model = rin_jax.load("exports/digits")
     images = model.sample(10, labels=range(10))
@@ -8,8 +8,10 @@ The mesh of the training run plays no part: the weights lie whole on every devic
 and the batch is split over them.
 """
 
+import contextlib
 import dataclasses
 import functools
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,9 +23,16 @@ from etils import epath
 from jax.sharding import Mesh
 
 from rin_jax import sharding
-from rin_jax.experiment import ConfigError, Experiment, config_errors, device_mesh, make_experiment
+from rin_jax.experiment import (
+    ConfigError,
+    Experiment,
+    check_architecture,
+    config_errors,
+    device_mesh,
+    make_experiment,
+)
 from rin_jax.interop import folder as folder_lib
-from rin_jax.interop import hub, programs
+from rin_jax.interop import hub, programs, web
 from rin_jax.network.rin import NO_LABEL
 from rin_jax.sample import make_generate
 
@@ -55,6 +64,20 @@ class Model:
     def config(self) -> ml_collections.FrozenConfigDict:
         """The resolved configuration of the run."""
         return self.experiment.config
+
+    def with_sampler(self, **fields: Any) -> "Model":
+        """The same weights under another sampler: with_sampler(name="heun", num_steps=10).
+
+        Args:
+          **fields: of the section `sampler` of a configuration; the others stay.
+
+        Raises:
+          ConfigError: a field that there is not, or a value that cannot be.
+        """
+        sections = self.config.to_dict()
+        sections["sampler"] |= fields
+        experiment = make_experiment(ml_collections.ConfigDict(sections))
+        return dataclasses.replace(self, experiment=experiment)
 
     def sample(self, num: int, labels: int | Sequence[int] | None = None, seed: int = 0):
         """Images 0..num-1 of a seed: uint8 [num, H, W, C].
@@ -126,28 +149,51 @@ class Model:
         return jax.jit(programs.make_denoiser(self.experiment))
 
 
-def load(source: str) -> Model:
-    """A model from an export: a folder (local, or gs://...) or a hub id ("owner/name").
+def load(source: str, experiment: Experiment | None = None) -> Model:
+    """A model from an export.
+
+    Args:
+      source: a folder (local, or gs://...), the URL of one (https://...), or a hub id
+        ("owner/name").
+      experiment: what samples, and on which mesh, instead of the run's own experiment on all
+        devices; its architecture is the export's.
 
     Raises:
-      ConfigError: there is no such export, or it is damaged, changed, incomplete or of another
-        format version; the message names the file, tensor or field.
+      ConfigError: there is no such export, or it is damaged, changed, incomplete, of another
+        format version or architecture; the message names the file, tensor or field.
     """
-    with config_errors():
-        path = epath.Path(source)
-        if not path.exists():
-            path = epath.Path(hub.pull(str(source)))
+    with config_errors(), contextlib.ExitStack() as stack:
+        path = find(source, stack)
         description = folder_lib.read(path)
         config = ml_collections.ConfigDict({**description.config, "mesh": ANY_DEVICES})
-        experiment = make_experiment(config)
-        rin = experiment.rin
-        folder_lib.check_network(path / folder_lib.CONFIG, description.network, rin)
+        own = make_experiment(config)
+        folder_lib.check_network(path / folder_lib.CONFIG, description.network, own.rin)
+        if experiment is None:
+            experiment = own
+        check_architecture(experiment.config, description.config, f"the export {source}")
         mesh = device_mesh(experiment.config)
         place = sharding.replicated(mesh)
         params = folder_lib.read_weights(
-            path, description.sha256, rin, lambda array: jax.device_put(array, place)
+            path, description.sha256, experiment.rin, lambda array: jax.device_put(array, place)
         )
     names = description.class_names
-    if names is not None and len(names) > rin.num_classes:
-        raise ConfigError(f"{path} names {len(names)} classes; the network has {rin.num_classes}.")
+    if names is not None and len(names) > experiment.rin.num_classes:
+        raise ConfigError(
+            f"{source} names {len(names)} classes; the network has {experiment.rin.num_classes}."
+        )
     return Model(experiment, params, mesh, names, description.step, description.ema)
+
+
+def find(source: str, stack: contextlib.ExitStack) -> epath.Path:
+    """The folder of an export; one that comes from a URL lasts as long as `stack`.
+
+    Raises:
+      ValueError, ImportError: there is none.
+    """
+    if source.startswith(("https://", "http://")):
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        for name in (folder_lib.CONFIG, folder_lib.WEIGHTS):
+            web.fetch(f"{source.rstrip('/')}/{name}", f"{folder}/{name}")
+        return epath.Path(folder)
+    path = epath.Path(source)
+    return path if path.exists() else epath.Path(hub.pull(source))

@@ -31,6 +31,12 @@ CLASSES = flags.DEFINE_list(
 CHECKPOINT = flags.DEFINE_integer(
     "checkpoint", None, "--mode=sample: step of the checkpoint; the newest if not given."
 )
+EXPORT = flags.DEFINE_string(
+    "export",
+    None,
+    "--mode=sample: take the weights from this export (a folder, a URL or owner/name on the hub) "
+    "instead of a run; --workdir is then any folder that gets the samples.",
+)
 PICTURES = flags.DEFINE_bool(
     "pictures", False, "--mode=sample: also draw the way of the first images and what was read."
 )
@@ -90,7 +96,7 @@ def main(argv: list[str]) -> None:
             facts = processes.started_with(
                 CONFIG.value, mode=MODE.value, workdir=WORKDIR.value, num=NUM.value,
                 classes=CLASSES.value, ema=EMA.value, checkpoint=CHECKPOINT.value,
-                pictures=PICTURES.value, length=LENGTH.value,
+                export=EXPORT.value, pictures=PICTURES.value, length=LENGTH.value,
             )  # fmt: skip
             with (
                 preemption.watching() as watch,
@@ -117,7 +123,7 @@ def check_flags(mode: str) -> None:
             raise ConfigError(f"--mode={mode} needs --{flag.name}=DIR.")
     for flag, *readers in (
         (SOURCE, "prepare", "import"), (DOWNLOADED, "prepare"), (CLASSES, "sample"),
-        (NUM, "sample"), (CHECKPOINT, "sample"), (PICTURES, "sample"),
+        (NUM, "sample"), (CHECKPOINT, "sample"), (EXPORT, "sample"), (PICTURES, "sample"),
         (TOPOLOGY, "plan"), (NUM_SLICES, "plan"), (LENGTH, "reconstruct"),
         (EMA, "sample", "evaluate", "export"), (TO, "export"), (GRID, "export"),
         (ONNX, "export"), (PUSH, "export"),
@@ -125,6 +131,12 @@ def check_flags(mode: str) -> None:
         if flag.present and mode not in readers:
             raise ConfigError(
                 f"--{flag.name} is for --mode={' and --mode='.join(readers)}; the mode is {mode}."
+            )
+    for flag in (EMA, CHECKPOINT):
+        if EXPORT.present and flag.present:
+            raise ConfigError(
+                f"--{flag.name} is of a run, but --export={EXPORT.value} has one average of one "
+                "step; leave one of the two out."
             )
     if mode == "reconstruct" and LENGTH.value is None:
         raise ConfigError("--mode=reconstruct needs --length, as 0.08: see docs/checkpoints.md.")
@@ -141,7 +153,7 @@ def run(mode: str, watch=None) -> None:
 
         sample(
             CONFIG.value, WORKDIR.value, num=NUM.value, classes=CLASSES.value, ema=EMA.value,
-            checkpoint=CHECKPOINT.value, show=PICTURES.value,
+            checkpoint=CHECKPOINT.value, export=EXPORT.value, show=PICTURES.value,
         )  # fmt: skip
     elif mode == "reconstruct":
         from rin_jax.reconstruct import reconstruct

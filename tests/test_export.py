@@ -88,6 +88,22 @@ def test_it_draws_what_the_run_draws(run, exported):
     np.testing.assert_array_equal(in_turn, model.sample(2, [0, 1], seed=5))
 
 
+def test_another_sampler(run, exported):
+    model = rin_jax.load(str(exported))
+    other = model.with_sampler(num_steps=3, name="heun", guidance_scale=1)
+    generate = make_generate(other.experiment, sharding.make_mesh(8, 1, 1), 5)
+    changes = {"num_steps": 3, "name": "heun", "guidance_scale": 1.0}
+    wanted = tiny.experiment(**{f"sampler__{name}": value for name, value in changes.items()})
+    assert other.config.sampler.to_dict() == wanted.config.sampler.to_dict()
+    expected = generate(run[1], np.arange(3), np.int32([4, 1, 9]))
+    np.testing.assert_array_equal(other.sample(3, [4, 1, 9], seed=5), expected)
+    assert (model.sample(3, [4, 1, 9], seed=5) != expected).any()  # and that one is as it was
+    with pytest.raises(ConfigError, match=r"num_step.*num_steps"):
+        model.with_sampler(num_step=3)
+    with pytest.raises(ConfigError, match=r"sampler.eta is 1.0, .* 'heun'"):
+        other.with_sampler(eta=1.0)
+
+
 def test_an_export_replaces_the_one_before_it(exported, tmp_path):
     for name in ("model.safetensors", "samples.png", "denoiser.onnx", "denoiser.onnx.data"):
         (tmp_path / name).write_text("of another step")

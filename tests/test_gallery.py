@@ -1,22 +1,27 @@
 """The job that samples: labels, files, and mistakes before anything is loaded."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from rin_jax import checkpoints, gallery, sample
+from rin_jax import checkpoints, export, gallery, sample
 from rin_jax.experiment import ConfigError
 from rin_jax.gallery import choose_labels
+from rin_jax.interop import folder
 from tests import tiny
+from tests.interop import exports
 from tests.test_sample import save
 
 SMALL = {"sampler__images_per_device": 4, "sampler__num_steps": 2}
 
 
 def run(config, workdir, **flags):
-    plain = {"num": 6, "classes": [], "ema": None, "checkpoint": None, "show": False}
+    plain = {
+        "num": 6, "classes": [], "ema": None, "checkpoint": None, "export": None, "show": False,
+    }  # fmt: skip
     return gallery.sample(config, str(workdir), **plain | flags)
 
 
@@ -73,21 +78,21 @@ def workdir(tmp_path_factory):
 def test_files(workdir):
     """The same pictures as PNGs, arrays and grid; more images and another part size change none."""
     config = tiny.config(**SMALL)
-    folder = run(config, workdir, classes=["7", "2"])
-    assert folder.name == "00000003"
-    arrays = dict(np.load(folder / "samples.npz"))
+    written = run(config, workdir, classes=["7", "2"])
+    assert written.name == "00000003"
+    arrays = dict(np.load(written / "samples.npz"))
     assert arrays["images"].shape == (6, 8, 8, 1)
     assert arrays["images"].dtype == np.uint8
     np.testing.assert_array_equal(arrays["labels"], [7, 2] * 3)
     np.testing.assert_array_equal(arrays["indices"], np.arange(6))
     assert arrays["seed"] == config.seed
     for i, image in enumerate(arrays["images"]):
-        alone = np.asarray(Image.open(folder / f"{i:06d}.png"))
+        alone = np.asarray(Image.open(written / f"{i:06d}.png"))
         np.testing.assert_array_equal(alone, image[..., 0])
-    grid = np.asarray(Image.open(folder.parent / "00000003.png"))
+    grid = np.asarray(Image.open(written.parent / "00000003.png"))
     first = arrays["images"][1, :, :, 0]  # class 2 comes first
     np.testing.assert_array_equal(grid[2:98:12, 2:98:12, 0], first)
-    record = json.loads((folder / "record.json").read_text())
+    record = json.loads((written / "record.json").read_text())
     assert record["sampler"]["num_steps"] == record["evaluations"] == 2
     assert record["class_names"] == [str(i) for i in range(10)]
 
@@ -98,12 +103,66 @@ def test_files(workdir):
     assert (np.load(other / "samples.npz")["images"] != arrays["images"]).any()
 
 
+@pytest.fixture(scope="module")
+def exported(workdir, tmp_path_factory):
+    """An export of that run, which names its classes itself."""
+    path = tmp_path_factory.mktemp("export")
+    model = export.checkpoint_model(tiny.config(), str(workdir), "power_0.1")
+    model = dataclasses.replace(model, class_names=exports.NAMES)
+    return exports.write(path, model)
+
+
+def test_an_export_draws_what_its_run_draws(workdir, exported, tmp_path):
+    """The same files but for the names of the classes, and not those of another average."""
+    config = tiny.config(**SMALL, seed=4)
+    ours = run(config, workdir, ema="power_0.1", show=True)
+    theirs = run(config, tmp_path, export=str(exported), show=True)
+    assert theirs == tmp_path / "samples" / ours.name
+    assert {path.name for path in theirs.iterdir()} == {path.name for path in ours.iterdir()}
+    for path in ours.iterdir():
+        if path.suffix in (".png", ".gif"):
+            assert path.read_bytes() == (theirs / path.name).read_bytes(), path.name
+    first, second = (dict(np.load(path / "samples.npz")) for path in (ours, theirs))
+    for name, array in first.items():
+        np.testing.assert_array_equal(second[name], array)
+    other = np.load(run(config, workdir, ema="decay_0.9") / "samples.npz")
+    assert (other["images"] != first["images"]).any()
+    records = [json.loads((path / "record.json").read_text()) for path in (ours, theirs)]
+    assert records[1].pop("class_names") == list(exports.NAMES)
+    assert records[0].pop("class_names") == [str(i) for i in range(10)]
+    assert records[0] == records[1] | {"ema": "decay_0.9"}  # the run's folder was written again
+
+
+@pytest.mark.parametrize(
+    ("changes", "flags", "words"),
+    [
+        ({}, {"classes": ["10"]}, r"--classes has 10, .* 0\.\.9"),
+        ({"model__latent_dim": 32}, {}, r"the export .*model.latent_dim: checkpoint 16, now 32"),
+        ({"mesh": {"data": 3, "fsdp": 1, "tensor": 1}}, {}, r"mesh.data 3 .* does not cover 8"),
+        ({}, {"export": "/nowhere/at/all"}, r"there is no folder /nowhere/at/all"),
+    ],
+)
+def test_a_mistake_with_an_export(exported, tmp_path, monkeypatch, changes, flags, words):
+    def never(*arguments):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(folder, "read_weights", never)
+    with pytest.raises(ConfigError, match=f"(?s){words}"):
+        run(tiny.config(**changes), tmp_path / "to", **{"export": str(exported)} | flags)
+    with pytest.raises(AssertionError, match="weights were loaded"):
+        run(tiny.config(), tmp_path / "to", export=str(exported))
+    assert not (tmp_path / "to").exists()
+
+
 def test_names_of_classes():
     config = tiny.experiment(data__name="fashion_mnist", data__num_classes=12).config
-    names = gallery.class_names(config)
+    names = gallery.class_names(config, ())
     assert names[0] == "T-shirt/top"
     assert names[9:] == ["Ankle boot", "10", "11"]
-    assert gallery.class_names(tiny.experiment(data__name="mine").config) == list("0123456789")
+    mine = tiny.experiment(data__name="mine").config
+    assert gallery.class_names(mine, ()) == list("0123456789")
+    assert gallery.class_names(config, ["own"]) == ["own", *(str(i) for i in range(1, 12))]
+    assert gallery.class_names(tiny.experiment(data__num_classes=0).config, ()) == []
 
 
 @pytest.mark.parametrize(

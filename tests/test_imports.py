@@ -28,6 +28,7 @@ ALLOWED = {
     "interop.safetensors": set(),
     "interop.stablehlo": {"experiment", "interop.programs", "interop.tensors"},
     "interop.tf_checkpoint": set(),
+    "interop.web": set(),
     "interop": {"interop.safetensors", "interop.tensors", "network"},
     "sharding": set(),
     "optimizer": set(),
@@ -49,7 +50,9 @@ ALLOWED = {
         "network", "diffusion", "experiment", "processes", "restore", "sharding", "state",
     },
     "pictures": {"network", "experiment", "reports", "sample"},
-    "gallery": {"network", "data", "experiment", "pictures", "reports", "restore", "sample"},
+    "gallery": {
+        "network", "data", "experiment", "loading", "pictures", "reports", "restore", "sample",
+    },
     "train_step": {
         "network", "diffusion", "ema", "experiment", "optimizer", "sharding", "state",
     },

@@ -80,6 +80,9 @@ def test_train_sample_evaluate_and_again(tmp_path):
         (["--config=configs/digits.py", "--mode=export"], ["error: --mode=export needs --to=DIR"]),
         (["--config=configs/digits.py", "--mode=import"], ["--mode=import needs --source=DIR"]),
         (["--config=configs/digits.py", "--onnx"], ["error: --onnx is for --mode=export"]),
+        (["--config=configs/digits.py", "--export=a"], ["error: --export is for --mode=sample"]),
+        (["--config=configs/digits.py", "--mode=sample", "--export=a", "--checkpoint=3"],
+         ["error: --checkpoint is of a run, but --export=a has one average of one step"]),
     ],
 )  # fmt: skip
 def test_a_mistake_on_the_command_line(tmp_path, arguments, words):
