@@ -164,11 +164,12 @@ def train(config, workdir: str, watch: Watch | None = None) -> None:
     mesh = device_mesh(config)
     check_devices(config, mesh)
     found, unreadable = restore.find_run(experiment, workdir)
-    processes.agree("resuming", checkpoints=[saved.step for saved in found])
-    if found and found[0].step >= config.train.num_steps:
+    newest = found[0].step if found else 0
+    drawn = reports.image_path(epath.Path(workdir), "progress", newest).exists()
+    processes.agree("resuming", checkpoints=[saved.step for saved in found], drawn=drawn)
+    if newest >= config.train.num_steps and drawn:
         reports.say(
-            f"{workdir} is trained to step {found[0].step}; for more steps set "
-            "--config.train.num_steps."
+            f"{workdir} is trained to step {newest}; for more steps set --config.train.num_steps."
         )
         return
     source = open_data(config)

@@ -58,8 +58,8 @@ ALLOWED = {
     },
     "window": {"reports"},
     "loop": {
-        "network", "chips", "checkpoints", "experiment", "preemption", "reports", "sample",
-        "sharding", "state", "window",
+        "network", "chips", "checkpoints", "experiment", "preemption", "processes", "reports",
+        "sample", "sharding", "state", "window",
     },
     "train": {
         "network", "data", "chips", "checkpoints", "digests", "experiment", "lease", "loop",

@@ -23,8 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention, silu
 
-FORMAT = 1  # of config.json
-NO_LABEL = -1  # the label of an example without a class
+FORMAT, NO_LABEL = 1, -1  # of config.json; the label of an example without a class
 TINY, MIN_GAMMA = 1e-9, 1e-9  # the least divisor, and the least signal power of a schedule
 SAMPLERS = {  # what this file can do of the sampler's fields
     "name": ("ddim", "ddpm_large", "ddpm_small"), "eta": (0.0,), "latents": ("carry",),
@@ -287,21 +286,22 @@ class RIN(nn.Module):
         `fresh(i)` is the noise of step i of DDPM (default: torch.randn); `changes` replace fields
         of the export's sampler: name="ddim", num_steps=50, guidance_scale=1.0.
         """
+        if unknown := set(changes) - set(self.sampler):
+            raise TypeError(f"unknown fields of the sampler: {', '.join(unknown)}.")
         fields = self.sampler | changes
         for field, allowed in SAMPLERS.items():
             if (value := fields.get(field, allowed[0])) not in allowed:
                 raise ValueError(f"sampler {field} {value!r} is not in this file; use {allowed}.")
-        names = ("name", "num_steps", "time_difference", "latent_decay", "guidance_scale")
-        name, num_steps, ahead, decay, guidance_scale = (fields[field] for field in names)
-        xt, latents = noise, self.first(noise.shape[0])
+        name, num_steps, decay = fields["name"], fields["num_steps"], fields["latent_decay"]
+        xt, latents, w = noise, self.first(noise.shape[0]), fields["guidance_scale"]
         for i in range(num_steps):
-            times = torch.tensor([1 - i / num_steps, max(1 - (i + 1 + ahead) / num_steps, 0.0)])
+            ahead = i + 1 + fields["time_difference"]
+            times = torch.tensor([1 - i / num_steps, max(1 - ahead / num_steps, 0.0)])
             gamma, gamma_next = signal_power(times.to(xt.device), **fields["schedule"])
-            batch = gamma.expand(noise.shape[0])
-            prediction, new = self(xt, batch, labels, latents)
-            if guidance_scale:  # the pass without a class starts from the same latents
-                without, _ = self(xt, batch, previous=latents)
-                prediction = (1 + guidance_scale) * prediction - guidance_scale * without
+            prediction, new = self(xt, gamma.expand(len(xt)), labels, latents)
+            if w:  # the pass without a class starts from the same latents
+                without, _ = self(xt, gamma.expand(len(xt)), previous=latents)
+                prediction = (1 + w) * prediction - w * without
             latents = {k: decay * latents[k] + (1 - decay) * new[k] for k in new}
             x0, eps = self.to_x0_eps(prediction, xt, gamma)
             if name == "ddim":
