@@ -113,9 +113,9 @@ def exported(workdir, tmp_path_factory):
 
 
 def test_an_export_draws_what_its_run_draws(workdir, exported, tmp_path):
-    """The same files but for the names of the classes, and not those of another average."""
+    """The same files but for the names of the classes, and not those of another checkpoint."""
     config = tiny.config(**SMALL, seed=4)
-    other = np.load(run(config, workdir, ema="decay_0.9") / "samples.npz")["images"]
+    other = np.load(run(config, workdir, checkpoint=1) / "samples.npz")["images"]
     ours = run(config, workdir, ema="power_0.1", show=True)
     theirs = run(config, tmp_path, export=str(exported), show=True)
     assert theirs == tmp_path / "samples" / ours.name
