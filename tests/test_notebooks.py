@@ -162,7 +162,7 @@ def execute(name: str, folder: Path, **parameters) -> list[list[np.ndarray]]:
     cache = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax-cli")}
     flags = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"}
     places = {"PYTHONPATH": str(ROOT), "TFDS_DATA_DIR": str(folder / "tfds")}
-    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}})
+    client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}})
     client.execute(env={**os.environ, **cache, **flags, **places})
     pictures = [
         [picture(output.data) for output in cell.outputs if "image/png" in output.get("data", {})]
