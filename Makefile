@@ -11,7 +11,7 @@ SHELL := /bin/bash
 
 .PHONY: demo test lint clean
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.base
 	$(BIN)/python -m rin_jax.main --config=configs/digits.py --workdir=$(WORKDIR)
 	$(BIN)/python -m rin_jax.main --config=configs/digits.py --workdir=$(WORKDIR) --mode=sample
 
@@ -22,9 +22,13 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/shellcheck --external-sources launch/*.sh .ci/run
 
-$(VENV)/.installed: setup.py
+$(VENV)/.base: setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.base
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@
 

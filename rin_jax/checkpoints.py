@@ -111,6 +111,33 @@ class Checkpoints:
             metrics=None if loss is None else {"loss": loss},
         )
 
+    def save_state(
+        self,
+        state: TrainState,
+        step: int,
+        config: Mapping[str, Any],
+        images_read: int,
+        window: Mapping[str, Any],
+        loss: float | None = None,
+    ) -> None:
+        """Starts saving the state of a run after `step`, with what it needs to go on.
+
+        Args:
+          state: of the run.
+          step: steps taken.
+          config: the resolved configuration.
+          images_read: the position in the data.
+          window: what is known of the steps since the last log line (`window.Window.facts`).
+          loss: the mean loss, by which the best are kept.
+        """
+        facts = {
+            "config": config,
+            "emas": list(state.emas),
+            "images_read": images_read,
+            "window": window,
+        }
+        self.save(step, state_parts(state), facts, loss)
+
     def has(self, step: int) -> bool:
         """Whether that step is there, complete."""
         return any(saved.step == step for saved in self._checkpointer.checkpoints)

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from rin_jax import chips, reports, sharding
-from rin_jax.checkpoints import Checkpoints, state_parts
+from rin_jax import chips, processes, reports, sharding
+from rin_jax.checkpoints import Checkpoints
 from rin_jax.experiment import Experiment
 from rin_jax.network import cost
 from rin_jax.preemption import Preempted, Watch
@@ -50,13 +50,8 @@ class Saver:
         if step == self._step:
             return
         self._step = step
-        facts = {
-            "config": self._config.to_dict(),
-            "emas": list(state.emas),
-            "images_read": images_read,
-            "window": window.facts(),
-        }
-        self._checkpoints.save(step, state_parts(state), facts, loss)
+        config = self._config.to_dict()
+        self._checkpoints.save_state(state, step, config, images_read, window.facts(), loss)
 
     def snapshot(self, state: TrainState, step: int) -> None:
         """Starts saving the power averages after `step`; an earlier life may have done so."""
@@ -99,6 +94,22 @@ def run_loop(
     shown = next(iter(state.emas))  # the average whose samples are shown
     watch.begin()
 
+    def after(step: int, due: dict[str, bool]) -> None:
+        """What follows the save of a step."""
+        if due["snapshot"]:
+            with progress.spending("checkpoint"):
+                saver.snapshot(state, step)
+        if due["sample"]:
+            with progress.spending("samples"), watch.quiet(step, saver.wait):
+                images = generate(state.emas[shown], np.arange(len(labels)), labels)
+                writer.image(step, "progress", reports.grid(images, GRID_COLUMNS))
+
+    if first_step:  # an earlier life may have ended between the save and these
+        due = due_at(first_step, config)
+        lacks = str(due["sample"] and writer.lacks(first_step, "progress"))
+        due["sample"] = processes.gather("drawing", lacks)[0] == "True"  # process 0 knows
+        after(first_step, due)
+
     pool = futures.ThreadPoolExecutor(1, "rin-next-batch")
     try:
         for step in range(first_step + 1, num_steps + 1):
@@ -112,15 +123,7 @@ def run_loop(
             state, metrics = train_step(state, sharding.global_batch(batch, mesh))
             window.put(step, metrics)
             images_read += config.train.batch_size
-            due = {
-                name: step == num_steps or (bool(every) and step % every == 0)
-                for name, every in (
-                    ("log", config.train.log_every_steps),
-                    ("sample", config.train.sample_every_steps),
-                    ("save", config.checkpoint.every_steps),
-                    ("snapshot", config.ema.snapshot_every_steps),
-                )
-            }
+            due = due_at(step, config)
             if not any(due.values()):
                 continue
             window.read()
@@ -135,16 +138,23 @@ def run_loop(
             if due["save"] or due["sample"]:
                 with progress.spending("checkpoint"):
                     saver.save(state, step, images_read, window, loss)
-            if due["snapshot"]:
-                with progress.spending("checkpoint"):
-                    saver.snapshot(state, step)
-            if due["sample"]:
-                with progress.spending("samples"), watch.quiet(step, saver.wait):
-                    images = generate(state.emas[shown], np.arange(len(labels)), labels)
-                    writer.image(step, "progress", reports.grid(images, GRID_COLUMNS))
+            after(step, due)
     finally:
         pool.shutdown(wait=False)  # it may hang in a read
     return state
+
+
+def due_at(step: int, config) -> dict[str, bool]:
+    """What is due after a step; all is after the last."""
+    return {
+        name: step == config.train.num_steps or (bool(every) and step % every == 0)
+        for name, every in (
+            ("log", config.train.log_every_steps),
+            ("sample", config.train.sample_every_steps),
+            ("save", config.checkpoint.every_steps),
+            ("snapshot", config.ema.snapshot_every_steps),
+        )
+    }
 
 
 def next_unless(pool: futures.Executor, batches: Iterator, stops) -> Any:

@@ -49,13 +49,22 @@ class Writer:
         """A uint8 image [H, W, C] as WORKDIR/NAME/STEP.png and in the event file."""
         if not self._active:
             return
-        write_png(self._workdir / name / f"{step:08d}.png", image)
+        write_png(image_path(self._workdir, name, step), image)
         self._events.add_image(name, image, step, dataformats="HWC")
+
+    def lacks(self, step: int, name: str) -> bool:
+        """Whether the image of a step is not there; False where nothing is written."""
+        return self._active and not image_path(self._workdir, name, step).exists()
 
     def close(self) -> None:
         """Flushes the event file."""
         if self._active:
             self._events.close()
+
+
+def image_path(workdir: epath.Path, name: str, step: int) -> epath.Path:
+    """Where `Writer.image` puts an image."""
+    return workdir / name / f"{step:08d}.png"
 
 
 def _step(line: str) -> float:

@@ -17,10 +17,11 @@ from etils import epath
 from jax.sharding import Mesh
 
 from rin_jax import chips, lease, processes, reports, restore, sharding
-from rin_jax.checkpoints import Checkpoints, folder
+from rin_jax.checkpoints import Checkpoints, folder, state_parts
 from rin_jax.chips import GIB
 from rin_jax.data import pipeline
 from rin_jax.data.source import ImageSource, open_source
+from rin_jax.digests import tree_digests
 from rin_jax.experiment import (
     ConfigError,
     Experiment,
@@ -163,11 +164,12 @@ def train(config, workdir: str, watch: Watch | None = None) -> None:
     mesh = device_mesh(config)
     check_devices(config, mesh)
     found, unreadable = restore.find_run(experiment, workdir)
-    processes.agree("resuming", checkpoints=[saved.step for saved in found])
-    if found and found[0].step >= config.train.num_steps:
+    newest = found[0].step if found else 0
+    drawn = reports.image_path(epath.Path(workdir), "progress", newest).exists()
+    processes.agree("resuming", checkpoints=[saved.step for saved in found], drawn=drawn)
+    if newest >= config.train.num_steps and drawn:
         reports.say(
-            f"{workdir} is trained to step {found[0].step}; for more steps set "
-            "--config.train.num_steps."
+            f"{workdir} is trained to step {newest}; for more steps set --config.train.num_steps."
         )
         return
     source = open_data(config)
@@ -183,6 +185,7 @@ def train(config, workdir: str, watch: Watch | None = None) -> None:
         else:
             state, facts = restore.begin(experiment, mesh, beginning), NO_FACTS
         step = int(state.step)
+        tree_digests(state_parts(state))  # compiled here, not in the first save
         with config_errors():  # a bucket needs packages that may be missing
             writer = reports.Writer(workdir, step, active=jax.process_index() == 0)
         stack.enter_context(contextlib.closing(writer))

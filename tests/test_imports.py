@@ -44,12 +44,13 @@ ALLOWED = {
     },
     "window": {"reports"},
     "loop": {
-        "network", "chips", "checkpoints", "experiment", "preemption", "reports", "sample",
-        "sharding", "state", "window",
+        "network", "chips", "checkpoints", "experiment", "preemption", "processes", "reports",
+        "sample", "sharding", "state", "window",
     },
     "train": {
-        "network", "data", "chips", "checkpoints", "experiment", "lease", "loop", "preemption",
-        "processes", "reports", "restore", "sharding", "state", "train_step", "window",
+        "network", "data", "chips", "checkpoints", "digests", "experiment", "lease", "loop",
+        "preemption", "processes", "reports", "restore", "sharding", "state", "train_step",
+        "window",
     },
     "reconstruct": {"checkpoints", "ema", "experiment", "reports", "state"},
     "plan": {

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -305,3 +306,20 @@ def test_utilisation_is_of_the_chips_peak():
     assert figures["mfu_percent"] == pytest.approx(100 * 4e6 * flops / (8 * 197e12))
     here = loop.utilisation(experiment, sharding.make_mesh(8, 1, 1), 8.0)
     assert here == {"images_per_second_per_chip": 1.0}
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_what_was_lost_after_a_save_is_made_up_for(undisturbed, data_dir, tmp_path, last):
+    """Killed when the checkpoint was complete and the samples of its step were not."""
+    workdir = tmp_path / "copy"
+    shutil.copytree(undisturbed, workdir)
+    if not last:
+        shutil.rmtree(workdir / "checkpoints" / "6")
+    step = newest(str(workdir))
+    config = tiny.config(data__data_dir=data_dir, train__sample_every_steps=step)
+    picture = workdir / "progress" / f"{step:08d}.png"
+    picture.unlink(missing_ok=True)
+    train_lib.train(config, str(workdir))
+    assert picture.exists()
+    if last:
+        assert picture.read_bytes() == Path(undisturbed, "progress", picture.name).read_bytes()

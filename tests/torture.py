@@ -136,7 +136,8 @@ def torture(
     where: collections.Counter = collections.Counter()
     slowest, done = 0.0, 0
     while done < kills:
-        mode = "evaluate" if done > 5 and rng.random() < 0.1 else "train"
+        saved = any(path.name.isdigit() for path in workdir.glob("checkpoints/*"))
+        mode = "evaluate" if saved and rng.random() < 0.1 else "train"
         number = rng.choice([signal.SIGKILL, signal.SIGTERM])
         life = Life(workdir, data_dir, num_steps, mode)
         try:
@@ -151,10 +152,10 @@ def torture(
             done += 1
             # before the program listens, a signal has its ordinary effect
             allowed = (-signal.SIGKILL,) if number == signal.SIGKILL else (75, -signal.SIGTERM, 0)
-            assert code in allowed, (code, life.log)
+            assert code in allowed, (code, life.log[-3000:])
             continue
-        assert code == 0 or mode == "evaluate", (code, life.log)
-        if mode == "train" and code == 0:
+        assert code == 0, (code, life.log[-3000:])
+        if mode == "train":
             break
     undisturbed(workdir, data_dir, num_steps)
     return {"kills": done, "where": dict(where), "slowest_sigterm_seconds": slowest}
