@@ -37,7 +37,7 @@ for index in "${!hosts[@]}"; do
   if [[ $dry_run ]]; then
     run "${ssh_command[@]}"
   else
-    "${ssh_command[@]}" < /dev/null > >(awk -v prefix="[$index] " '{ print prefix $0; fflush() }') 2>&1 &
+    "${ssh_command[@]}" < /dev/null > >(prefix "$index") 2>&1 &
     pids+=($!)
   fi
 done

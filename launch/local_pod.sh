@@ -34,11 +34,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
 port=$("$python" -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])')
 
-prefix() {  # of each line; it outlives signals to print the last words
-  trap '' INT TERM
-  exec awk -v prefix="[$1] " '{ print prefix $0; fflush() }'
-}
-
 pids=()
 prefixes=()
 for ((index = 0; index < count; index++)); do

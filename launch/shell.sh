@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Shared by the scripts here: quoting, and running or printing a command.
+# Shared by the scripts here: quoting, running or printing a command, marking its lines.
 
 # Arguments as one line that any shell reads back as the same arguments.
 quote() {
@@ -22,6 +22,16 @@ run() {
   else
     "$@"
   fi
+}
+
+# Prints each line of its input at once, after "[NAME] "; outlives signals, for the last words.
+# Not with awk: Debian's waits for 4 kB before it gives out the first line.
+prefix() {
+  local line
+  trap '' INT TERM
+  while IFS= read -r line || [[ $line ]]; do
+    printf '[%s] %s\n' "$1" "$line"
+  done
 }
 
 # Prints the comment at the head of the calling script and ends.

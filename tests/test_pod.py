@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -89,9 +90,9 @@ class Pod:
     def pid(self, index: int) -> int:
         return int(re.findall(rf"process {index} is pid (\d+)", self.log)[-1])
 
-    def wait_for(self, path: Path) -> None:
-        """Until the run has written `path`."""
-        while not path.exists():
+    def wait_for(self, event: Callable[[], bool]) -> None:
+        """Until `event` is true of the run."""
+        while not event():
             assert self.process.poll() is None, self.log
             time.sleep(0.02)
 
@@ -166,7 +167,7 @@ def test_as_one_process_with_one_device(trained, data_dir, name, processes, devi
 def test_a_killed_process_ends_the_others_and_the_same_command_resumes(trained, data_dir, tmp_path):
     workdir = tmp_path / "run"
     pod = Pod("digits", workdir, data_dir, 4, 1)
-    pod.wait_for(workdir / "checkpoints" / "4")
+    pod.wait_for((workdir / "checkpoints" / "4").exists)
     os.kill(pod.pid(2), signal.SIGKILL)
     killed = time.monotonic()
     assert pod.end() == 128 + signal.SIGKILL, pod.log
@@ -187,19 +188,20 @@ def test_one_two_and_again_one_process_with_a_signal_between(trained, data_dir, 
     shutil.copytree(trained("digits"), workdir)
     for step in (8, 10):
         shutil.rmtree(workdir / "checkpoints" / str(step))
-    pod = Pod("digits", workdir, data_dir, 2, 4)
-    pod.wait_for(workdir / "checkpoints" / "8")
+    pod = Pod("digits", workdir, data_dir, 2, 4, checkpoint__every_steps=1)
+    pod.wait_for(lambda: "step 5/" in pod.log)
     os.kill(pod.pid(1), signal.SIGTERM)
     assert pod.end() == PREEMPTED, pod.log
     assert "resumed from checkpoint 4 " in pod.log
     for index in (0, 1):
         assert re.search(rf"\[{index}\] preempted: process 1 \(.*\): SIGTERM", pod.log), pod.log
     saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
-    assert saved > 8  # where both were
+    assert saved > 4  # where both were
 
     pod = Pod("digits", workdir, data_dir)
     assert pod.end() == 0, pod.log
-    assert f"resumed from checkpoint {saved} " in pod.log, pod.log
+    if saved < NUM_STEPS:  # a slow signal is heard at the last step
+        assert f"resumed from checkpoint {saved} " in pod.log, pod.log
     assert_same_run(workdir, trained("digits"), data_dir, "digits")
 
 

@@ -4,11 +4,13 @@ import io
 import pathlib
 import tarfile
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from rin_jax import prepare as prepare_lib
+from rin_jax import sharding
 from rin_jax import train as train_lib
 from rin_jax.data import source
 from rin_jax.experiment import ConfigError
@@ -89,10 +91,12 @@ def test_preview_shows_what_the_first_step_reads(tmp_path):
     path = prepare(config(tmp_path, flip=True, **changes), folder=str(folder))
     assert path == tmp_path / "mine_8px" / "1.0.0" / "preview.png"
     seen = cells(path, 8, columns=8)[:64]
-    (batch,) = [next(train_lib.open_batches(
-        tiny.config(**{f"data__{k}": v for k, v in {**changes, "data_dir": str(tmp_path),
-                                                    "split": "train"}.items()},
-                    train__batch_size=64), 0))]  # fmt: skip
+    training = tiny.config(
+        train__batch_size=64, data__data_dir=str(tmp_path), data__split="train",
+        **{f"data__{key}": value for key, value in changes.items()},
+    )  # fmt: skip
+    one = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    batch = next(train_lib.open_batches(training, one, train_lib.open_data(training), 0))
     straight = (seen == batch["image"]).all(axis=(1, 2, 3))
     flipped = (seen == batch["image"][:, :, ::-1]).all(axis=(1, 2, 3))
     assert (straight ^ flipped).all()
@@ -201,7 +205,7 @@ def test_fashion_mnist_from_debians_files(tmp_path):
 
 def test_flags_of_another_mode_are_refused(tmp_path):
     for arguments, message in (
-        (("--source=.",), "--source is for --mode=prepare; the mode is train"),
+        (("--source=.",), "--source is for --mode=prepare and --mode=import; the mode is train"),
         (("--mode=evaluate", "--downloaded=."), "--downloaded is for --mode=prepare"),
         (("--mode=prepare", "--classes=1"), "--classes is for --mode=sample"),
     ):

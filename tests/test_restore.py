@@ -186,11 +186,14 @@ def test_none_usable_is_an_error_and_moves_nothing(experiment, mesh, workdir, da
 
 
 def test_a_save_that_was_cut_off_does_not_count(experiment, mesh, workdir):
-    folder = workdir / "checkpoints"
+    folder = checkpoints.folder(str(workdir))
     (folder / "6").rename(folder / "6.orbax-checkpoint-tmp")
     assert_equal(resume(experiment, mesh, workdir)[0], state_at(experiment, mesh, 4))
-    with checkpoints.Checkpoints(checkpoints.folder(str(workdir))):
-        assert {path.name for path in folder.iterdir()} == {"2", "4"}
+    with checkpoints.Checkpoints(folder) as saver:  # and the next save clears it away
+        parts = checkpoints.state_parts(state_at(experiment, mesh, 6))
+        saver.save(6, parts, facts(experiment, 6))
+    assert {path.name for path in folder.iterdir()} == {"2", "4", "6"}
+    assert_equal(resume(experiment, mesh, workdir)[0], state_at(experiment, mesh, 6))
 
 
 def test_samples_come_from_the_newest_good_one_and_move_nothing(
