@@ -18,6 +18,11 @@ SCHEDULES = {
         " / np.log({end} / {start}), 1e-9, 1)"
     ),
     "cosine": "between(lambda u: max(np.cos(u * np.pi / 2), 0) ** (2 * {tau}), t, {start}, {end})",
+    "logsnr": "1 / (1 + np.exp(-({start} + ({end} - {start}) * t)))",
+    "edm": (
+        "1 / (1 + ({sigma_min} ** (1 / {rho}) + ({sigma_max} ** (1 / {rho})"
+        " - {sigma_min} ** (1 / {rho})) * t) ** (2 * {rho}))"
+    ),
     "sigmoid": "between(lambda u: 1 / (1 + np.exp(u / {tau})), t, {start}, {end})",
 }
 BETWEEN = """

@@ -21,7 +21,7 @@ import struct
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, scaled_dot_product_attention, silu
+from torch.nn.functional import gelu, layer_norm, scaled_dot_product_attention, silu
 
 FORMAT, NO_LABEL = 1, -1  # of config.json; the label of an example without a class
 TINY, MIN_GAMMA = 1e-9, 1e-9  # the least divisor, and the least signal power of a schedule
@@ -194,8 +194,7 @@ class ScalarEmbedding(nn.Module):
 
     def forward(self, gamma: Tensor) -> Tensor:
         codes = sinusoids(gamma * self.scale, self.width // 4)
-        codes = codes - codes.mean(-1, keepdim=True)
-        codes = codes / codes.square().mean(-1, keepdim=True).sqrt()
+        codes = layer_norm(codes, codes.shape[-1:], eps=0.0)
         return self.out(silu(self.hidden(codes)))[:, None]
 
 
@@ -243,8 +242,7 @@ class RIN(nn.Module):
         net, batch = self.net, xt.shape[0]
         previous = self.first(batch) if previous is None else previous
         if self.diffusion["normalize_input"]:
-            centred = xt - xt.mean((1, 2, 3), keepdim=True)
-            xt = xt / centred.square().mean((1, 2, 3), keepdim=True).sqrt()
+            xt = xt / xt.std((1, 2, 3), correction=0, keepdim=True)
         interface = self.stem(xt)
         if net["interface_self_cond"]:
             carried = self.prev_interface_mlp(previous["interface"])
@@ -273,10 +271,9 @@ class RIN(nn.Module):
         """x0 clipped to its range, and the eps that belongs to it; gamma is a scalar."""
         signal, noise, bound = gamma.sqrt(), (1 - gamma).sqrt(), self.diffusion["input_scale"]
         x0 = {
-            "eps": lambda: (xt - noise * prediction) / signal,
-            "x0": lambda: prediction,
-            "v": lambda: signal * xt - noise * prediction,
-        }[self.diffusion["prediction_type"]]().clamp(-bound, bound)
+            "eps": (xt - noise * prediction) / signal, "x0": prediction,
+            "v": signal * xt - noise * prediction,
+        }[self.diffusion["prediction_type"]].clamp(-bound, bound)  # fmt: skip
         return x0, (xt - signal * x0) / (1 - gamma).clamp(min=TINY).sqrt()
 
     @torch.no_grad()
@@ -320,22 +317,26 @@ def ancestral(xt: Tensor, eps: Tensor, fresh: Tensor, gamma, gamma_next, small: 
     return (xt - beta / left.sqrt() * eps) / alpha.sqrt() + variance.sqrt() * fresh
 
 
-def signal_power(t: Tensor, name: str, **parameters) -> Tensor:
+def signal_power(t: Tensor, name: str, **of) -> Tensor:
     """gamma(t) of a schedule; t is 0 at data and 1 at noise."""
     if name == "offset_cosine":
-        small, stretch = parameters.get("small", 2e-4), parameters.get("stretch", 2.5e-4)
-        return ((t + small) / (1 + stretch) * (math.pi / 2)).cos().square()
+        t = (t + of.get("small", 2e-4)) / (1 + of.get("stretch", 2.5e-4))
+        return (t * (math.pi / 2)).cos().square()
     if name == "linear":
         return (1 - t).clamp(MIN_GAMMA, 1)
-    start, end = parameters["start"], parameters["end"]
+    if name == "edm":
+        low, high = of["sigma_min"] ** (1 / of["rho"]), of["sigma_max"] ** (1 / of["rho"])
+        return 1 / (1 + ((low + (high - low) * t) ** of["rho"]).square())
+    start, end = of["start"], of["end"]
+    if name == "logsnr":
+        return (start + (end - start) * t).sigmoid()
     if name == "logarithmic":
-        start, end = (end, start) if parameters["reverse"] else (start, end)
-        gamma = (math.log(end) - (start + (end - start) * t).log()) / math.log(end / start)
+        start, end = (end, start) if of["reverse"] else (start, end)
+        gamma = (end / (start + (end - start) * t)).log() / math.log(end / start)
         return gamma.clamp(MIN_GAMMA, 1)
-    tau = parameters["tau"]
     family = {
-        "cosine": lambda u: (u * (math.pi / 2)).cos().clamp(min=0) ** (2 * tau),
-        "sigmoid": lambda u: (-u / tau).sigmoid(),
+        "cosine": lambda u: (u * (math.pi / 2)).cos().clamp(min=0) ** (2 * of["tau"]),
+        "sigmoid": lambda u: (-u / of["tau"]).sigmoid(),
     }[name]
     first, last = (family(torch.tensor(float(u), device=t.device)) for u in (start, end))
     return ((family(start + (end - start) * t) - last) / (first - last)).clamp(MIN_GAMMA, 1)
@@ -356,8 +357,7 @@ def load_weights(model: RIN, folder: str, sha256: str) -> RIN:
     with path.open("rb") as file, torch.no_grad():
 
         def read(size):
-            data = bytearray(file.read(size))
-            if len(data) < size:
+            if len(data := bytearray(file.read(size))) < size:
                 raise ValueError(f"{path} is cut off; copy the file again.")
             digest.update(data)
             return data

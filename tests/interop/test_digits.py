@@ -1,7 +1,7 @@
 """A trained model through every runtime: the same noise gives the same images.
 
 The digits are trained for a few hundred steps by the command, exported by the command, and drawn
-by DDIM in 50 steps from the same noise.
+by DDIM in 50 steps from the same noise. So is the same model with a log-SNR grid.
 """
 
 import os
@@ -33,8 +33,8 @@ def command(*arguments: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def case(tmp_path_factory):
-    """(folder of the export, noise, labels, our images, which of them are well-posed)."""
+def exported(tmp_path_factory):
+    """The folder of the export of a trained model."""
     run, folder = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("to") / "digits"
     workdir = f"--workdir={run}"
     command(workdir, f"--config.train.num_steps={STEPS}", f"--config.data.data_dir={run}/tfds")
@@ -42,13 +42,24 @@ def case(tmp_path_factory):
         workdir, "--mode=export", f"--to={folder}", "--onnx", "--config.sampler.num_steps=50",
         f"--config.data.data_dir={run}/tfds",
     )  # fmt: skip
-    model = rin_jax.load(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module", params=["cosine", "logsnr"])
+def case(request, exported, tmp_path_factory):
+    """(folder of an export, noise, labels, our images, which of them are well-posed)."""
+    folder, model = exported, rin_jax.load(str(exported))
     assert model.step == STEPS
-    noise = exports.noise(model, BATCH)
-    labels = np.arange(BATCH, dtype=np.int32) % 10
+    noise, labels = exports.noise(model, BATCH), np.arange(BATCH, dtype=np.int32) % 10
+    if request.param == "logsnr":  # its first gamma is 1e-4
+        model = model.with_sampler(schedule={"name": "logsnr", "start": 6.0, "end": -9.0})
+        folder = exports.write(tmp_path_factory.mktemp("to"), model, onnx=True)
+        good = np.ones(BATCH, bool)
+    else:
+        good = well_posed(model, noise, labels)
     ours = np.asarray(model.sample_from(noise, labels))
     np.savez(folder / "in.npz", noise=noise, labels=labels)
-    return folder, noise, labels, ours, well_posed(model, noise, labels)
+    return folder, noise, labels, ours, good
 
 
 def well_posed(model, noise, labels) -> np.ndarray:

@@ -93,6 +93,8 @@ def test_every_option_of_the_network(changes, tmp_path):
         ("sigmoid", {"start": -3.0, "end": 3.0, "tau": 0.9}),
         ("logarithmic", {"start": 1.0, "end": 10.0, "reverse": False}),
         ("logarithmic", {"start": 1.0, "end": 10.0, "reverse": True}),
+        ("logsnr", {"start": 6.0, "end": -9.0}),
+        ("edm", {"sigma_min": 0.02, "sigma_max": 80.0, "rho": 7.0}),
     ],
 )
 def test_schedules(name, parameters):
