@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rin_jax import checkpoints, sharding
+from rin_jax import checkpoints, reports, sharding
 from rin_jax import train as train_lib
-from rin_jax.experiment import ConfigError, make_experiment
+from rin_jax.experiment import ConfigError, device_mesh, make_experiment
 from rin_jax.network import cost
 from rin_jax.state import abstract_state
 from tests import tiny
@@ -206,13 +206,22 @@ def test_what_a_run_leaves(undisturbed):
 
 def test_the_same_noise_every_time(undisturbed, data_dir):
     """The grid at the last step is what sampling that checkpoint gives again."""
-    from rin_jax.sample import sample
+    from rin_jax import gallery
+    from rin_jax.sample import GRID_COLUMNS, grid_labels, load_ema, make_generate
 
-    path = sample(tiny.config(data__data_dir=data_dir), undisturbed, [])
-    again = np.asarray(Image.open(path))
-    np.testing.assert_array_equal(again, Image.open(f"{undisturbed}/progress/00000006.png"))
-    one = np.asarray(Image.open(sample(tiny.config(data__data_dir=data_dir), undisturbed, [0])))
-    np.testing.assert_array_equal(one[:52], again[:52])  # class 0 alone: the grid's first row
+    config = tiny.config(data__data_dir=data_dir)
+    experiment = make_experiment(config)
+    mesh = device_mesh(experiment.config)
+    _, params, *_ = load_ema(experiment, mesh, undisturbed)
+    generate = make_generate(experiment, mesh, config.seed)
+    again = generate(params, np.arange(100), grid_labels(10))
+    expected = np.asarray(Image.open(f"{undisturbed}/progress/00000006.png"))
+    np.testing.assert_array_equal(reports.grid(again, GRID_COLUMNS)[..., 0], expected)
+    folder = gallery.sample(
+        config, undisturbed, num=10, classes=["0"], ema=None, checkpoint=None, show=False
+    )
+    one = np.load(folder / "samples.npz")["images"]
+    np.testing.assert_array_equal(one, again[:10])  # class 0 alone: the grid's first row
 
 
 def test_not_a_number_stops_the_run_and_keeps_the_last_checkpoint(undisturbed, data_dir, tmp_path):
