@@ -172,7 +172,7 @@ def test_the_real_compiler():
     pytest.importorskip("libtpu")
     result = command(
         "--config=configs/imagenet64.py:tiny", "--topology=v5e:2x2",
-        "--config.train.batch_size=16", "--config.evaluation.batch_size=8",
+        "--config.train.batch_size=16", "--config.sampler.images_per_device=2",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     text = result.stdout

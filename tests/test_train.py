@@ -15,10 +15,12 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rin_jax import checkpoints, loop, sharding
+from rin_jax import checkpoints, gallery, loop, reports, sharding
 from rin_jax import train as train_lib
-from rin_jax.experiment import ConfigError, make_experiment
+from rin_jax.experiment import ConfigError, device_mesh, make_experiment
 from rin_jax.network import cost
+from rin_jax.restore import load_ema
+from rin_jax.sample import GRID_COLUMNS, grid_labels, make_generate
 from rin_jax.state import abstract_state
 from tests import tiny
 
@@ -222,13 +224,20 @@ def test_what_a_run_leaves(undisturbed):
 
 def test_the_same_noise_every_time(undisturbed, data_dir):
     """The grid at the last step is what sampling that checkpoint gives again."""
-    from rin_jax.sample import sample
-
-    path = sample(tiny.config(data__data_dir=data_dir), undisturbed, [])
-    again = np.asarray(Image.open(path))
-    np.testing.assert_array_equal(again, Image.open(f"{undisturbed}/progress/00000006.png"))
-    one = np.asarray(Image.open(sample(tiny.config(data__data_dir=data_dir), undisturbed, [0])))
-    np.testing.assert_array_equal(one[:52], again[:52])  # class 0 alone: the grid's first row
+    config = tiny.config(data__data_dir=data_dir)
+    experiment = make_experiment(config)
+    mesh = device_mesh(experiment.config)
+    *_, params = load_ema(experiment, mesh, undisturbed)
+    generate = make_generate(experiment, mesh, config.seed)
+    again = generate(params, np.arange(100), grid_labels(10))
+    expected = np.asarray(Image.open(f"{undisturbed}/progress/00000006.png"))
+    np.testing.assert_array_equal(reports.grid(again, GRID_COLUMNS)[..., 0], expected)
+    folder = gallery.sample(
+        config, undisturbed, num=10, classes=["0"], ema=None, checkpoint=None, export=None,
+        show=False,
+    )  # fmt: skip
+    one = np.load(folder / "samples.npz")["images"]
+    np.testing.assert_array_equal(one, again[:10])  # class 0 alone: the grid's first row
 
 
 def test_bad_numbers_are_skipped_then_stop_the_run(undisturbed, data_dir, tmp_path, capsys):
