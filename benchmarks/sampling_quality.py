@@ -41,6 +41,7 @@ LATENTS = {
     "refreshed": {"refresh": 1},
     "reset, refreshed": {"latents": "reset", "refresh": 1},
 }
+COMPARED = ("carried", "reset", "refreshed")
 LATENTS_OF_SECOND = ("shared", "own")
 RULES = {
     "DDIM": {"name": "ddim"},
@@ -67,20 +68,14 @@ def settings(guide: str | None) -> dict[str, dict[str, Any]]:
         rows[name] = {**RULES[rule], **GRIDS[grid], "num_steps": steps, **LATENTS[latents]}
 
     add("DDPM, large", 250)
-    for steps, rule in itertools.product((5, 10, 25), RULES):
-        add(rule, steps)
-    compared = ("DDIM", "DDPM, small", "Heun", "2M", "2M, eta 1")
-    for latents, steps, rule in itertools.product(("reset", "refreshed"), (5, 10), compared):
+    for steps, latents, rule in itertools.product((5, 10, 25), COMPARED, RULES):
         add(rule, steps, latents)
-    for latents in ("reset", "refreshed"):
-        add("DDIM", 25, latents)
     add("DDIM", 10, "reset, refreshed")
     for rule, grid in itertools.product(("2M", "2M, eta 1"), ("sigmoid", "log-SNR", "EDM")):
         add(rule, 10, grid=grid)
     rows |= guidance_settings(guide)
-    for rule in ("DDPM, small", "DDIM", "2M, eta 1"):
-        add(rule, 250)
-    add("DDPM, large", 250, "reset")
+    for latents, rule in itertools.product(COMPARED, RULES):
+        add(rule, 250, latents)
     return rows
 
 

@@ -278,7 +278,7 @@ def test_every_published_experiment_exports_and_loads(name, tmp_path):
     assert distance(again.params, model.params) == 0
     assert again.experiment.rin == model.experiment.rin
     assert again.experiment.sampler.process == model.experiment.sampler.process
-    assert again.config.sampler == model.config.sampler
+    assert again.config.sampler.to_dict() == model.config.sampler.to_dict()
     theirs = rin_torch.load(str(tmp_path))
     assert sum(p.numel() for p in theirs.parameters()) == test_configs.count_parameters(
         model.experiment.rin
