@@ -16,7 +16,7 @@ demo: $(VENV)/.base
 	$(BIN)/python -m rin_jax.main --config=configs/digits.py --workdir=$(WORKDIR) --mode=sample
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --durations=10
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=10
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
