@@ -77,8 +77,11 @@ class Checkpoints:
         if keep_best:
             loss = operator.itemgetter("loss")
             kept.append(policies.BestN(get_metric_fn=loss, reverse=True, n=keep_best))
+        context = ocp.Context()  # processes wait for each other by step; two folders may save one
+        context.multiprocessing.barrier_sync_key_prefix = path.name
         self._checkpointer = ocp.training.Checkpointer(
             path,
+            context=context,
             preservation_policy=policies.AnyPreservationPolicy(kept),
             cleanup_tmp_directories=True,
         )

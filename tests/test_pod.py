@@ -188,7 +188,8 @@ def test_one_two_and_again_one_process_with_a_signal_between(trained, data_dir, 
     shutil.copytree(trained("digits"), workdir)
     for step in (8, 10):
         shutil.rmtree(workdir / "checkpoints" / str(step))
-    pod = Pod("digits", workdir, data_dir, 2, 4, checkpoint__every_steps=1)
+    both = {"checkpoint__every_steps": 1, "ema__snapshot_every_steps": 1}  # at the same time
+    pod = Pod("digits", workdir, data_dir, 2, 4, **both)
     pod.wait_for(lambda: "step 5/" in pod.log)
     os.kill(pod.pid(1), signal.SIGTERM)
     assert pod.end() == PREEMPTED, pod.log
@@ -315,3 +316,40 @@ def test_other_fields_are_named_before_anything_starts(tmp_path):
         assert code == 2
         assert "model.depth: 2 in process 0" in error or "model.depth: 1 in process 0" in error
         assert "3 in process 1" in error
+
+
+SAVES = """
+import sys, jax, numpy as np
+from etils import epath
+from rin_jax.checkpoints import Checkpoints
+jax.distributed.initialize(sys.argv[1], 4, int(sys.argv[2]), initialization_timeout=60)
+place = jax.NamedSharding(jax.make_mesh((4,), ("data",)), jax.P("data"))
+array = jax.make_array_from_callback((8, 64), place, lambda at: np.ones((8, 64), np.float32)[at])
+first, second = (epath.Path(sys.argv[3]) / name for name in ("checkpoints", "snapshots"))
+with Checkpoints(first, keep=1) as one, Checkpoints(second, keep=1) as other:
+    for step in range(20):
+        one.save(step, {"params": {"w": array}}, {})
+        other.save(step, {"params": {"w": array}}, {})
+"""
+
+
+def test_a_step_is_saved_in_two_folders_at_once(tmp_path):
+    """As checkpoint and as snapshot: the processes' barriers for the two are not mixed up."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", SAVES, address, str(index), str(tmp_path)],
+            cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True,
+        )
+        for index in range(4)
+    ]  # fmt: skip
+    try:
+        errors = [process.communicate(timeout=300)[1] for process in running]
+    finally:  # those that wait for each other for ever
+        for process in running:
+            process.kill()
+    assert [process.returncode for process in running] == [0] * 4, errors[0]
+    for name in ("checkpoints", "snapshots"):
+        assert [path.name for path in (tmp_path / name).iterdir()] == ["19"]
