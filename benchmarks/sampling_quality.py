@@ -67,7 +67,6 @@ def settings(guide: str | None) -> dict[str, dict[str, Any]]:
         name = f"{rule} | {grid} | {steps} | {latents}"
         rows[name] = {**RULES[rule], **GRIDS[grid], "num_steps": steps, **LATENTS[latents]}
 
-    add("DDPM, large", 250)
     for steps, latents, rule in itertools.product((5, 10, 25), COMPARED, RULES):
         add(rule, steps, latents)
     add("DDIM", 10, "reset, refreshed")

@@ -198,6 +198,14 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def schedule_formula(name: str, **parameters: Any) -> str:
+    """gamma(t) of a schedule as an expression of numpy; it may call `BETWEEN`'s function."""
+    parameters = {"small": 2e-4, "stretch": 2.5e-4} | parameters
+    if parameters.get("reverse"):
+        parameters |= {"start": parameters["end"], "end": parameters["start"]}
+    return SCHEDULES[name].format(**parameters)
+
+
 def _latents(network: Mapping[str, Any]) -> str:
     latents = f"[B, {network['num_latents']}, {network['latent_dim']}]"
     if not network["interface_self_cond"]:
@@ -213,10 +221,7 @@ def _use(description: Mapping[str, Any], onnx: bool) -> list[str]:
     config, network = description["config"], description["network"]
     sampler, classes = config["sampler"], network["num_classes"]
     labels = [i % classes if classes else -1 for i in range(4)]
-    schedule = {"small": 2e-4, "stretch": 2.5e-4} | sampler["schedule"]
-    if schedule.get("reverse"):
-        schedule |= {"start": schedule["end"], "end": schedule["start"]}
-    formula = SCHEDULES[schedule["name"]].format(**schedule)
+    formula = schedule_formula(**sampler["schedule"])
     height, width, channels = network["image_shape"]
     values = {
         "labels": labels, "keyword": f", labels={labels}" if classes else "",

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rin_jax.diffusion import schedules
-from rin_jax.interop import rin_torch
+from rin_jax.interop import card, rin_torch
 from tests import reference
 from tests.interop import exports
 from tests.network import small
@@ -102,6 +102,10 @@ def test_schedules(name, parameters):
     ours = schedules.make_schedule(name, **parameters)(t)
     theirs = rin_torch.signal_power(torch.tensor(t), name, **parameters)
     np.testing.assert_allclose(theirs, ours, rtol=3e-6, atol=3e-7)
+    names = {"np": np}
+    exec(card.BETWEEN, names)
+    in_card = [eval(card.schedule_formula(name, **parameters), names, {"t": u}) for u in t]
+    np.testing.assert_allclose(in_card, ours, rtol=1e-5, atol=1e-6)
 
 
 SAMPLERS = {
