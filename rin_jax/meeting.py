@@ -31,6 +31,7 @@ class Group:
         self._place, self._preempted = place, preempted
         self._leaving, self._over = threading.Event(), threading.Event()
         self._ending = threading.Event()  # the run has been told to end
+        self._last_words = threading.Lock()  # taken by the thread that ends this process, for good
         self._answers: dict[str, list[Facts]] = {}
         self._answered = threading.Condition()
         self._hub = Hub(place, timeout) if place.index == 0 else None
@@ -113,7 +114,11 @@ class Group:
         self._exit(code, f"error: {reason}\nProcess {self._place.index} ends with it.{remedy}\n")
 
     def _exit(self, code: int, text: str) -> None:
-        """Ends at once: an orderly exit would wait for processes that are gone."""
+        """Ends at once: an orderly exit would wait for processes that are gone.
+
+        Only the first thread to come here is heard; another waits for the end.
+        """
+        self._last_words.acquire()
         if self._ending.is_set() and code in (1, hub.LOST):
             code = hub.PREEMPTED  # what comes now comes of others having left
         os.write(sys.stderr.fileno(), text.encode())

@@ -144,6 +144,14 @@ def test_an_error_in_one_ends_all_with_its_message(coordinator, failing):
             assert "resume" not in error  # it would fail again
 
 
+def test_a_process_that_fails_while_it_ends_prints_one_message(coordinator):
+    """Process 0 waits until the others have heard; meanwhile its own work fails too."""
+    code, error = ends(start(coordinator, "late", "fail"), 10)[0]
+    assert code == 2
+    assert "error: process 1 (" in error
+    assert "connection reset" not in error
+
+
 def test_facts_that_differ_on_the_way(coordinator):
     for code, error in ends(start(coordinator, "differ", "differ"), 10):
         assert code == 2

@@ -276,7 +276,7 @@ def test_a_mistake_ends_every_process_with_its_message(data_dir, tmp_path):
     assert pod.end(60) == 2
     message = "mesh.data -1 x mesh.fsdp 3 x mesh.tensor 1 does not cover 2 devices"
     for index in (0, 1):
-        assert re.search(rf"\[{index}\] error: .*{message}", pod.log), pod.log
+        assert len(re.findall(rf"\[{index}\] error: .*{message}", pod.log)) == 1, pod.log
 
 
 def by_hand(tmp_path, *commands: list[str], count: int) -> list[tuple[int, str]]:
