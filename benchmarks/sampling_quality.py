@@ -52,7 +52,7 @@ RULES = {
     "2M, eta 1": {"name": "dpmpp_2m", "eta": 1.0},
 }
 GRIDS = {
-    "cosine": {},
+    "cosine": {"schedule": {"name": "cosine", "start": 0.0, "end": 1.0, "tau": 1.0}},
     "sigmoid": {"schedule": {"name": "sigmoid", "start": -3.0, "end": 3.0, "tau": 0.9}},
     "log-SNR": {"schedule": {"name": "logsnr", "start": 6.0, "end": -9.0}},
     "EDM": {"schedule": {"name": "edm", "sigma_min": 0.02, "sigma_max": 80.0, "rho": 7.0}},

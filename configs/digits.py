@@ -47,7 +47,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
     config.sampler = ml_collections.ConfigDict()
     config.sampler.name = "ddim"
-    config.sampler.schedule = {"name": "cosine", "start": 0.0, "end": 1.0, "tau": 1.0}
+    # begins at a gamma of 1e-4; at cosine's 1e-9 float32 does not tell x0: docs/export.md
+    config.sampler.schedule = {"name": "logsnr", "start": 6.0, "end": -9.0}
     config.sampler.num_steps = 100
     config.sampler.eta = 0.0  # of ddim and dpmpp_2m
     config.sampler.time_difference = 0.0
