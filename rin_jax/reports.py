@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
-import tensorboardX
 from etils import epath
 from PIL import Image, ImageDraw
 
@@ -25,6 +24,8 @@ class Writer:
         self._active = active
         if not active:
             return
+        import tensorboardX  # imports PyTorch where that is installed: 200 MB in every other job
+
         self._workdir = epath.Path(workdir)
         self._metrics = self._workdir / "metrics.jsonl"
         if self._metrics.exists():
