@@ -4,6 +4,7 @@ One TCP connection joins every process to process 0 for the whole run, apart fro
 starts.
 """
 
+import contextlib
 import os
 import socket
 import sys
@@ -121,7 +122,8 @@ class Group:
         self._last_words.acquire()
         if self._ending.is_set() and code in (1, hub.LOST):
             code = hub.PREEMPTED  # what comes now comes of others having left
-        os.write(sys.stderr.fileno(), text.encode())
+        with contextlib.suppress(OSError):  # nobody may read it any more
+            os.write(sys.stderr.fileno(), text.encode())
         if self._hub:  # the others lose their connection with this process
             self._hub.join(hub.GRACE)
             time.sleep(1.0)

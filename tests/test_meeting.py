@@ -152,6 +152,13 @@ def test_a_process_that_fails_while_it_ends_prints_one_message(coordinator):
     assert "connection reset" not in error
 
 
+def test_a_process_ends_though_nobody_reads_its_errors(coordinator):
+    members = start(coordinator, "late", "fail")
+    members[0].stderr.close()
+    assert members[0].wait(10) == 2
+    members[1].communicate(timeout=10)
+
+
 def test_facts_that_differ_on_the_way(coordinator):
     for code, error in ends(start(coordinator, "differ", "differ"), 10):
         assert code == 2
