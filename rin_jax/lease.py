@@ -106,7 +106,9 @@ def _renew(path: epath.Path, lease: dict, ended: threading.Event) -> None:
         other = _read(path)
         if other and other["id"] != lease["id"]:  # this process was suspended for too long
             text = f"error: process {other['pid']} on {other['host']} took over {path.parent}"
-            os.write(sys.stderr.fileno(), f"{text}; this run ends and saves no more.\n".encode())
+            text += "; this run ends and saves no more.\n"
+            with contextlib.suppress(OSError):  # nobody may read it any more
+                os.write(sys.stderr.fileno(), text.encode())
             os._exit(TAKEN)
         renewals += 1
         with contextlib.suppress(OSError):  # a full disk; the training itself will say so

@@ -132,12 +132,14 @@ class Watch:
 
 
 def _write(text: str) -> None:
-    os.write(sys.stderr.fileno(), text.encode())
+    with contextlib.suppress(OSError):  # nobody may read it any more
+        os.write(sys.stderr.fileno(), text.encode())
 
 
 def _exit(note: str) -> NoReturn:
     """Ends this process at once."""
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
     _write(f"preempted: {note}resumable. {RESUMABLE}\n")
     os._exit(PREEMPTED)
 

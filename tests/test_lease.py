@@ -132,3 +132,17 @@ def test_a_run_whose_lease_was_taken_ends(tmp_path):
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 2
     assert "error: process 1 on there took over" in errors
+
+
+def test_it_ends_though_nobody_reads_its_errors(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(TAKEN), str(tmp_path)],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout.readline() == "held\n"
+        process.stderr.close()
+        elsewhere(tmp_path)
+        try:
+            assert process.wait(20) == 2
+        finally:
+            process.kill()
