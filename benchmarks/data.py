@@ -28,7 +28,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn import datasets
 
-from rin_jax.data import catalog, pipeline, shards
+from rin_jax.data import catalog, pipeline, shard_writer
 from rin_jax.data.originals import TfdsOriginal
 from rin_jax.data.source import open_source
 
@@ -76,7 +76,7 @@ def time_preparation(data_dir: str, image_size: int, threads: int) -> dict:
     original = TfdsOriginal(catalog.info("photographs", "train", builder), builder)
     folder = catalog.sized_folder("photographs", data_dir, image_size)
     wall, busy = time.perf_counter(), time.process_time()
-    report = shards.write(original, folder, image_size, threads, lambda done: None)
+    report = shard_writer.write(original, folder, image_size, threads, lambda done: None)
     wall, busy = time.perf_counter() - wall, time.process_time() - busy
     return {
         "images_per_second": report["written"] / wall,

@@ -23,10 +23,10 @@ import ml_collections
 import numpy as np
 
 from benchmarks.step import environment, measure, positive
-from rin_jax import sharding
 from rin_jax.experiment import Experiment, make_experiment
-from rin_jax.sample import jit_sampler
-from rin_jax.state import create_state
+from rin_jax.runtime import sharding
+from rin_jax.sampling.generate import jit_sampler
+from rin_jax.training.state import create_state
 
 ROOT = Path(__file__).resolve().parents[1]
 # What differs from DDIM without guidance.

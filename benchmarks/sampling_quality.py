@@ -25,14 +25,14 @@ import ml_collections
 import numpy as np
 
 from configs import digits
-from rin_jax import sharding
+from rin_jax.checkpointing.restore import load_ema
 from rin_jax.data import pipeline
 from rin_jax.data.source import open_source
 from rin_jax.evaluation.classifier import Classifier
-from rin_jax.evaluation.frechet import frechet_distance, moments
+from rin_jax.evaluation.distances import frechet_distance, moments
 from rin_jax.experiment import device_mesh, make_experiment
-from rin_jax.restore import load_ema
-from rin_jax.sample import jit_sampler, load_guide, run_batches
+from rin_jax.runtime import sharding
+from rin_jax.sampling.generate import jit_sampler, load_guide, run_batches
 
 SEEDS = (0, 1, 2)
 LATENTS = {

@@ -29,11 +29,12 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from rin_jax import ema, sharding
 from rin_jax.experiment import ConfigError, Experiment, make_experiment
 from rin_jax.network import cost
-from rin_jax.state import TrainState, create_state
-from rin_jax.train_step import compile_train_step, make_loss, prepare_images
+from rin_jax.runtime import sharding
+from rin_jax.training import ema
+from rin_jax.training.state import TrainState, create_state
+from rin_jax.training.step import compile_train_step, make_loss, prepare_images
 
 ROOT = Path(__file__).resolve().parents[1]
 DTYPES = ("float32", "bfloat16")

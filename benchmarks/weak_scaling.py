@@ -19,9 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax
 
-from rin_jax import chips, plan
 from rin_jax.experiment import make_experiment
-from rin_jax.train_step import compile_train_step
+from rin_jax.jobs import plan
+from rin_jax.runtime import chips
+from rin_jax.training.step import compile_train_step
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES = {16: "2x2x4", 64: "4x4x4", 256: "4x8x8", 1024: "8x8x16", 4096: "16x16x16"}

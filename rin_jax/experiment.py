@@ -16,7 +16,6 @@ import ml_collections
 import optax
 from jax.sharding import Mesh
 
-from rin_jax import ema, sharding
 from rin_jax.data import catalog
 from rin_jax.diffusion.guidance import Guidance
 from rin_jax.diffusion.objective import Objective
@@ -24,7 +23,9 @@ from rin_jax.diffusion.process import Process
 from rin_jax.diffusion.samplers import Sampler
 from rin_jax.diffusion.schedules import make_schedule
 from rin_jax.network.rin import RIN
-from rin_jax.optimizer import make_optimizer
+from rin_jax.runtime import sharding
+from rin_jax.training import ema
+from rin_jax.training.optimizer import make_optimizer
 
 # Fields that a checkpoint's weights depend on: a run can only go on under the same ones.
 ARCHITECTURE = (

@@ -86,8 +86,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # the libraries' own progress is not the user's
-    from rin_jax import preemption, processes
     from rin_jax.experiment import ConfigError
+    from rin_jax.runtime import preemption, processes
 
     codes = {ConfigError: 2, FloatingPointError: 3}
     try:
@@ -145,40 +145,40 @@ def check_flags(mode: str) -> None:
 def run(mode: str, watch=None) -> None:
     """Imports and runs one job; `watch` is for a job that saves before it is ended."""
     if mode == "train":
-        from rin_jax.train import train
+        from rin_jax.jobs.train import train
 
         train(CONFIG.value, WORKDIR.value, watch)
     elif mode == "sample":
-        from rin_jax.gallery import sample
+        from rin_jax.jobs.sample import sample
 
         sample(
             CONFIG.value, WORKDIR.value, num=NUM.value, classes=CLASSES.value, ema=EMA.value,
             checkpoint=CHECKPOINT.value, export=EXPORT.value, show=PICTURES.value,
         )  # fmt: skip
     elif mode == "reconstruct":
-        from rin_jax.reconstruct import reconstruct
+        from rin_jax.jobs.reconstruct import reconstruct
 
         reconstruct(CONFIG.value, WORKDIR.value, LENGTH.value)
     elif mode == "prepare":
-        from rin_jax.prepare import prepare
+        from rin_jax.jobs.prepare import prepare
 
         prepare(CONFIG.value, WORKDIR.value, SOURCE.value, DOWNLOADED.value)
     elif mode == "plan":
-        from rin_jax.plan import plan
+        from rin_jax.jobs.plan import plan
 
         plan(CONFIG.value, TOPOLOGY.value or "", NUM_SLICES.value)
     elif mode == "export":
-        from rin_jax.export import export
+        from rin_jax.jobs.export import export
 
         export(
             CONFIG.value, WORKDIR.value, TO.value, EMA.value, GRID.value, ONNX.value, PUSH.value
         )
     elif mode == "import":
-        from rin_jax.import_reference import import_reference
+        from rin_jax.jobs.import_pix2seq import import_reference
 
         import_reference(CONFIG.value, WORKDIR.value, SOURCE.value)
     else:
-        from rin_jax.evaluate import evaluate
+        from rin_jax.jobs.evaluate import evaluate
 
         evaluate(CONFIG.value, WORKDIR.value, EMA.value)
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from rin_jax.interop import reference
+from rin_jax.interop import pix2seq
 from rin_jax.network.rin import NO_LABEL, RIN
 
 DIRECTORY = Path(
@@ -58,8 +58,8 @@ def network(name: str) -> tuple[RIN, dict]:
     """(RIN, params) of an architecture file."""
     arrays, meta = load(name)
     num_classes = arrays["in/cond"].shape[-1] if meta["cond"] == "class" else 0
-    rin = reference.network(meta["config"], num_classes)
-    return rin, reference.import_params(under(arrays, "w/"), rin)
+    rin = pix2seq.network(meta["config"], num_classes)
+    return rin, pix2seq.import_params(under(arrays, "w/"), rin)
 
 
 def denoiser(rin: RIN, params: dict):

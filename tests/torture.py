@@ -47,7 +47,10 @@ def child(phase_file: str, arguments: list[str]) -> None:
 
     from absl import app, flags
 
-    from rin_jax import evaluate, loop, main, restore, train
+    from rin_jax import main
+    from rin_jax.checkpointing import restore
+    from rin_jax.jobs import evaluate, train
+    from rin_jax.training import loop
 
     run_loop = train.run_loop
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow_datasets as tfds
 
-from rin_jax.data import catalog, images
+from rin_jax.data import catalog, preprocessing
 
 Image = tuple[str, Callable[[], tuple[np.ndarray, int | None]]]
 
@@ -55,7 +55,7 @@ class TfdsOriginal:
             def load(encoded=record[image_key], label=label):
                 if label is not None and not 0 <= label < len(self.class_names):
                     raise ValueError(f"label {label} is outside [0, {len(self.class_names)})")
-                return images.decode(encoded, self.channels), label
+                return preprocessing.decode(encoded, self.channels), label
 
             yield f"record {index}", load
 

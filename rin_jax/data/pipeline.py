@@ -16,7 +16,7 @@ from concurrent import futures
 import grain.python as grain
 import numpy as np
 
-from rin_jax.data import images
+from rin_jax.data import preprocessing
 from rin_jax.data.source import ImageSource
 
 _MEMORY_BYTES = 256 * 2**20  # a data set up to this size, preprocessed, is kept in memory
@@ -113,7 +113,7 @@ class _Reader:
     def _read(self, indices: np.ndarray) -> Batch:
         records = [self._source[index] for index in indices.tolist()]
         pixels = [
-            images.preprocess(record["image"], self._image_size, self._channels)
+            preprocessing.preprocess(record["image"], self._image_size, self._channels)
             for record in records
         ]
         batch = {"image": np.stack(pixels)}

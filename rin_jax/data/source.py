@@ -13,7 +13,7 @@ from array_record.python import array_record_module
 from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
-from rin_jax.data import catalog, digits, images
+from rin_jax.data import catalog, digits, preprocessing
 
 _THREADS = 16  # that look at files together
 
@@ -51,7 +51,7 @@ class ImageSource:
         try:
             stored = self._stored(index)
             (encoded,) = stored[self._image_key].bytes_list.value
-            image = images.decode(encoded, self.info.image_shape[-1], self._image_size)
+            image = preprocessing.decode(encoded, self.info.image_shape[-1], self._image_size)
         except Exception as error:
             raise ValueError(f"{self.place(index)} cannot be read: {error}") from error
         return {"image": image, **self._label(index, stored)}
@@ -114,7 +114,7 @@ def open_source(
     builder = catalog.find_builder(name, data_dir, image_size)
     stored = catalog.info(name, split, builder).image_shape[-1]
     if stored is not None:  # else each record tells
-        images.check_channels(stored, channels)
+        preprocessing.check_channels(stored, channels)
     if isinstance(builder, digits.Digits) and not builder.is_prepared():
         catalog.prepare_with_tfds(name, builder, None)
         builder = catalog.find_builder(name, data_dir, image_size)

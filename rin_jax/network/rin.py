@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from rin_jax.network.checks import check
 from rin_jax.network.layers import (
     MLP,
     TOKENS,
@@ -34,6 +33,7 @@ from rin_jax.network.layers import (
     layer_norm,
 )
 from rin_jax.network.tokenizer import PatchStem, Readout
+from rin_jax.network.validation import check
 
 NO_LABEL = -1  # the label of an example without a class: its one-hot vector is zero
 

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 from etils import epath
 
-from rin_jax import export
 from rin_jax.experiment import Experiment, device_mesh, make_experiment
-from rin_jax.interop import folder, tensors
-from rin_jax.loading import Model
+from rin_jax.interop import export_format, tensors
+from rin_jax.interop.loading import Model
+from rin_jax.jobs import export
 from tests import tiny
 from tests.network.small import fill
 
@@ -41,9 +41,11 @@ def write(path, model: Model, *, onnx: bool = False) -> Path:
 def write_weights(path, rin, params, config) -> Path:
     """Only config.json and model.safetensors."""
     path = epath.Path(path)
-    sha256 = folder.write_weights(path, params, {})
-    network = folder.network_fields(rin)
-    folder.write(path, folder.Description(network, config, None, step=7, ema="x", sha256=sha256))
+    sha256 = export_format.write_weights(path, params, {})
+    network = export_format.network_fields(rin)
+    export_format.write(
+        path, export_format.Description(network, config, None, step=7, ema="x", sha256=sha256)
+    )
     return Path(path)
 
 

@@ -65,7 +65,7 @@ def test_the_graph_tells_nothing_of_this_machine(case):
 
 
 def test_a_missing_package_is_named_before_anything_is_written(tmp_path, monkeypatch):
-    from rin_jax import export
+    from rin_jax.jobs import export
 
     monkeypatch.setattr(onnx, "NEEDED", ("torch", "no_such_exporter"))
     with pytest.raises(ConfigError, match=r"--onnx needs no_such_exporter: pip install .*onnx"):

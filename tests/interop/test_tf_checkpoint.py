@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from rin_jax.checkpointing.restore import load_ema
 from rin_jax.experiment import ConfigError, device_mesh
-from rin_jax.import_reference import import_reference
 from rin_jax.interop import tf_checkpoint
-from rin_jax.interop.reference import import_params, reference_names
-from rin_jax.restore import load_ema
+from rin_jax.interop.pix2seq import import_params, reference_names
+from rin_jax.jobs.import_pix2seq import import_reference
 from tests import reference, tiny
 from tests.network.small import distance, fill, param_shapes
 from tests.reference import error, labels_of

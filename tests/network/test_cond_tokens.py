@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from rin_jax.interop.reference import import_params, network, reference_names
+from rin_jax.interop.pix2seq import import_params, network, reference_names
 from rin_jax.network.cost import forward_flops
 from tests import reference
 from tests.network.oracle import Oracle

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from rin_jax.interop.reference import import_params
+from rin_jax.interop.pix2seq import import_params
 from rin_jax.network import layers
 from rin_jax.network.rin import RIN
 from tests import reference

@@ -1,0 +1,1 @@
+"""What is saved of a run, how damage is noticed, and what is restored."""

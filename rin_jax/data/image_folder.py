@@ -1,0 +1,197 @@
+"""A user's folder of images with their classes, as the origin of a data set.
+
+Owns how classes are found. One of these, in this order:
+  dataset.json  {"labels": [["some/file.png", 3], ...]}; {"labels": null} for no classes
+  labels.csv    with the columns file and label; labels are class names, or the integers 0, 1, ...
+  folders       one folder a class, whose name is the class's, images at any depth below
+  none          images in the folder itself and no folders: no classes
+"""
+
+import csv
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from rin_jax.data import preprocessing
+from rin_jax.data.originals import Image
+
+EXTENSIONS = frozenset(
+    (".png", ".jpg", ".jpeg", ".jpe", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
+     ".jp2", ".avif")
+)  # fmt: skip
+_TABLES = ("dataset.json", "labels.csv")
+_SHOWN = 5  # names in an error message
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderOriginal:
+    """The images of a folder in a fixed order that mixes the classes; see `open_folder`.
+
+    Attributes:
+      name, split: of the data set that becomes of it.
+      root: the folder.
+      files: relative paths of the images.
+      labels: a class for each, or None.
+      class_names: one a class.
+      channels: 1 or 3, of all images.
+    """
+
+    name: str
+    split: str
+    root: pathlib.Path
+    files: Sequence[str]
+    labels: Sequence[int] | None
+    class_names: tuple[str, ...]
+    channels: int
+
+    @property
+    def fingerprint(self) -> str:
+        sizes = [(self.root / file).stat().st_size for file in self.files]
+        what = (self.files, sizes, self.labels, self.class_names, self.channels)
+        return hashlib.sha256(repr(what).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, start: int, stop: int) -> Iterator[Image]:
+        """The images start, ..., stop - 1; see `originals`."""
+        for index in range(start, stop):
+
+            def load(index=index):
+                image = preprocessing.read_any(self.root / self.files[index], self.channels)
+                return image, None if self.labels is None else self.labels[index]
+
+            yield self.files[index], load
+
+
+def open_folder(
+    root: str, name: str, split: str, num_classes: int | None, channels: int
+) -> FolderOriginal:
+    """Lists the images of a folder and finds their classes.
+
+    Args:
+      root: the folder.
+      name, split: of the data set that is to become of it.
+      num_classes: how many classes the labels may name; None for any number.
+      channels: 1 (grey) or 3 (colour), of all images.
+
+    Raises:
+      ValueError: no images; a class without images; labels that are missing, of no image or
+        outside the classes; images that may or may not have classes.
+    """
+    folder = pathlib.Path(root)
+    if not folder.is_dir():
+        raise ValueError(f"--source={root} is not a folder; name the folder that has the images")
+    files = sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.suffix.lower() in EXTENSIONS and path.is_file()
+    )
+    if not files:
+        known = ", ".join(sorted(EXTENSIONS))
+        raise ValueError(f"--source={root} has no image (files that end in {known})")
+    tables = [table for table in _TABLES if (folder / table).exists()]
+    if len(tables) > 1:
+        raise ValueError(f"--source={root} has {' and '.join(tables)}; keep one of them")
+    if tables:
+        read = _read_json if tables[0] == "dataset.json" else _read_csv
+        labels, names = _by_table(folder / tables[0], read(folder / tables[0]), files)
+    else:
+        labels, names = _by_folders(folder, files)
+    if labels is not None and num_classes is not None and len(names) > num_classes:
+        raise ValueError(
+            f"data.num_classes is {num_classes}, but --source={root} has labels "
+            f"0..{len(names) - 1}; set at least {len(names)}"
+        )
+    order = np.random.default_rng(0).permutation(len(files)).tolist()
+    return FolderOriginal(
+        name=name,
+        split=split,
+        root=folder,
+        files=[files[index] for index in order],
+        labels=None if labels is None else [labels[index] for index in order],
+        class_names=names,
+        channels=channels,
+    )
+
+
+def _by_folders(
+    folder: pathlib.Path, files: Sequence[str]
+) -> tuple[list[int] | None, tuple[str, ...]]:
+    folders = [path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."]
+    classes = sorted(path.name for path in folders)
+    if not classes:
+        return None, ()
+    tops = [file.partition("/")[0] if "/" in file else None for file in files]
+    loose = [file for file, top in zip(files, tops, strict=True) if top not in classes]
+    if loose:
+        raise ValueError(
+            f"--source={folder} has folders and also images beside them ({_some(loose)}): move "
+            f"these into a folder of their class, or add labels.csv (columns file, label)"
+        )
+    empty = sorted(set(classes) - set(tops))
+    if empty:
+        raise ValueError(
+            f"--source={folder}: no image in {len(empty)} of {len(classes)} class folders "
+            f"({_some(empty)}); delete these folders or put images in"
+        )
+    return [classes.index(top) for top in tops], tuple(classes)
+
+
+def _by_table(
+    table: pathlib.Path, rows: dict[str, str] | None, files: Sequence[str]
+) -> tuple[list[int] | None, tuple[str, ...]]:
+    if rows is None:
+        return None, ()
+    for what, names in (
+        ("names files that are no images there", sorted(set(rows) - set(files))),
+        ("has no label for some images", sorted(set(files) - set(rows))),
+    ):
+        if names:
+            raise ValueError(f"{table} {what}: {_some(names)} ({len(names)} in all)")
+    values = set(rows.values())
+    if all(value.lstrip("-").isdecimal() for value in values):
+        numbers = {int(value) for value in values}
+        negative = sorted(file for file, value in rows.items() if int(value) < 0)
+        if negative:
+            raise ValueError(f"{table}: labels below 0 at {_some(negative)}")
+        names = tuple(str(number) for number in range(max(numbers) + 1))
+        return [int(rows[file]) for file in files], names
+    classes = sorted(values)
+    return [classes.index(rows[file]) for file in files], tuple(classes)
+
+
+def _read_json(table: pathlib.Path) -> dict[str, str] | None:
+    try:
+        labels = json.loads(table.read_text(encoding="utf-8"))["labels"]
+        if labels is None:
+            return None
+        return {file: str(int(label)) for file, label in labels}
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f'{table} cannot be read ({error!r}); write {{"labels": [["FILE", INTEGER], ...]}}'
+        ) from error
+
+
+def _read_csv(table: pathlib.Path) -> dict[str, str]:
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        if not {"file", "label"} <= set(reader.fieldnames or ()):
+            raise ValueError(
+                f"{table} has the columns {reader.fieldnames}; its first line must name file "
+                f"and label"
+            )
+        rows = {}
+        for row in reader:
+            if not row["label"]:
+                raise ValueError(f"{table}, line {reader.line_num}: no label")
+            rows[row["file"]] = row["label"].strip()
+    return rows
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

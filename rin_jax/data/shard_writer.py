@@ -1,0 +1,334 @@
+"""Writing a data set of our own: square PNG images of one size, as ArrayRecord, for TFDS.
+
+Owns the files of a prepared data set. Each shard is a fixed range of the original's images, made
+by one thread and kept when it is complete, so that the work goes on where it stopped. The result
+is an ordinary TFDS data set: `tfds.data_source("NAME_SIZEpx", data_dir=...)` opens it.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import io
+import itertools
+import json
+import os
+import pathlib
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from concurrent import futures
+
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+
+from rin_jax.data import preprocessing
+from rin_jax.data.image_folder import FolderOriginal
+from rin_jax.data.originals import TfdsOriginal
+
+Original = TfdsOriginal | FolderOriginal
+
+FORMAT = 1  # of the records; another format is another folder's business
+_SHARD_BYTES = 2**27  # of pixels, about
+_FEWEST, _MOST = 16, 1024  # shards
+_MAX_SKIPPED = 0.01  # share of all images; ten may be skipped in any case
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """What is known of a written shard.
+
+    Attributes:
+      records: images in it.
+      bytes: of the file.
+      enlarged: images whose shorter side was below the training size.
+      classes: images of each class.
+      skipped: [what, why] of each image that was left out.
+    """
+
+    records: int
+    bytes: int
+    enlarged: int
+    classes: dict[int, int]
+    skipped: list[tuple[str, str]]
+
+
+def shard_ranges(num_images: int, image_size: int, channels: int) -> list[range]:
+    """The images of each shard: even parts of about 128 MiB of pixels, 16 to 1,024 of them."""
+    size = num_images * image_size**2 * channels
+    count = min(max(-(-size // _SHARD_BYTES), _FEWEST), _MOST, num_images)
+    edges = [num_images * i // count for i in range(count + 1)]
+    return [range(*edge) for edge in itertools.pairwise(edges)]
+
+
+def write(
+    original: Original,
+    folder: os.PathLike,
+    image_size: int,
+    num_threads: int,
+    progress: Callable[[int], None],
+) -> dict:
+    """Writes one split of a data set, or what is missing of it; returns the report.
+
+    Args:
+      original: where the images come from.
+      folder: of the data set's version, DATA_DIR/NAME_SIZEpx/1.0.0; other splits in it stay.
+      image_size: height and width S of the images written.
+      num_threads: shards that are written at a time, at most; never more than processors.
+      progress: called with the number of images done since its last call, from any thread.
+
+    Returns:
+      The report, which is also folder/report-SPLIT.json: counts of images written, skipped and
+      enlarged, what was skipped and why, images of each class, bytes.
+
+    Raises:
+      ValueError: too many unreadable images; another process writes this data set; it was begun
+        with other images; the disk is full. What is written is kept.
+    """
+    plan = {
+        "format": FORMAT,
+        "original": original.fingerprint,
+        "image_size": image_size,
+        "channels": original.channels,
+        "class_names": list(original.class_names),
+    }
+    folder = pathlib.Path(folder)  # a local one, with renames that replace
+    staging = folder.parent / f"incomplete-{original.split}"
+    staging.mkdir(parents=True, exist_ok=True)
+    with _only_one(staging):
+        _check_plan(staging, plan)
+        with _full_disk(folder):
+            shards = _write_all(original, folder, staging, image_size, num_threads, progress)
+            if not sum(shard.records for shard in shards):
+                raise ValueError(_too_many(original, shards))
+            report = _report(original, image_size, shards)
+            _publish(folder, staging, original, report)
+    shutil.rmtree(staging)
+    return report
+
+
+def read_report(folder: pathlib.Path, split: str) -> dict | None:
+    """The report of a finished split, or None."""
+    path = folder / f"report-{split}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+@contextlib.contextmanager
+def _only_one(staging: pathlib.Path) -> Iterator[None]:
+    """Holds the folder for this process; the system lets go if the process ends in any way."""
+    with (staging / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(
+                f"another process is preparing {staging.parent.name} in {staging}; wait for it"
+            ) from error
+        yield
+
+
+def _check_plan(staging: pathlib.Path, plan: dict) -> None:
+    """Holds the shards that are there to the plan that they were made by."""
+    path = staging / "plan.json"
+    before = json.loads(path.read_text()) if path.exists() else plan
+    changed = [key for key, value in plan.items() if before[key] != value]
+    if changed:
+        raise ValueError(
+            f"{staging} was begun from other images or settings (changed: {', '.join(changed)}); "
+            f"delete that folder to begin anew, or bring back what was changed"
+        )
+    _write_whole(path, json.dumps(plan))
+
+
+@contextlib.contextmanager
+def _full_disk(folder: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # array_record raises RuntimeError
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if not (full or "No space left" in str(error)):
+            raise
+        raise ValueError(
+            f"data.data_dir: no space is left for {folder}; the shards that are complete are "
+            f"kept: free some and run the same command again, or move the folder"
+        ) from error
+
+
+def _write_all(
+    original: Original,
+    folder: pathlib.Path,
+    staging: pathlib.Path,
+    image_size: int,
+    num_threads: int,
+    progress: Callable[[int], None],
+) -> list[Shard]:
+    """All shards in their order; the first error stops all threads."""
+    ranges = shard_ranges(len(original), image_size, original.channels)
+    stop = threading.Event()
+    finished: list[Shard] = []
+
+    def write_one(index: int) -> Shard:
+        name = _file_name(folder, original.split, index, len(ranges))
+        shard = _finished_shard(folder, staging, name)
+        if shard is None:
+            draft = staging / f"{name}.draft"
+            try:
+                shard = _write_shard(original, ranges[index], draft, image_size, progress, stop)
+                draft.rename(staging / name)
+            finally:
+                draft.unlink(missing_ok=True)
+            _write_whole(staging / f"{name}.json", json.dumps(dataclasses.asdict(shard)))
+        else:
+            progress(len(ranges[index]))
+        finished.append(shard)
+        if sum(len(done.skipped) for done in finished) > max(10, _MAX_SKIPPED * len(original)):
+            raise ValueError(_too_many(original, finished))
+        return shard
+
+    with futures.ThreadPoolExecutor(min(num_threads, os.cpu_count())) as threads:
+        tasks = [threads.submit(write_one, index) for index in range(len(ranges))]
+        try:
+            return [task.result() for task in tasks]
+        except BaseException:
+            stop.set()
+            threads.shutdown(wait=True, cancel_futures=True)
+            failed = [task.exception() for task in tasks if task.done() and not task.cancelled()]
+            causes = [error for error in failed if error and not isinstance(error, _StoppedError)]
+            if causes:
+                raise causes[0] from None
+            raise
+
+
+class _StoppedError(Exception):
+    """Another thread failed."""
+
+
+def _write_shard(
+    original: Original,
+    indices: range,
+    path: pathlib.Path,
+    image_size: int,
+    progress: Callable[[int], None],
+    stop: threading.Event,
+) -> Shard:
+    features = _features(original, image_size)
+    serializer = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info())
+    enlarged = 0
+    classes, skipped = collections.Counter(), []
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+    for what, load in original.read(indices.start, indices.stop):
+        if stop.is_set():
+            raise _StoppedError
+        try:
+            image, label = load()
+            enlarged_one = min(image.shape[:2]) < image_size
+            image = preprocessing.preprocess(image, image_size, original.channels)
+        except Exception as error:  # whatever a decoder may raise
+            skipped.append((what, f"{type(error).__name__}: {error}"))
+        else:
+            example = {"image": io.BytesIO(preprocessing.encode_png(image))}
+            if label is not None:
+                example["label"] = label
+                classes[label] += 1
+            example = serializer.get_tf_example(features.encode_example(example))
+            record = example.SerializeToString(deterministic=True)
+            writer.write(record)
+            enlarged += enlarged_one
+        progress(1)
+    writer.close()
+    written, size = len(indices) - len(skipped), path.stat().st_size
+    shard = Shard(written, size, enlarged, dict(classes), skipped)
+    reader = array_record_module.ArrayRecordReader(str(path))
+    if reader.num_records() != shard.records:  # the writer does not tell of every failure
+        raise OSError(errno.EIO, f"{reader.num_records()} of {shard.records} records", str(path))
+    reader.close()
+    return shard
+
+
+def _finished_shard(folder: pathlib.Path, staging: pathlib.Path, name: str) -> Shard | None:
+    """A shard that is complete: its note is written last."""
+    note = staging / f"{name}.json"
+    if not (note.exists() and any((place / name).exists() for place in (staging, folder))):
+        return None
+    fields = json.loads(note.read_text())
+    fields["classes"] = {int(label): count for label, count in fields["classes"].items()}
+    return Shard(**fields)
+
+
+def _publish(folder: pathlib.Path, staging: pathlib.Path, original: Original, report: dict) -> None:
+    """Moves the shards to their place and, last, makes the split known to TFDS."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in staging.glob("*.array_record-*-of-?????"):
+        path.rename(folder / path.name)
+    _write_whole(folder / f"report-{original.split}.json", json.dumps(report, indent=2))
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=folder,
+        dataset_name=folder.parent.name,
+        filetype_suffix="array_record",
+        template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+    )
+    reports = [json.loads(path.read_text()) for path in sorted(folder.glob("report-*.json"))]
+    splits = [
+        tfds.core.SplitInfo(
+            name=one["split"],
+            shard_lengths=one["shard_lengths"],
+            num_bytes=one["bytes"],
+            filename_template=template.replace(split=one["split"]),
+        )
+        for one in reports
+    ]
+    tfds.folder_dataset.write_metadata(
+        data_dir=folder,
+        features=_features(original, report["image_size"]),
+        split_infos=splits,
+        filename_template=template,
+        check_data=False,  # would need TensorFlow; each shard was checked
+        description=f"{original.name} at {report['image_size']} pixels: the largest central "
+        "square of each image, antialiased bicubic resize, PNG.",
+    )
+
+
+def _features(original: Original, image_size: int) -> tfds.features.FeaturesDict:
+    shape = (image_size, image_size, original.channels)
+    features = {"image": tfds.features.Image(shape=shape, encoding_format="png")}
+    if original.class_names:
+        features["label"] = tfds.features.ClassLabel(names=list(original.class_names))
+    return tfds.features.FeaturesDict(features)
+
+
+def _report(original: Original, image_size: int, shards: list[Shard]) -> dict:
+    classes = sum((collections.Counter(shard.classes) for shard in shards), collections.Counter())
+    return {
+        "name": original.name,
+        "split": original.split,
+        "original": original.fingerprint,
+        "image_size": image_size,
+        "channels": original.channels,
+        "written": sum(shard.records for shard in shards),
+        "bytes": sum(shard.bytes for shard in shards),
+        "enlarged": sum(shard.enlarged for shard in shards),
+        "classes": {name: classes[label] for label, name in enumerate(original.class_names)},
+        "skipped": [list(image) for shard in shards for image in shard.skipped],
+        "shard_lengths": [shard.records for shard in shards],
+    }
+
+
+def _too_many(original: Original, shards: list[Shard]) -> str:
+    skipped = [image for shard in shards for image in shard.skipped]
+    shown = "".join(f"\n  {what}: {why}" for what, why in skipped[:10])
+    return (
+        f"{len(skipped)} of the first {len(skipped) + sum(shard.records for shard in shards)} "
+        f"images of {original.name!r} ({len(original)} in all) cannot be read; at most "
+        f"{_MAX_SKIPPED:.0%} of all, or ten, are left out without an error:{shown}"
+    )
+
+
+def _file_name(folder: pathlib.Path, split: str, index: int, count: int) -> str:
+    return f"{folder.parent.name}-{split}.array_record-{index:05d}-of-{count:05d}"
+
+
+def _write_whole(path: pathlib.Path, text: str) -> None:
+    """Writes a file that is there as a whole or not at all."""
+    draft = path.with_name(f"{path.name}.draft")
+    draft.write_text(text)
+    draft.rename(path)

@@ -1,0 +1,1 @@
+"""The jobs of the command line: --mode=X is X.py. None imports another."""

@@ -1,0 +1,81 @@
+"""The job that measures a run's newest checkpoint: classifier agreement of its samples."""
+
+import json
+
+import jax
+import numpy as np
+from etils import epath
+
+from rin_jax.checkpointing.restore import load_ema
+from rin_jax.data import pipeline
+from rin_jax.data.source import open_source
+from rin_jax.evaluation.agreement import label_agreement
+from rin_jax.experiment import ConfigError, config_errors, device_mesh, make_experiment
+from rin_jax.runtime import reports
+from rin_jax.sampling.generate import make_generate
+
+REAL_IMAGES = 5000  # the classifier learns from at most this many,
+IMAGES_PER_CLASS = 20  # needs at least so many of each class,
+LARGEST_IMAGE = 32  # and reads no larger images
+
+
+def evaluate(config, workdir: str, ema: str | None = None) -> dict[str, float]:
+    """Samples `evaluation.num_samples` images, classes in turn, and writes the record.
+
+    The record goes to WORKDIR/evaluation/STEP-WEIGHTS.json and names the sampler, the seed and the
+    weights beside the figures. `ema` as `restore.load_ema`.
+    """
+    experiment = make_experiment(config)
+    config, num_classes = experiment.config, experiment.rin.num_classes
+    if not 2 <= num_classes <= REAL_IMAGES // IMAGES_PER_CLASS:
+        raise ConfigError(
+            f"--mode=evaluate measures whether samples show their class, for 2 to "
+            f"{REAL_IMAGES // IMAGES_PER_CLASS} classes; data.num_classes is {num_classes}."
+        )
+    if config.data.image_size > LARGEST_IMAGE:
+        raise ConfigError(
+            f"--mode=evaluate reads images up to {LARGEST_IMAGE} pixels; data.image_size is "
+            f"{config.data.image_size}."
+        )
+    data = config.data
+    with config_errors():
+        real = pipeline.fixed_examples(
+            open_source(data.name, data.split, data.data_dir, data.image_size, data.channels),
+            image_size=data.image_size,
+            channels=data.channels,
+            num=REAL_IMAGES,
+            num_threads=data.num_threads,
+        )
+    mesh = device_mesh(config)
+    step, name, params = load_ema(experiment, mesh, workdir, ema)
+    generate = make_generate(experiment, mesh, config.seed)
+
+    count, size = config.evaluation.num_samples, config.evaluation.batch_size
+    labels = np.arange(count, dtype=np.int32) % num_classes
+    progress = reports.Progress(0, count, 1)
+    images = []
+    for first in range(0, count, size):
+        rows = np.arange(first, min(first + size, count))
+        padded = np.resize(rows, size)  # the last batch has the size of the others: one program
+        images.append(generate(params, padded, labels[padded])[: len(rows)])
+        reports.say(progress.line(progress.update(int(rows[-1]) + 1)))
+    figures = label_agreement(real["image"], real["label"], np.concatenate(images), labels)
+    record = {
+        "step": step,
+        **figures,
+        "num_samples": count,
+        "weights": name,
+        "seed": config.seed,
+        "sampler": config.sampler.to_dict(),
+        "data": {"name": data.name, "split": data.split, "real_images": len(real["image"])},
+    }
+    path = epath.Path(workdir) / "evaluation" / f"{step:08d}-{name}.json"
+    if jax.process_index() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=2) + "\n")
+    reports.say(
+        f"step {step}: {100 * figures['agreement']:.1f} % of {count} samples are labelled as asked "
+        f"(the classifier: {100 * figures['classifier_accuracy']:.1f} % of held-out real images); "
+        f"{path}"
+    )
+    return record

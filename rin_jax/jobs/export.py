@@ -1,0 +1,174 @@
+"""The job that exports a run's newest checkpoint, for rin_jax elsewhere and for other runtimes.
+
+DIR gets model.safetensors and config.json (`rin_jax.load` needs these two), README.md (the model
+card), samples.png, rin_torch.py, denoiser.stablehlo and sampler.stablehlo; with --onnx also
+denoiser.onnx. What is exported is the run's own configuration, as its checkpoint has it; only the
+sampler is that of the command. One device is enough, whatever the run had.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from etils import epath
+
+from rin_jax.checkpointing import restore
+from rin_jax.checkpointing.restore import load_ema
+from rin_jax.data import catalog
+from rin_jax.experiment import (
+    ConfigError,
+    Experiment,
+    check_architecture,
+    config_errors,
+    device_mesh,
+    make_experiment,
+)
+from rin_jax.interop import card, export_format, hub, onnx, stablehlo
+from rin_jax.interop.loading import ANY_DEVICES, Model
+from rin_jax.runtime import reports
+from rin_jax.sampling.generate import GRID_COLUMNS, grid_labels, make_generate
+
+GRID_FILE = "samples.png"
+TORCH_FILE = pathlib.Path(__file__).parents[1] / "interop" / "rin_torch.py"
+
+
+def export(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    to: str,
+    ema: str | None,
+    with_grid: bool,
+    with_onnx: bool,
+    push: str | None,
+) -> epath.Path:
+    """Writes the export; see the flags of the same names.
+
+    Raises:
+      ConfigError: no checkpoint, an average that the run does not have, a folder that is not an
+        export's, or a package that is missing; before anything is written.
+    """
+    path = epath.Path(to)
+    with config_errors():
+        check_target(path, with_onnx, push)
+    model = checkpoint_model(config, workdir, ema)
+    records = evaluations(workdir, model.step)
+    write(path, model, records, with_grid=with_grid, with_onnx=with_onnx)
+    size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.params))
+    reports.say(f"step {model.step} ({model.ema}, {size:,} parameters) exported: {path}")
+    if push:
+        with config_errors():
+            reports.say(f"pushed: {hub.push(str(path), push)}")
+    return path
+
+
+def write(
+    path: epath.Path,
+    model: Model,
+    records: Sequence[Mapping[str, Any]],
+    *,
+    with_grid: bool,
+    with_onnx: bool,
+) -> None:
+    """Writes a model with what is known of it; config.json last, when all else is there.
+
+    `records`: of evaluations of these weights.
+    """
+    experiment = model.experiment
+    path.mkdir(parents=True, exist_ok=True)
+    for name in (export_format.CONFIG, GRID_FILE, *onnx.FILES):  # of an export that was here before
+        (path / name).unlink(missing_ok=True)
+    metadata = {"format": "pt", "step": str(model.step), "ema": model.ema}
+    description = export_format.Description(
+        network=export_format.network_fields(experiment.rin),
+        config=experiment.config.to_dict(),
+        class_names=model.class_names,
+        step=model.step,
+        ema=model.ema,
+        sha256=export_format.write_weights(path, model.params, metadata),
+    )
+    if with_grid:
+        reports.write_png(path / GRID_FILE, sample_grid(model))
+    stablehlo.write(path, experiment)
+    (path / TORCH_FILE.name).write_text(TORCH_FILE.read_text())
+    fields = dataclasses.asdict(description)
+    text = card.card(path.name, fields, records, picture=with_grid, onnx=with_onnx)
+    (path / "README.md").write_text(text)
+    if with_onnx:
+        onnx.write(str(path), fields)
+    export_format.write(path, description)
+
+
+def check_target(path: epath.Path, with_onnx: bool, push: str | None) -> None:
+    """Raises ValueError or ImportError at what would stop the export later."""
+    if path.exists() and any(path.iterdir()) and not (path / export_format.WEIGHTS).exists():
+        raise ValueError(f"--to={path} has files that are no export; name a new or empty folder.")
+    if (with_onnx or push) and "://" in str(path):
+        raise ValueError(f"--to={path}: --onnx and --push need a folder on this machine.")
+    if with_onnx:
+        onnx.check()
+    if push:
+        hub.check_push(push)
+
+
+def checkpoint_model(config: ml_collections.ConfigDict, workdir: str, ema: str | None) -> Model:
+    """The newest checkpoint of a run on one device.
+
+    Its configuration is the run's own, with the command's sampler and nothing of a machine:
+    devices and data folders are no part of a model.
+    """
+    experiment = make_experiment(config)
+    names = class_names(experiment)
+    found, _ = restore.find(workdir)
+    if found:  # or load_ema says so
+        where = f"checkpoint {found[0].step} in {workdir}"
+        check_architecture(experiment.config, found[0].facts["config"], where)
+        sampler = experiment.config.sampler.to_dict()
+        merged = ml_collections.ConfigDict(
+            {**found[0].facts["config"], "sampler": sampler, "mesh": ANY_DEVICES}
+        )
+        merged.data.data_dir = None
+        experiment = make_experiment(merged)
+    if experiment.config.sampler.guide is not None:
+        raise ConfigError(
+            f"sampler.guide is {experiment.config.sampler.guide}, but an export holds one network; "
+            "leave the guide out."
+        )
+    mesh = device_mesh(experiment.config, jax.local_devices()[:1])
+    step, ema, params = load_ema(experiment, mesh, workdir, ema)
+    return Model(experiment, params, mesh, names, step, ema)
+
+
+def class_names(experiment: Experiment) -> tuple[str, ...] | None:
+    """Names of the classes; None where the data set is not known on this machine."""
+    data = experiment.config.data
+    if not data.num_classes:
+        return ()
+    try:
+        info = catalog.describe(data.name, data.split, data.data_dir, data.image_size)
+    except (ValueError, ImportError) as error:
+        reports.say(f"class names are not known here: {error}")
+        return None
+    return info.class_names or None
+
+
+def sample_grid(model: Model) -> np.ndarray:
+    """The picture of --mode=sample, a row of it at a time."""
+    experiment = model.experiment
+    generate = make_generate(experiment, model.mesh, experiment.config.seed)
+    labels = grid_labels(experiment.rin.num_classes).reshape(-1, GRID_COLUMNS)
+    indices = np.arange(labels.size).reshape(labels.shape)
+    rows = [generate(model.params, *row) for row in zip(indices, labels, strict=True)]
+    return reports.grid(np.concatenate(rows), GRID_COLUMNS)
+
+
+def evaluations(workdir: str, step: int) -> list[dict[str, Any]]:
+    """The records of the evaluations of a step."""
+    paths = sorted((epath.Path(workdir) / "evaluation").glob("*.json"))
+    records = [json.loads(path.read_text()) for path in paths]
+    return [record for record in records if record["step"] == step]

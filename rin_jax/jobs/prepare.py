@@ -1,0 +1,180 @@
+"""The job that prepares a data set at the training size and shows what the network will see.
+
+A data set of TFDS, or a folder of images, becomes a TFDS data set of our own (`data/shards.py`);
+one that is prepared already is only shown.
+"""
+
+import re
+import sys
+import time
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+import tensorflow_datasets as tfds
+import tqdm
+from etils import epath
+
+from rin_jax.data import catalog, pipeline, shard_writer
+from rin_jax.data.image_folder import open_folder
+from rin_jax.data.originals import TfdsOriginal
+from rin_jax.data.source import ImageSource, open_source
+from rin_jax.experiment import ConfigError, check_section, config_errors, declared_size
+from rin_jax.runtime import reports
+from rin_jax.training.step import prepare_images
+
+PREVIEW = 64  # images
+COUNTED = 10_000  # labels
+NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+def prepare(config, workdir: str | None, folder: str | None, downloaded: str | None) -> epath.Path:
+    """Prepares `data.name` at `data.image_size` in `data.data_dir`; returns the preview's path.
+
+    Args:
+      config: of the experiment; only its section data and the seed are read.
+      workdir: where the preview goes; None: to the files of the data set.
+      folder: images of the user's own (`data/folder.py`) that become the data set.
+      downloaded: a folder with files that TFDS would otherwise fetch.
+
+    Raises:
+      ConfigError: with what is wrong and the remedy; what was written is kept.
+    """
+    with config_errors():
+        check_section(config, "data")
+        if "://" in str(catalog.folder_of(config.data.data_dir)):
+            raise ConfigError(
+                f"data.data_dir is {config.data.data_dir!r}; a data set is prepared on a disk of "
+                "this machine: name a folder on it and copy that afterwards."
+            )
+        data = config.data.copy_and_resolve_references()
+        split = re.match(r"\w*", data.split)[0]
+        if folder is None:
+            original = _tfds_original(data, split, downloaded)
+        else:
+            original = _folder_original(data, split, folder)
+        if original is not None:
+            _write(original, data)
+        source = open_source(
+            data.name, data.split, data.data_dir, data.image_size, data.channels or 3
+        )
+        report = shard_writer.read_report(epath.Path(source.info.folder), split)
+        if report is not None:
+            reports.say(_describe(report))
+        return _show(source, data, config.seed, workdir)
+
+
+def _folder_original(data, split: str, folder: str):
+    if not NAME.fullmatch(data.name):
+        raise ConfigError(
+            f"data.name is {data.name!r}; name the new data set with small letters, digits and _."
+        )
+    if data.name in tfds.list_builders(with_community_datasets=False):
+        raise ConfigError(
+            f"data.name is {data.name!r}, a data set of TFDS; give the images of --source another "
+            "name: --config.data.name=NAME, and the same when training."
+        )
+    if data.image_size is None:
+        raise ConfigError("data.image_size is not set; say --config.data.image_size=SIZE.")
+    return open_folder(folder, data.name, split, data.num_classes, data.channels or 3)
+
+
+def _tfds_original(data, split: str, downloaded: str | None) -> TfdsOriginal | None:
+    """What has to be written anew; None if the data set is there at the size already."""
+    if data.image_size is not None:
+        copy = catalog.sized_folder(data.name, data.data_dir, data.image_size)
+        if split in catalog.find_splits(copy):
+            return None
+    builder = catalog.tfds_builder(data.name, data.data_dir)
+    catalog.feature_keys(data.name, builder)  # refused before a download
+    if not builder.is_prepared():
+        reports.say(f"TFDS prepares {data.name} in {builder.data_path}")
+        catalog.prepare_with_tfds(data.name, builder, downloaded)
+        builder = catalog.tfds_builder(data.name, data.data_dir)
+    info = catalog.info(data.name, split, builder)
+    if data.image_size is None:
+        data.image_size = declared_size(info)
+    stored = info.image_shape[:2]
+    if catalog.has_random_access(builder) and stored == (data.image_size, data.image_size):
+        return None
+    return TfdsOriginal(info, builder)
+
+
+def _write(original, data) -> None:
+    folder = catalog.sized_folder(data.name, data.data_dir, data.image_size)
+    if original.split in catalog.find_splits(folder):
+        raise ConfigError(
+            f"{folder} has {original.split!r} of {data.name!r} already; delete that folder to "
+            "prepare it anew, or choose another data.name."
+        )
+    pixels = len(original) * data.image_size**2 * original.channels
+    reports.say(
+        f"preparing {len(original):,} images of {data.name} ({original.split}) at "
+        f"{data.image_size} pixels in {folder}; without compression {pixels / 1e9:,.2f} GB"
+    )
+    patience = 0.1 if sys.stderr.isatty() else 10  # seconds between updates of the bar
+    since = time.monotonic()
+    with tqdm.tqdm(total=len(original), unit=" images", mininterval=patience) as bar:
+        shard_writer.write(original, folder, data.image_size, data.num_threads, bar.update)
+    seconds = time.monotonic() - since
+    reports.say(f"{reports.duration(seconds)}, {len(original) / seconds:,.0f} images/s")
+
+
+def _describe(report: dict) -> str:
+    """A report for a person."""
+    lines = [
+        f"{report['written']:,} images of {report['image_size']} pixels, "
+        f"{report['bytes'] / 1e9:,.3f} GB in {len(report['shard_lengths'])} files"
+    ]
+    if report["enlarged"]:
+        lines.append(f"enlarged, since they were smaller: {report['enlarged']:,}")
+    if report["skipped"]:
+        lines.append(f"left out: {len(report['skipped']):,}")
+        lines += [f"  {what}: {why}" for what, why in report["skipped"][:10]]
+    return "\n".join([*lines, *_describe_classes(list(report["classes"].items()))])
+
+
+def _describe_classes(classes: Sequence[tuple[str, int]]) -> list[str]:
+    if not classes:
+        return ["no classes"]
+    ordered = sorted(classes, key=lambda row: row[1])
+    (fewest, low), (most, high) = ordered[0], ordered[-1]
+    return [f"{len(classes)} classes, from {low:,} images ({fewest}) to {high:,} ({most})"]
+
+
+def _show(source: ImageSource, data, seed: int, workdir: str | None) -> epath.Path:
+    """Writes preview.png: the first images of training with their labels, and a histogram."""
+    num = min(PREVIEW, len(source))
+    channels = data.channels or source.info.image_shape[-1] or 3
+    batch = next(
+        pipeline.train_batches(
+            source,
+            image_size=data.image_size,
+            channels=channels,
+            batch_size=num,
+            seed=seed,
+            start=0,
+            num_threads=data.num_threads,
+            prefetch=1,
+        )
+    )
+    plain = prepare_images(batch["image"], jax.random.key(seed), flip=False)
+    seen = np.asarray(prepare_images(batch["image"], jax.random.key(seed), flip=data.flip))
+    flipped = (seen != np.asarray(plain)).any(axis=(1, 2, 3))
+    names = source.info.class_names
+    captions = [names[label] for label in batch["label"]] if names else [""] * num
+    captions = [
+        f"{name} <>" if turned else name for name, turned in zip(captions, flipped, strict=True)
+    ]
+    pixels = np.rint((seen + 1) * 127.5).astype(np.uint8)
+    picture = reports.captioned_grid(pixels, captions, columns=8)
+    if names:
+        counted = min(COUNTED, len(source))
+        counts = np.bincount([source.label(i) for i in range(counted)], minlength=len(names))
+        title = f"labels of the first {counted:,} of {len(source):,} images"
+        picture = reports.stack(picture, reports.histogram(counts, title))
+        reports.say("\n".join([title, *_describe_classes(list(zip(names, counts, strict=True)))]))
+    path = epath.Path(workdir or source.info.folder) / "preview.png"
+    reports.write_png(path, picture)
+    reports.say(f"{num} images as the network sees them (<> is flipped): {path}")
+    return path

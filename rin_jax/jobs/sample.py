@@ -1,0 +1,190 @@
+"""The job --mode=sample: images of a run's or an export's weights, with their labels, as files.
+
+    WORKDIR/samples/STEP.png           a grid of the first hundred, by class
+    WORKDIR/samples/STEP/000000.png    each image
+    WORKDIR/samples/STEP/samples.npz   images uint8 [N, H, W, C], labels, indices [N], seed
+    WORKDIR/samples/STEP/record.json   what they were made with
+
+A later call for the same step writes over them. The label of image i follows from the rule, the
+seed and i, and the image from its label, the seed and i: more images never change the first ones.
+"""
+
+import contextlib
+import io
+import json
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from etils import epath
+
+from rin_jax.checkpointing.restore import load_ema
+from rin_jax.data import catalog
+from rin_jax.experiment import ConfigError, config_errors, device_mesh, make_experiment
+from rin_jax.interop.loading import Model, load
+from rin_jax.network.rin import NO_LABEL
+from rin_jax.runtime import reports
+from rin_jax.sampling import trace
+from rin_jax.sampling.generate import (
+    GRID_COLUMNS,
+    GRID_ROWS,
+    grid_labels,
+    guide_experiment,
+    make_generate,
+)
+
+RULES = ("all", "balanced", "random")
+PICTURED = 8  # images whose way is shown
+
+
+def sample(
+    config,
+    workdir: str,
+    *,
+    num: int | None,
+    classes: Sequence[str],
+    ema: str | None,
+    checkpoint: int | None,
+    export: str | None,
+    show: bool,
+) -> epath.Path:
+    """Samples images 0..num-1 of config.seed and writes the files; returns their folder.
+
+    Args:
+      workdir: the run's folder; with `export` any that gets the samples.
+      num: None for a hundred, or for a whole number of rounds of "all" classes.
+      classes: as `choose_labels`.
+      ema: name of the average of the weights; None is the first.
+      checkpoint: its step; None is the newest.
+      export: an export, as `loading.load`, whose weights are used instead of the run's.
+      show: whether to draw trajectories and reads of the first images as well.
+    """
+    experiment = make_experiment(config)
+    seed = experiment.config.seed
+    labels = choose_labels(classes, num, experiment.rin.num_classes, seed)
+    with config_errors():
+        experiment.sampler.check_grid()
+    guide_experiment(experiment)  # its mistakes too, before anything is loaded
+    if export is None:
+        mesh = device_mesh(experiment.config)
+        step, name, params = load_ema(experiment, mesh, workdir, ema, checkpoint)
+        model = Model(experiment, params, mesh, None, step, name)
+    else:
+        model = load(export, experiment)
+    folder = epath.Path(workdir) / "samples" / f"{model.step:08d}"
+    images = generate_all(model, seed, labels)
+    if show:
+        trajectory = trace.trace(experiment, model.mesh, model.params, seed, labels[:PICTURED])
+    if jax.process_index() == 0:
+        write(model, folder, images, labels)
+        if show:
+            trace.write(folder, trajectory)
+    reports.say(
+        f"{len(labels)} samples of step {model.step} ({model.ema} weights): {folder}.png and "
+        f"{folder}"
+    )
+    return folder
+
+
+def choose_labels(
+    classes: Sequence[str], num: int | None, num_classes: int, seed: int
+) -> np.ndarray:
+    """The labels int32 [N] of images 0, 1, ..
+
+    Args:
+      classes: labels, taken in turn; or ["all"] in turn; or ["balanced"], all in a new random
+        order in each round; or ["random"], each drawn by itself. Empty for at most ten in turn.
+
+    Raises:
+      ConfigError: a class that the model does not know, no class, or too few images.
+    """
+    if num is not None and num < 1:
+        raise ConfigError(f"--num is {num}; it must be at least 1.")
+    count = GRID_ROWS * GRID_COLUMNS if num is None else num
+    if not num_classes:
+        if classes:
+            raise ConfigError(
+                f"--classes has {', '.join(classes)}, but the model knows 0 classes (it is "
+                "unconditional); leave the flag out."
+            )
+        return np.full(count, NO_LABEL, np.int32)
+    if list(classes) == ["all"]:
+        if num is None:
+            count = num_classes * -(-count // num_classes)
+        if count < num_classes:
+            raise ConfigError(
+                f"--num is {count}, but --classes=all needs an image of each of {num_classes} "
+                "classes; raise it, or choose balanced or random."
+            )
+        return np.resize(np.arange(num_classes, dtype=np.int32), count)
+    if list(classes) == ["balanced"]:
+        rounds = range(-(-count // num_classes))
+        orders = [np.random.default_rng((seed, i)).permutation(num_classes) for i in rounds]
+        return np.concatenate(orders).astype(np.int32)[:count]
+    if list(classes) == ["random"]:
+        draws = [np.random.default_rng((seed, i)).integers(num_classes) for i in range(count)]
+        return np.array(draws, np.int32)
+    chosen = [parse_label(text, num_classes) for text in classes]
+    return np.resize(np.int32(chosen or np.unique(grid_labels(num_classes))), count)
+
+
+def parse_label(text: str, num_classes: int) -> int:
+    """One label of --classes."""
+    if not text.strip().isdigit() or int(text) >= num_classes:
+        raise ConfigError(
+            f"--classes has {text}, but the model knows {num_classes} classes: "
+            f"0..{num_classes - 1}; give some of them, or one of {', '.join(RULES)} alone."
+        )
+    return int(text)
+
+
+def generate_all(model: Model, seed: int, labels: np.ndarray) -> np.ndarray:
+    """Images of all labels, in parts as large as the mesh takes at once, with a line for each."""
+    generate = make_generate(model.experiment, model.mesh, seed)
+    part = model.config.sampler.images_per_device * model.mesh.size
+    progress = reports.Progress(0, len(labels), 1)
+    images = []
+    for first in range(0, len(labels), part):
+        rows = np.arange(first, min(first + part, len(labels)))
+        images.append(generate(model.params, rows, labels[rows]))
+        reports.say(progress.line(progress.update(int(rows[-1]) + 1)))
+    return np.concatenate(images)
+
+
+def write(model: Model, folder: epath.Path, images: np.ndarray, labels: np.ndarray) -> None:
+    """The grid, each image, the arrays and the record."""
+    config, names = model.config, class_names(model.config, model.class_names or ())
+    first = np.argsort(labels[: GRID_ROWS * GRID_COLUMNS], kind="stable")
+    if names:
+        captions = [names[label] for label in labels[first]]
+        grid = reports.captioned_grid(images[first], captions, GRID_COLUMNS)
+    else:
+        grid = reports.grid(images[first], GRID_COLUMNS)
+    reports.write_png(folder.parent / f"{folder.name}.png", grid)
+    for i, image in enumerate(images):
+        reports.write_png(folder / f"{i:06d}.png", image)
+    arrays = io.BytesIO()
+    np.savez(arrays, images=images, labels=labels, indices=np.arange(len(labels)), seed=config.seed)
+    (folder / "samples.npz").write_bytes(arrays.getvalue())
+    record = {
+        "step": model.step,
+        "ema": model.ema,
+        "seed": config.seed,
+        "num": len(labels),
+        "evaluations": model.experiment.sampler.num_evaluations,
+        "sampler": config.sampler.to_dict(),
+        "dtype": config.model.dtype,
+        "class_names": names,
+    }
+    (folder / "record.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def class_names(config, known: Sequence[str]) -> list[str]:
+    """A name for each class: as `known`, else as the data set's if that is here, else a number."""
+    data, names = config.data, known
+    if data.num_classes and not known:
+        with contextlib.suppress(ValueError, ImportError):  # samples need no data set
+            info = catalog.describe(data.name, data.split, data.data_dir, data.image_size)
+            names = info.class_names
+    names = list(names[: data.num_classes])
+    return names + [str(i) for i in range(len(names), data.num_classes)]

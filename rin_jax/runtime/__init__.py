@@ -1,0 +1,1 @@
+"""The machine: devices, processes, files, the console. Knows neither network nor diffusion."""

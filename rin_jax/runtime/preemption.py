@@ -1,0 +1,187 @@
+"""The end of a run that is told to end, by SIGTERM or by the cloud, at any moment.
+
+A thread of its own hears of it at once, whatever the main thread does, and tells all processes.
+What is done depends on where the run is:
+
+- between two steps (and while it waits for data): all processes agree on the step that the first
+  of them has reached, go on to it, save there and leave;
+- in a quiet phase (start-up, compilation, sampling, evaluation), in which the state does not
+  change and is saved or about to be: the thread waits for that save and leaves, without waiting
+  for the phase to end;
+- after SECONDS in any case, complete or not: the checkpoint before then counts.
+
+So the time to save never adds up with the time of a phase, and a cloud that gives 30 s is obeyed.
+The exit code is 75: the same command resumes.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+from rin_jax.runtime import processes
+from rin_jax.runtime.process_hub import PREEMPTED, RESUMABLE
+
+SECONDS = 25.0  # from the notice to the end at the latest; clouds give 30
+# Keys of Google Cloud's metadata server and the values that announce the end of the machine.
+CLOUD_KEYS = {"preempted": "TRUE", "maintenance-event": "TERMINATE_ON_HOST_MAINTENANCE"}
+PRODUCT = Path("/sys/class/dmi/id/product_name")
+
+
+class Preempted(SystemExit):
+    """This run was told to end and has saved what it had."""
+
+    def __init__(self):
+        super().__init__(PREEMPTED)
+
+
+class Watch:
+    """What this process knows of its end. Methods but `told` are for the main thread.
+
+    It hears nothing by itself, and leaves signals as they are: see `watching`.
+    """
+
+    def __init__(self):
+        self._lock, self._answering = threading.Lock(), threading.Lock()
+        self._told = False
+        self._stop_at: int | None = None
+        # (steps taken, what to wait for) in a quiet phase; the start-up is one
+        self._quiet: tuple[int, Callable[[], None]] | None = (0, lambda: None)
+        self._listening = False
+
+    def told(self, reason: str) -> None:
+        """Begins the end of this process; from any thread."""
+        with self._lock:
+            if self._told:
+                return
+            self._told, quiet = True, self._quiet
+        _write(f"preempted: {reason}\n")
+        timer = threading.Timer(SECONDS, _exit, [f"not finished after {SECONDS:g} s; "])
+        timer.daemon = True
+        timer.start()
+        if quiet and self._agreed(quiet[0]) == quiet[0]:
+            quiet[1]()
+            processes.finish()
+            _exit("")
+
+    def _agreed(self, step: int) -> int:
+        """The step to stop at: the furthest that a process has reached. Each answers once."""
+        with self._answering:
+            if self._stop_at is None:
+                self._stop_at = max(map(int, processes.gather("stop at", str(step))))
+            return self._stop_at
+
+    def stops_at(self, step: int) -> bool:
+        """Whether the run ends after `step` steps; waits for the other processes' answers."""
+        return self._told and self._agreed(step) == step
+
+    def begin(self) -> None:
+        """The start-up is over."""
+        if self._listening:
+            self._take_signals()  # JAX 0.7 takes SIGTERM some time after its start
+        self._end_quiet()
+
+    @contextlib.contextmanager
+    def quiet(self, step: int, wait: Callable[[], None]) -> Iterator[None]:
+        """A phase in which the state of `step` does not change; `wait` for its last save."""
+        with self._lock:
+            told = self._told
+            if not told:
+                self._quiet = (step, wait)
+        if told and self._agreed(step) == step:
+            wait()
+            raise Preempted
+        try:
+            yield
+        finally:
+            self._end_quiet()
+
+    def _end_quiet(self) -> None:
+        with self._lock:
+            told, quiet, self._quiet = self._told, self._quiet, None
+        if told and quiet and self._agreed(quiet[0]) == quiet[0]:
+            threading.Event().wait()  # the thread that was told ends this process
+
+    def listen(self) -> None:
+        """From now on SIGTERM is heard, even while the main thread is inside a compilation.
+
+        Python runs handlers in the main thread only, between two of its instructions; the number
+        of the signal comes through a socket at once.
+        """
+        self._ears, self._mouth = socket.socketpair()
+        self._mouth.setblocking(False)
+        self._listening = True
+        self._take_signals()
+
+        def hear():
+            while number := self._ears.recv(1):
+                if number[0] == signal.SIGTERM:
+                    tell(self, "SIGTERM")
+
+        threading.Thread(target=hear, name="rin-signals", daemon=True).start()
+
+    def _take_signals(self) -> None:
+        signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, lambda number, frame: None)
+
+
+def _write(text: str) -> None:
+    with contextlib.suppress(OSError):  # nobody may read it any more
+        os.write(sys.stderr.fileno(), text.encode())
+
+
+def _exit(note: str) -> NoReturn:
+    """Ends this process at once."""
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    _write(f"preempted: {note}resumable. {RESUMABLE}\n")
+    os._exit(PREEMPTED)
+
+
+def tell(watch: Watch, reason: str) -> None:
+    """Tells all processes of the run."""
+    if not processes.tell_preempted(reason):
+        watch.told(reason)
+
+
+def listen_to_cloud(watch: Watch) -> None:
+    """On a machine of Google Cloud, its notices tell the watch."""
+    host = os.environ.get("GCE_METADATA_HOST")  # as Google's own libraries name it
+    if not host and not (PRODUCT.exists() and PRODUCT.read_text().startswith("Google")):
+        return
+    url = f"http://{host or 'metadata.google.internal'}/computeMetadata/v1/instance"
+
+    def poll(key: str, end: str):
+        wait = threading.Event()
+        query = ""  # first what is, then what changes
+        while True:
+            request = urllib.request.Request(f"{url}/{key}{query}")
+            request.add_header("Metadata-Flavor", "Google")
+            try:
+                with urllib.request.urlopen(request, timeout=70) as answer:
+                    value = answer.read().decode().strip()
+            except (OSError, ValueError):
+                wait.wait(5.0)
+                continue
+            if value == end:
+                tell(watch, f"the cloud's notice ({key} is {value})")
+                return
+            query = "?wait_for_change=true&timeout_sec=60"
+
+    for key, end in CLOUD_KEYS.items():
+        threading.Thread(target=poll, args=(key, end), name="rin-cloud", daemon=True).start()
+
+
+@contextlib.contextmanager
+def watching() -> Iterator[Watch]:
+    """Watches over its body, which is the whole of a job."""
+    watch = Watch()
+    watch.listen()
+    listen_to_cloud(watch)
+    yield watch

@@ -1,0 +1,1 @@
+"""Training: one step, its state, the optimizer, the averages, the loop."""

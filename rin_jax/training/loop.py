@@ -1,0 +1,169 @@
+"""The loop of training: steps, logs, saves and samples, until the last step or the end of the run.
+
+A phase that may be long (sampling) begins only when the state of its step is being saved, so that a
+run that is told to end in it has nothing left to do.
+"""
+
+from collections.abc import Iterator
+from concurrent import futures
+from typing import Any
+
+import jax
+import numpy as np
+
+from rin_jax.checkpointing.checkpoints import Checkpoints
+from rin_jax.experiment import Experiment
+from rin_jax.network import cost
+from rin_jax.runtime import chips, processes, reports, sharding
+from rin_jax.runtime.preemption import Preempted, Watch
+from rin_jax.sampling.generate import GRID_COLUMNS, grid_labels, make_generate
+from rin_jax.training.metrics import Window, module_figures
+from rin_jax.training.state import TrainState
+
+POLL = 0.2  # seconds between two looks at whether the run is to end, while it waits for data
+
+
+def utilisation(experiment: Experiment, mesh, images_per_second: float) -> dict[str, float]:
+    """Images per second and chip and, where the chip's peak is known, the per cent of it used.
+
+    Counted are the FLOPs of the model (`network/cost.py`), not those of rematerialisation.
+    """
+    rate = images_per_second / mesh.size
+    chip = chips.by_kind(mesh.devices.flat[0].device_kind)
+    if chip is None:
+        return {"images_per_second_per_chip": rate}
+    flops = cost.training_flops(experiment.rin, bool(experiment.config.diffusion.self_cond_rate))
+    return {"images_per_second_per_chip": rate, "mfu_percent": 100 * rate * flops / chip.peak_flops}
+
+
+class Saver:
+    """Saves a run's checkpoints and snapshots, each step once."""
+
+    def __init__(self, config, checkpoints: Checkpoints, snapshots: Checkpoints | None, step: int):
+        self._config, self._checkpoints, self._snapshots = config, checkpoints, snapshots
+        self._step = step  # the last one saved
+
+    def save(
+        self, state: TrainState, step: int, images_read: int, window: Window, loss: float
+    ) -> None:
+        """Starts saving the state after `step`, if that is not saved yet; `loss` ranks it."""
+        if step == self._step:
+            return
+        self._step = step
+        config = self._config.to_dict()
+        self._checkpoints.save_state(state, step, config, images_read, window.facts(), loss)
+
+    def snapshot(self, state: TrainState, step: int) -> None:
+        """Starts saving the power averages after `step`; an earlier life may have done so."""
+        if self._snapshots is not None and not self._snapshots.has(step):
+            powers = [name for name in state.emas if name.startswith("power_")]
+            facts = {"config": self._config.to_dict(), "emas": powers}
+            self._snapshots.save(step, {f"ema_{name}": state.emas[name] for name in powers}, facts)
+
+    def wait(self) -> None:
+        """Until everything is saved; from any thread."""
+        self._checkpoints.wait()
+        if self._snapshots is not None:
+            self._snapshots.wait()
+
+
+def run_loop(
+    experiment: Experiment,
+    mesh,
+    train_step,
+    state: TrainState,
+    batches: Iterator,
+    images_read: int,
+    window: Window,
+    saver: Saver,
+    writer: reports.Writer,
+    watch: Watch,
+) -> TrainState:
+    """Steps, logs, saves and samples until `train.num_steps`; returns the last state.
+
+    Raises:
+      FloatingPointError: too many steps in a row were not finite; nothing of them was saved.
+      Preempted: the run was told to end; its state is saved.
+    """
+    config = experiment.config
+    num_steps = config.train.num_steps
+    generate = make_generate(experiment, mesh, config.seed)
+    labels = grid_labels(experiment.rin.num_classes)
+    first_step = int(state.step)
+    progress = reports.Progress(first_step, num_steps, config.train.batch_size)
+    shown = next(iter(state.emas))  # the average whose samples are shown
+    watch.begin()
+
+    def after(step: int, due: dict[str, bool]) -> None:
+        """What follows the save of a step."""
+        if due["snapshot"]:
+            with progress.spending("checkpoint"):
+                saver.snapshot(state, step)
+        if due["sample"]:
+            with progress.spending("samples"), watch.quiet(step, saver.wait):
+                images = generate(state.emas[shown], np.arange(len(labels)), labels)
+                writer.image(step, "progress", reports.grid(images, GRID_COLUMNS))
+
+    if first_step:  # an earlier life may have ended between the save and these
+        due = due_at(first_step, config)
+        lacks = str(due["sample"] and writer.lacks(first_step, "progress"))
+        due["sample"] = processes.gather("drawing", lacks)[0] == "True"  # process 0 knows
+        after(first_step, due)
+
+    pool = futures.ThreadPoolExecutor(1, "rin-next-batch")
+    try:
+        for step in range(first_step + 1, num_steps + 1):
+            with progress.spending("input_wait"):
+                batch = next_unless(pool, batches, lambda done=step - 1: watch.stops_at(done))
+            if batch is None:
+                window.read()
+                saver.save(state, step - 1, images_read, window, window.loss())
+                saver.wait()
+                raise Preempted
+            state, metrics = train_step(state, sharding.global_batch(batch, mesh))
+            window.put(step, metrics)
+            images_read += config.train.batch_size
+            due = due_at(step, config)
+            if not any(due.values()):
+                continue
+            window.read()
+            loss = window.loss()
+            if due["log"]:
+                means = window.means() | {"learning_rate": float(metrics["learning_rate"])}
+                window.clear()
+                means |= progress.update(step)
+                means |= utilisation(experiment, mesh, means["images_per_second"])
+                reports.say(progress.line(means))
+                writer.scalars(step, means | module_figures(jax.device_get(metrics["modules"])))
+            if due["save"] or due["sample"]:
+                with progress.spending("checkpoint"):
+                    saver.save(state, step, images_read, window, loss)
+            after(step, due)
+    finally:
+        pool.shutdown(wait=False)  # it may hang in a read
+    return state
+
+
+def due_at(step: int, config) -> dict[str, bool]:
+    """What is due after a step; all is after the last."""
+    return {
+        name: step == config.train.num_steps or (bool(every) and step % every == 0)
+        for name, every in (
+            ("log", config.train.log_every_steps),
+            ("sample", config.train.sample_every_steps),
+            ("save", config.checkpoint.every_steps),
+            ("snapshot", config.ema.snapshot_every_steps),
+        )
+    }
+
+
+def next_unless(pool: futures.Executor, batches: Iterator, stops) -> Any:
+    """The next batch, or None as soon as `stops()` is true."""
+    if stops():
+        return None
+    future = pool.submit(next, batches)
+    while not future.done():
+        futures.wait([future], timeout=POLL)
+        if not future.done() and stops():
+            return None
+    return future.result()

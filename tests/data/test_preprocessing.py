@@ -1,0 +1,137 @@
+"""Pixels: the square, the resizes, and image files of every kind."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rin_jax.data import preprocessing
+from tests import reference
+from tests.data import awkward, oracle
+
+
+@reference.needed
+@pytest.mark.parametrize("name", ["tall", "wide", "even"])
+def test_reference_images(name):
+    arrays, _ = reference.load("data")
+    crop = preprocessing.centre_square(arrays[f"image/{name}"])
+    np.testing.assert_array_equal(crop, arrays[f"image/{name}/crop"])
+    expected = arrays[f"image/{name}/center8"]
+    assert reference.error(preprocessing.resize_bicubic(crop, 8) / 255, expected) < 1e-6
+    rounded = preprocessing.preprocess(arrays[f"image/{name}"], 8, 3)
+    assert np.abs(rounded / 255 - expected).max() < 0.501 / 255
+
+
+@reference.needed
+def test_reference_image_of_the_right_size_is_left_alone():
+    arrays, _ = reference.load("data")
+    expected = arrays["image/none/out"] * 255
+    np.testing.assert_allclose(
+        preprocessing.preprocess(arrays["image/none"], 8, 3), expected, rtol=1e-6
+    )
+
+
+@reference.needed
+def test_reference_video():
+    arrays, _ = reference.load("data")
+    frames = arrays["video/center"].astype(np.float32) / 255
+    square = preprocessing.resize_area(preprocessing.centre_square(frames), 8)
+    assert reference.error(square, arrays["video/center/out8"]) < 1e-6
+    assert reference.error(preprocessing.resize_area(frames, 10), arrays["video/area10"]) < 1e-6
+
+
+@pytest.mark.parametrize("image_size", [4, 8, 12])
+@pytest.mark.parametrize(
+    ("shape", "channels"),
+    [((12, 12, 3), 3), ((12, 19, 3), 3), ((20, 13, 1), 1), ((20, 13, 1), 3), ((5, 4, 1), 1)],
+)
+def test_preprocess_crops_and_resizes(shape, image_size, channels):
+    image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    expected = oracle.training_image(image, image_size)
+    result = preprocessing.preprocess(image, image_size, channels)
+    assert (result.shape, result.dtype) == ((image_size, image_size, channels), np.uint8)
+    assert np.abs(result - np.broadcast_to(expected, result.shape)).max() < 0.501
+
+
+def test_preprocess_leaves_the_right_size_alone():
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 1), np.uint8)
+    assert np.shares_memory(preprocessing.preprocess(image, 8, 1), image)
+    grey = preprocessing.preprocess(image, 8, 3)
+    np.testing.assert_array_equal(grey, np.concatenate([image] * 3, axis=-1))
+
+
+@pytest.mark.parametrize(("stored", "channels"), [(3, 1), (1, 2), (4, 4), (4, 3)])
+def test_preprocess_refuses_channels(stored, channels):
+    with pytest.raises(ValueError, match=rf"data\.channels={channels} .* stored with {stored}"):
+        preprocessing.preprocess(np.zeros((8, 8, stored), np.uint8), 8, channels)
+
+
+def test_area_resize_keeps_the_mean_and_bicubic_keeps_a_ramp():
+    video = np.random.default_rng(0).random((2, 9, 14, 3))
+    np.testing.assert_allclose(
+        preprocessing.resize_area(video, 5).mean((1, 2)), video.mean((1, 2)), rtol=1e-5
+    )
+    ramp = np.tile(np.arange(32.0)[:, None, None], (1, 32, 3))
+    result = preprocessing.resize_bicubic(ramp, 8)
+    centres = 4 * np.arange(8) + 1.5
+    np.testing.assert_allclose(result[2:-2, :, 0], np.tile(centres[2:-2, None], 8), atol=1e-4)
+
+
+def jpeg(image):
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def test_a_large_jpeg_is_decoded_at_a_fraction_for_training():
+    encoded = jpeg(awkward.scene(300, 420))
+    whole = preprocessing.decode(encoded, 3)
+    assert whole.shape == (300, 420, 3)
+    assert preprocessing.decode(encoded, 3, 160).shape == (300, 420, 3)  # half of it is too little
+    part = preprocessing.decode(encoded, 3, 32)
+    assert part.shape == (75, 105, 3)  # a quarter: at least twice 32
+    exact = preprocessing.preprocess(whole, 32, 3).astype(int)
+    assert np.abs(preprocessing.preprocess(part, 32, 3) - exact).mean() < 1
+    shifted = np.roll(exact, 1, axis=1)
+    assert np.abs(shifted - exact).mean() > 2  # so that the bound above means something
+
+
+def test_every_kind_of_file_reads_as_an_independent_library_reads_it(tmp_path):
+    awkward.save_all(tmp_path)
+    files = sorted(path for path in tmp_path.iterdir())
+    assert len(files) == 14
+    for path in files:
+        for channels in (1, 3):
+            image = preprocessing.read_any(path, channels)
+            expected = oracle.read(path, channels)
+            assert (image.shape, image.dtype) == (expected.shape, np.uint8), path.name
+            # CMYK has no one conversion to RGB; JPEG decoders and alpha round at several places
+            limit = 3 if path.suffix == ".jpg" else 1.5
+            assert np.abs(image - expected).max() <= limit, path.name
+
+
+def test_pixels_without_a_scale_are_refused(tmp_path):
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(ValueError, match="'F' have no known scale"):
+        preprocessing.read_any(tmp_path / "float.tif", 3)
+    (tmp_path / "half.png").write_bytes(preprocessing.encode_png(awkward.scene())[:300])
+    with pytest.raises(OSError, match="truncated"):
+        preprocessing.read_any(tmp_path / "half.png", 3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_png_round_trip(channels):
+    image = awkward.scene()[..., :channels]
+    np.testing.assert_array_equal(
+        preprocessing.decode(preprocessing.encode_png(image), channels), image
+    )
+
+
+def test_transparency_that_is_not_declared_is_refused():
+    buffer = io.BytesIO()
+    Image.fromarray(awkward.scene()).convert("RGBA").save(buffer, "PNG")
+    image = preprocessing.decode(buffer.getvalue(), None)
+    np.testing.assert_array_equal(image[..., :3], awkward.scene())
+    with pytest.raises(ValueError, match="stored with 4"):
+        preprocessing.preprocess(image, 8, 3)

@@ -1,0 +1,335 @@
+"""Writing a data set: pixels against another library, interruptions, and what can go wrong."""
+
+import collections
+import itertools
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from rin_jax.data import catalog, shard_writer, source
+from rin_jax.data.image_folder import open_folder
+from rin_jax.data.originals import TfdsOriginal
+from tests.data import awkward, oracle, small_sets
+
+REPOSITORY = pathlib.Path(__file__).parents[2]
+
+
+def folder_of(data_dir, size, name="mine"):
+    return pathlib.Path(catalog.sized_folder(name, str(data_dir), size))
+
+
+def write(
+    data_dir, root, size=16, split="train", channels=3, threads=2, progress=lambda done: None
+):
+    original = open_folder(str(root), "mine", split, None, channels)
+    return original, shard_writer.write(
+        original, folder_of(data_dir, size), size, threads, progress
+    )
+
+
+def read(data_dir, size=16, split="train", channels=3):
+    opened = source.open_source("mine", split, str(data_dir), size, channels)
+    return [opened[index] for index in range(len(opened))]
+
+
+def photos(root, count, kind="png"):
+    """`count` images in two classes, all different."""
+    for index in range(count):
+        folder = root / ("even", "odd")[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(index).integers(0, 256, (20, 30, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index:04d}.{kind}")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_are_those_of_an_independent_library(tmp_path, channels):
+    root = tmp_path / "photos"
+    for name in ("one", "two"):
+        (root / name).mkdir(parents=True)
+    awkward.save_all(root / "one")
+    awkward.save_all(root / "two")
+    (root / "two" / "broken.png").write_bytes(b"this is not an image")
+    original, report = write(tmp_path, root, channels=channels)
+    files = [file for file in original.files if "broken" not in file]
+    records = read(tmp_path, channels=channels)
+    assert len(records) == len(files) == 28
+    for file, record in zip(files, records, strict=True):
+        expected = oracle.training_image(oracle.read(root / file, channels), 16)
+        limit = 3 if file.endswith(".jpg") else 1.5
+        assert np.abs(record["image"] - expected).max() < limit, file
+        assert record["label"] == ("one", "two").index(file.partition("/")[0])
+    assert (report["written"], report["enlarged"]) == (28, 2)
+    assert report["classes"] == {"one": 14, "two": 14}
+    ((what, why),) = report["skipped"]
+    assert what == "two/broken.png"
+    assert "cannot identify" in why
+    folder = folder_of(tmp_path, 16)
+    assert (
+        report
+        == shard_writer.read_report(folder, "train")
+        == json.loads((folder / "report-train.json").read_text())
+    )
+
+
+def test_it_is_an_ordinary_data_set_of_tfds(tmp_path):
+    photos(tmp_path / "photos", 40)
+    write(tmp_path, tmp_path / "photos")
+    records = tfds.data_source("mine_16px", data_dir=str(tmp_path), split="train")
+    info = tfds.builder("mine_16px", data_dir=str(tmp_path)).info
+    assert info.features["image"].shape == (16, 16, 3)
+    assert info.features["label"].names == ["even", "odd"]
+    assert collections.Counter(int(record["label"]) for record in records) == {0: 20, 1: 20}
+    described = catalog.describe("mine", "train[:50%]", str(tmp_path), 16)
+    assert (described.num_examples, described.class_names) == (20, ("even", "odd"))
+
+
+def test_splits_join_and_sizes_stay_apart(tmp_path):
+    photos(tmp_path / "a", 30)
+    photos(tmp_path / "b", 18)
+    write(tmp_path, tmp_path / "a")
+    write(tmp_path, tmp_path / "b", split="validation")
+    write(tmp_path, tmp_path / "b", size=8)
+    assert [len(read(tmp_path, split=split)) for split in ("train", "validation")] == [30, 18]
+    assert len(read(tmp_path, size=8)) == 18
+    with pytest.raises(ValueError, match=r"has a data set 'mine' .*only at 16px, 8px"):
+        read(tmp_path, size=32)
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+KILLED = """
+    import os, signal, sys
+    from rin_jax.data import shards
+    from rin_jax.data.folder import open_folder
+    from tests.data.test_shards import folder_of
+    seen = 0
+    def progress(done):
+        global seen
+        seen += done
+        if seen >= int(sys.argv[1]):
+            os.kill(os.getpid(), signal.SIGKILL)
+    original = open_folder({root!r}, "mine", "train", None, 3)
+    shards.write(original, folder_of({data_dir!r}, 16), 16, 2, progress)
+"""
+
+
+def test_killed_again_and_again_it_goes_on_to_the_same_files(tmp_path):
+    photos(tmp_path / "photos", 96)
+    write(tmp_path / "whole", tmp_path / "photos")
+    script = KILLED.format(root=str(tmp_path / "photos"), data_dir=str(tmp_path / "killed"))
+    for images in (1, 50, 90):
+        command = [sys.executable, "-c", textwrap.dedent(script), str(images)]
+        killed = subprocess.run(command, cwd=REPOSITORY, check=False)
+        assert killed.returncode == -signal.SIGKILL
+        assert not folder_of(tmp_path / "killed", 16).exists()
+    done = []
+    write(tmp_path / "killed", tmp_path / "photos", progress=done.append)
+    assert sum(done) == 96
+    assert max(done) == 6  # shards of 6 images that were complete
+    expected = content(folder_of(tmp_path / "whole", 16))
+    assert content(folder_of(tmp_path / "killed", 16)) == expected
+    assert len(expected) == 16 + 4  # shards, report, and three files of TFDS
+    assert not list((tmp_path / "killed").glob("**/*draft*"))
+    assert [path.name for path in (tmp_path / "killed" / "mine_16px").iterdir()] == ["1.0.0"]
+
+
+def test_killed_between_moving_shards_and_telling_tfds(tmp_path, monkeypatch):
+    photos(tmp_path / "photos", 40)
+    write(tmp_path / "whole", tmp_path / "photos")
+    with monkeypatch.context() as patch:
+
+        def killed(**kwargs):
+            raise KeyboardInterrupt
+
+        patch.setattr(tfds.folder_dataset, "write_metadata", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path / "killed", tmp_path / "photos")
+    write(tmp_path / "killed", tmp_path / "photos")
+    whole = content(folder_of(tmp_path / "whole", 16))
+    assert content(folder_of(tmp_path / "killed", 16)) == whole
+
+
+def test_a_full_disk_keeps_what_is_complete(tmp_path, monkeypatch):
+    photos(tmp_path / "photos", 60)
+    real = shard_writer.array_record_module.ArrayRecordWriter
+
+    class Full:
+        """A writer on a disk with room for two shards; array_record's error and its lateness."""
+
+        room = 2
+
+        def __init__(self, path, options):
+            Full.room -= 1
+            self._writer, self._full = real(path, options), Full.room < 0
+            self.write = self._writer.write
+
+        def close(self):
+            self._writer.close()
+            if self._full:
+                raise RuntimeError("write() failed: No space left on device [ENOSPC]")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shard_writer.array_record_module, "ArrayRecordWriter", Full)
+        with pytest.raises(ValueError, match=r"data\.data_dir: no space is left .* same command"):
+            write(tmp_path, tmp_path / "photos", threads=1)
+    staging = folder_of(tmp_path, 16).parent / "incomplete-train"
+    assert len(list(staging.glob("*.json"))) == 1 + 2  # the plan and two shards
+    assert not list(staging.glob("*draft*"))
+    done = []
+    write(tmp_path, tmp_path / "photos", progress=done.append)
+    assert sum(one for one in done if one > 1) >= 6  # two shards of three or four images
+    assert len(read(tmp_path)) == 60
+
+
+def test_writing_that_fails_silently_is_seen(tmp_path, monkeypatch):
+    photos(tmp_path / "photos", 20)
+    real = shard_writer.array_record_module.ArrayRecordWriter
+
+    class Lossy:
+        def __init__(self, path, options):
+            self._writer, self._first = real(path, options), True
+            self.close = self._writer.close
+
+        def write(self, record):
+            if not self._first:
+                self._writer.write(record)
+            self._first = False
+
+    monkeypatch.setattr(shard_writer.array_record_module, "ArrayRecordWriter", Lossy)
+    with pytest.raises(OSError, match="0 of 1 records"):
+        write(tmp_path, tmp_path / "photos")
+
+
+def test_other_images_do_not_mix_in(tmp_path):
+    photos(tmp_path / "photos", 30)
+
+    def stop(done):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path, tmp_path / "photos", progress=stop)
+    photos(tmp_path / "photos", 31)
+    with pytest.raises(ValueError, match=r"begun from other .*\(changed: original\); delete"):
+        write(tmp_path, tmp_path / "photos")
+
+
+def test_too_many_unreadable_images(tmp_path):
+    photos(tmp_path / "photos", 40)
+    for index in range(10):
+        (tmp_path / "photos" / "even" / f"bad{index}.png").write_bytes(b"?")
+    _, report = write(tmp_path / "ten", tmp_path / "photos")
+    assert (report["written"], len(report["skipped"])) == (40, 10)
+    (tmp_path / "photos" / "odd" / "bad.png").write_bytes(b"?")
+    message = r"11 of the first \d+ images of 'mine' \(51 in all\).*\n  .*bad.*Unidentified"
+    with pytest.raises(ValueError, match=message):
+        write(tmp_path / "eleven", tmp_path / "photos")
+    assert not folder_of(tmp_path / "eleven", 16).exists()
+
+
+def test_nothing_readable(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for index in range(3):
+        (tmp_path / "photos" / f"{index}.jpg").write_bytes(b"?")
+    with pytest.raises(ValueError, match=r"3 of the first 3 images .*\n  \d\.jpg: Unidentified"):
+        write(tmp_path, tmp_path / "photos")
+
+
+def test_a_second_process_is_refused(tmp_path):
+    photos(tmp_path / "photos", 20)
+    refused = []
+
+    def second(done):
+        if not refused:
+            with pytest.raises(ValueError, match="another process is preparing mine_16px") as error:
+                write(tmp_path, tmp_path / "photos")
+            refused.append(error)
+
+    write(tmp_path, tmp_path / "photos", progress=second)
+    assert refused
+    assert len(read(tmp_path)) == 20
+
+
+@pytest.mark.parametrize(
+    ("num", "size", "channels"), [(1, 8, 1), (7, 8, 3), (1797, 8, 1), (1281167, 64, 3),
+                                  (1281167, 1024, 3)]
+)  # fmt: skip
+def test_shard_ranges(num, size, channels):
+    ranges = shard_writer.shard_ranges(num, size, channels)
+    assert ranges[0].start == 0
+    assert ranges[-1].stop == num
+    assert all(a.stop == b.start for a, b in itertools.pairwise(ranges))
+    lengths = [len(one) for one in ranges]
+    assert max(lengths) - min(lengths) <= 1
+    assert len(ranges) <= 1024
+    assert len(ranges) >= min(16, num)
+    if len(ranges) < 1024:
+        assert max(lengths) * size**2 * channels < 2**27 + size**2 * channels
+
+
+def small_original(small_dir, name):
+    builder = catalog.tfds_builder(name, small_dir)
+    return TfdsOriginal(catalog.info(name, "train", builder), builder)
+
+
+@pytest.mark.parametrize("name", ["small_labelled", "small_plain"])
+def test_a_data_set_of_tfds_at_another_size(small_dir, tmp_path, name):
+    original = small_original(small_dir, name)
+    shard_writer.write(original, folder_of(tmp_path, 4, name), 4, 2, lambda done: None)
+    opened = source.open_source(name, "train", str(tmp_path), 4, 3)
+    assert len(opened) == small_sets.NUM_RECORDS
+    for index in range(len(opened)):
+        expected = oracle.training_image(small_sets.small_image(index), 4)
+        assert np.abs(opened[index]["image"] - expected).max() < 0.501
+        assert opened[index].get("label") == (index % 2 if name == "small_labelled" else None)
+
+
+def test_labels_outside_the_classes_are_not_written(small_dir, tmp_path):
+    original = small_original(small_dir, "small_unlabelled")
+    with pytest.raises(ValueError, match=r"record \d: ValueError: label -1 is outside \[0, 2\)"):
+        shard_writer.write(original, folder_of(tmp_path, 4), 4, 2, lambda done: None)
+
+
+def test_tfrecord_is_read_through_tensorflow(small_dir, tmp_path, monkeypatch):
+    builder = catalog.tfds_builder("small_labelled", str(tmp_path))
+    builder.download_and_prepare(file_format="tfrecord")
+    builder = catalog.tfds_builder("small_labelled", str(tmp_path))
+    assert not catalog.has_random_access(builder)
+    with pytest.raises(ValueError, match=r"format without random access; .*--mode=prepare"):
+        source.open_source("small_labelled", "train", str(tmp_path), 6, 3)
+    original = TfdsOriginal(catalog.info("small_labelled", "train", builder), builder)
+    shard_writer.write(original, folder_of(tmp_path, 6, "small_labelled"), 6, 2, lambda done: None)
+    opened = source.open_source("small_labelled", "train", str(tmp_path), 6, 3)
+    expected = source.open_source("small_labelled", "train", small_dir, 6, 3)
+    for index in range(small_sets.NUM_RECORDS):
+        square = oracle.square(expected[index]["image"])
+        np.testing.assert_array_equal(opened[index]["image"], square)
+        assert opened[index]["label"] == expected[index]["label"]
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    with pytest.raises(ImportError, match=r"reading 'small_labelled' from .*rin-jax\[tf\]"):
+        TfdsOriginal(original.info, builder)
+
+
+def test_preparation_is_parallel(tmp_path, monkeypatch):
+    """Two shards at a time: with every image slowed, half the time of one after the other."""
+    photos(tmp_path / "photos", 32)
+    monkeypatch.setattr(shard_writer.os, "cpu_count", lambda: 2)
+
+    def seconds(threads):
+        original = open_folder(str(tmp_path / "photos"), "mine", "train", None, 3)
+        since = time.monotonic()
+        folder = folder_of(tmp_path / str(threads), 16)
+        shard_writer.write(original, folder, 16, threads, lambda done: time.sleep(0.03))
+        return time.monotonic() - since
+
+    assert seconds(2) < 0.8 * seconds(1)

@@ -1,0 +1,74 @@
+"""The Frechet distance against its closed forms and the reference, and the digits' features."""
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from rin_jax.evaluation.classifier import HIDDEN, Classifier
+from rin_jax.evaluation.distances import Moments, frechet_distance, moments
+from tests import reference
+
+
+def test_numbers_on_a_line():
+    """(m1 - m2)^2 + (s1 - s2)^2."""
+    first = Moments(np.array([1.0]), np.array([[4.0]]))
+    second = Moments(np.array([-2.0]), np.array([[0.25]]))
+    assert frechet_distance(first, second) == pytest.approx(9 + 1.5**2)
+
+
+def test_axes_add_up_and_a_rotation_changes_nothing():
+    rng = np.random.default_rng(0)
+    means, stds = rng.normal(size=(2, 5)), rng.uniform(0.1, 2, size=(2, 5))
+    turn = np.linalg.qr(rng.normal(size=(5, 5)))[0]
+    expected = np.sum((means[0] - means[1]) ** 2 + (stds[0] - stds[1]) ** 2)
+    for matrix in (np.eye(5), turn):
+        first, second = (
+            Moments(matrix @ m, matrix @ np.diag(s**2) @ matrix.T)
+            for m, s in zip(means, stds, strict=True)
+        )
+        assert frechet_distance(first, second) == pytest.approx(expected)
+        assert frechet_distance(second, first) == pytest.approx(expected)
+        assert frechet_distance(first, first) == pytest.approx(0, abs=1e-10)
+
+
+def test_moments_of_few_features_are_singular_and_fine():
+    features = np.random.default_rng(0).normal(size=(4, 9))
+    mean, covariance = moments(features)
+    centred = features - features.mean(0)
+    np.testing.assert_allclose(covariance, centred.T @ centred / 3)
+    moved = moments(features + 2)
+    assert frechet_distance(Moments(mean, covariance), moved) == pytest.approx(36)
+
+
+@reference.needed
+def test_distances_of_the_reference():
+    arrays, _ = reference.load("fid")
+    sets = {name: moments(arrays[name]) for name in ("real", "gen", "low")}
+    np.testing.assert_allclose(sets["real"].mean, arrays["stats/real_mu"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        sets["real"].covariance, arrays["stats/real_cov"], rtol=1e-5, atol=1e-6
+    )
+    for first, second in (("real", "gen"), ("low", "gen"), ("low", "real"), ("real", "real")):
+        distance = frechet_distance(sets[first], sets[second])
+        assert distance == pytest.approx(float(arrays[f"fid/{first}_{second}"]), rel=1e-5, abs=1e-5)
+
+
+def test_features_of_digits():
+    """Real digits are near each other; digits of one class, and noise, are further away."""
+    images, labels = load_digits(return_X_y=True)
+    images = np.round(images * 255 / 16).astype(np.uint8).reshape(-1, 8, 8, 1)
+    classifier = Classifier(images, labels, seed=0)
+    assert classifier.accuracy > 0.95
+    assert np.mean(classifier.labels(images) == labels) > 0.97
+    features = classifier.features(images)
+    assert features.shape == (len(images), HIDDEN)
+    assert features.min() == 0 < features.std()
+
+    def distance(some):
+        return frechet_distance(moments(classifier.features(some)), moments(features))
+
+    noise = np.random.default_rng(0).integers(0, 256, images.shape, dtype=np.uint8)
+    order = np.random.default_rng(0).permutation(len(images))
+    assert distance(images[order[:900]]) < 0.5
+    assert distance(images[labels == 3]) > 10
+    assert distance(noise) > 10

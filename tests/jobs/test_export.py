@@ -1,0 +1,304 @@
+"""Export and load: the same model comes back, fine-tunes, and whatever is damaged is named."""
+
+import dataclasses
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+import rin_jax
+from rin_jax.checkpointing.checkpoints import Checkpoints, folder
+from rin_jax.experiment import ConfigError, make_experiment
+from rin_jax.interop import rin_torch, safetensors
+from rin_jax.interop.loading import load
+from rin_jax.jobs import export
+from rin_jax.runtime import sharding
+from rin_jax.sampling.generate import make_generate
+from rin_jax.training.state import create_state
+from rin_jax.training.step import compile_train_step
+from tests import test_configs, tiny
+from tests.interop import exports
+from tests.network.small import distance, fill
+
+ONE_DEVICE = {"data": 1, "fsdp": 1, "tensor": 1}
+RECORD = {
+    "step": 0, "agreement": 0.987, "num_samples": 20, "weights": "decay_0.9", "seed": 3,
+    "sampler": tiny.TINY["sampler"], "classifier_accuracy": 0.99,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """(workdir, average) of a run that was trained on eight devices under another num_steps."""
+    workdir = tmp_path_factory.mktemp("run")
+    mesh = {"data": 2, "fsdp": 4, "tensor": 1}
+    config = tiny.config(train__num_steps=12, data__data_dir="/nowhere/here", mesh=mesh)
+    experiment = make_experiment(config)
+    state = create_state(experiment, sharding.make_mesh(**mesh), seed=0)
+    average = jax.tree.map(
+        lambda old, new: jax.device_put(new, old.sharding),
+        state.emas["decay_0.9"],
+        fill(state.emas["decay_0.9"]),
+    )
+    with Checkpoints(folder(str(workdir))) as saver:
+        state = state.replace(emas=state.emas | {"decay_0.9": average})
+        saver.save_state(state, 0, experiment.config.to_dict(), 0, {})
+    (workdir / "evaluation").mkdir()
+    (workdir / "evaluation" / "00000000.json").write_text(json.dumps(RECORD))
+    other = RECORD | {"step": 5, "agreement": 0.123}
+    (workdir / "evaluation" / "00000005.json").write_text(json.dumps(other))
+    return str(workdir), jax.device_get(average)
+
+
+def job(workdir, to, ema=None, push=None, **changes):
+    """The job as the command starts it, with a grid; `changes`: of the configuration."""
+    return export.export(
+        tiny.config(**changes), workdir, str(to), ema, with_grid=True, with_onnx=False, push=push
+    )
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    """An export of that run with another sampler than it was trained with."""
+    return job(run[0], tmp_path_factory.mktemp("to") / "digits8", sampler__num_steps=2)
+
+
+def test_a_loaded_export_is_the_run(run, exported):
+    model = rin_jax.load(str(exported))
+    assert distance(model.params, run[1]) == 0
+    assert (model.step, model.ema) == (0, "decay_0.9")
+    assert model.class_names == tuple(str(i) for i in range(10))
+    assert model.config.train.num_steps == 12  # the run's own
+    assert model.config.sampler.num_steps == 2  # the command's
+    assert "/nowhere" not in (exported / "config.json").read_text()  # nothing of that machine
+    assert dict(model.mesh.shape) == {"data": 8, "fsdp": 1, "tensor": 1}
+
+
+def test_it_draws_what_the_run_draws(run, exported):
+    model = rin_jax.load(str(exported))
+    experiment = tiny.experiment(sampler__num_steps=2)
+    generate = make_generate(experiment, sharding.make_mesh(8, 1, 1), 5)
+    expected = generate(run[1], np.arange(3), np.int32([4, 1, 9]))
+    np.testing.assert_array_equal(model.sample(3, [4, 1, 9], seed=5), expected)
+    np.testing.assert_array_equal(model.sample(2, [4, 1], seed=5), expected[:2])
+    assert np.abs(model.sample(3, [4, 1, 9], seed=6).astype(int) - expected).max() > 50
+    in_turn = model.sample(2, seed=5)
+    np.testing.assert_array_equal(in_turn, model.sample(2, [0, 1], seed=5))
+
+
+def test_another_sampler(run, exported):
+    model = rin_jax.load(str(exported))
+    other = model.with_sampler(num_steps=3, name="heun", guidance_scale=1)
+    generate = make_generate(other.experiment, sharding.make_mesh(8, 1, 1), 5)
+    changes = {"num_steps": 3, "name": "heun", "guidance_scale": 1.0}
+    wanted = tiny.experiment(**{f"sampler__{name}": value for name, value in changes.items()})
+    assert other.config.sampler.to_dict() == wanted.config.sampler.to_dict()
+    expected = generate(run[1], np.arange(3), np.int32([4, 1, 9]))
+    np.testing.assert_array_equal(other.sample(3, [4, 1, 9], seed=5), expected)
+    assert (model.sample(3, [4, 1, 9], seed=5) != expected).any()  # and that one is as it was
+    with pytest.raises(ConfigError, match=r"num_step.*num_steps"):
+        model.with_sampler(num_step=3)
+    with pytest.raises(ConfigError, match=r"sampler.eta is 1.0, .* 'heun'"):
+        other.with_sampler(eta=1.0)
+
+
+def test_an_export_replaces_the_one_before_it(exported, tmp_path):
+    for name in ("model.safetensors", "samples.png", "denoiser.onnx", "denoiser.onnx.data"):
+        (tmp_path / name).write_text("of another step")
+    model = rin_jax.load(str(exported))
+    path = exports.write(tmp_path, model)
+    assert {file.name for file in path.iterdir()} == {
+        "config.json", "model.safetensors", "README.md", "rin_torch.py", "denoiser.stablehlo",
+        "sampler.stablehlo",
+    }  # fmt: skip
+    assert distance(rin_jax.load(str(path)).params, model.params) == 0
+
+
+def test_labels_are_checked(exported):
+    model = rin_jax.load(str(exported))
+    with pytest.raises(ValueError, match=r"labels has 10; the model's classes are 0\.\.9"):
+        model.sample(2, [3, 10])
+    with pytest.raises(ValueError, match=r"labels has shape \(3,\); give one number or 2"):
+        model.sample(2, [1, 2, 3])
+
+
+def test_denoise_carries_latents(exported):
+    model = rin_jax.load(str(exported))
+    xt, gamma = exports.noise(model, 2), np.float32([0.3, 0.7])
+    first, latents = model.denoise(xt, gamma, 3)
+    again, _ = model.denoise(xt, gamma, 3, latents)
+    zeros, _ = model.denoise(xt, gamma, [3, 3], np.zeros_like(latents))
+    assert distance(first, zeros) == 0
+    assert distance(first, again) > 1e-3
+    assert distance(first, model.denoise(xt, gamma)[0]) > 1e-3
+
+
+def test_the_card_says_what_is_known(exported):
+    text = (exported / "README.md").read_text()
+    for line in ("# digits8", "| training steps | 0 of 12 |", "| batch | 16 images |",
+                 "| weights | running average decay_0.9 |", "| data | digits, split train[:64] |",
+                 "| classes | 10 (0, 1, 2,",
+                 "| agreement | 0.9870 | num_samples 20; weights decay_0.9; seed 3; ddim, 3 steps",
+                 "| all else | not measured |", "license: unknown", "## Intended use"):  # fmt: skip
+        assert line in text, line
+    assert "0.123" not in text  # another step's record
+    picture = (exported / "samples.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    description = json.loads((exported / "config.json").read_text())
+    bare = export.card.card("x", description, [], picture=False, onnx=False)
+    assert "not measured for these weights" in bare
+    assert "No sample grid" in bare
+
+
+def damage(path, **changes):
+    """Rewrites config.json with fields changed."""
+    file = path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def rewrite(path, change):
+    """Rewrites model.safetensors with its tensors changed, and its digest in config.json."""
+    with (path / "model.safetensors").open("rb") as file:
+        tensors = dict(safetensors.Reader(file, "x").tensors())
+    change(tensors)
+    damage(path, sha256=safetensors.write(path / "model.safetensors", tensors, {}))
+
+
+def flip(path):
+    data = bytearray((path / "model.safetensors").read_bytes())
+    data[-10] ^= 4
+    (path / "model.safetensors").write_bytes(data)
+
+
+def cut(path):
+    (path / "model.safetensors").write_bytes((path / "model.safetensors").read_bytes()[:-10])
+
+
+DAMAGE = {
+    "nothing": (lambda path: None, None),
+    "a byte": (flip, "model.safetensors was changed since it was exported"),
+    "the end": (cut, "model.safetensors is cut off"),
+    "version": (lambda path: damage(path, format=99), "config.json has format 99"),
+    "missing": (lambda path: rewrite(path, lambda t: t.pop("time.out.bias")), "time.out.bias"),
+    "extra": (lambda path: rewrite(path, lambda t: t.update(z=np.ones(1, "f"))), r"\bz\b"),
+    "shape": (
+        lambda path: rewrite(path, lambda t: t.update({"label.bias": np.ones(7, "f")})),
+        r"label\.bias.*shape .?7",
+    ),
+}
+
+
+@pytest.fixture
+def copy(exported, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((exported / name).read_bytes())
+    return epath.Path(tmp_path)
+
+
+@pytest.mark.parametrize(("change", "words"), DAMAGE.values(), ids=DAMAGE)
+def test_damage_is_named(copy, change, words):
+    """By rin_jax and by the PyTorch file; an export that is whole loads in both."""
+    change(copy)
+    if words is None:
+        load(str(copy))
+        rin_torch.load(str(copy))
+        return
+    with pytest.raises(ConfigError, match=words):
+        load(str(copy))
+    with pytest.raises(ValueError, match=words):
+        rin_torch.load(str(copy))
+
+
+def test_a_description_that_does_not_fit_is_named(copy):
+    content = json.loads((copy / "config.json").read_text())
+    damage(copy, network=content["network"] | {"time_scale": 7.0})
+    with pytest.raises(ConfigError, match=r"time_scale: network 7\.0, config 1000\.0"):
+        load(str(copy))
+    damage(copy, network=content["network"], class_names=["x"] * 11)
+    with pytest.raises(ConfigError, match="names 11 classes; the network has 10"):
+        load(str(copy))
+    del content["ema"]
+    (copy / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"missing \['ema'\]"):
+        load(str(copy))
+    (copy / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"config\.json is damaged"):
+        load(str(copy))
+    (copy / "config.json").unlink()
+    with pytest.raises(ConfigError, match=r"is no export: it has no config\.json"):
+        load(str(copy))
+
+
+def test_mistakes_cost_nothing(run, tmp_path):
+    to = tmp_path / "to"
+    with pytest.raises(ConfigError, match="no checkpoint in"):
+        job(str(tmp_path / "empty"), to)
+    with pytest.raises(ConfigError, match=r"--ema is decay_0.5, but .* has decay_0.9, power_0.1"):
+        job(run[0], to, ema="decay_0.5")
+    with pytest.raises(ConfigError, match="depth: checkpoint 1, now 2"):
+        job(run[0], to, model__depth=2)
+    with pytest.raises(ConfigError, match="named owner/name"):
+        job(run[0], to, push="somewhere")
+    assert not to.exists()
+    to.mkdir()
+    (to / "thesis.tex").write_text("x")
+    with pytest.raises(ConfigError, match="has files that are no export"):
+        job(run[0], to)
+    assert [path.name for path in to.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.slow
+def test_round_trip_through_fine_tuning(exported, tmp_path):
+    """Export, load, two training steps, export again, load again."""
+    model = rin_jax.load(str(exported))
+    experiment = model.experiment
+    mesh = sharding.make_mesh(8, 1, 1)
+    state = create_state(experiment, mesh, seed=1)
+    state = state.replace(params=jax.tree.map(lambda x: x + 0, model.params))
+    step = compile_train_step(experiment, mesh)
+    for batch in tiny.batches(3):  # the learning rate of the first step is 0
+        state, metrics = step(state, jax.device_put(batch, sharding.batch_sharding(mesh)))
+        assert np.isfinite(metrics["loss"])
+    tuned = dataclasses.replace(model, params=state.params, step=int(state.step), ema="none")
+    path = epath.Path(tmp_path) / "again"
+    export.write(path, tuned, [], with_grid=False, with_onnx=False)
+    again = rin_jax.load(str(path))
+    assert distance(again.params, state.params) == 0
+    assert distance(again.params, model.params) > 1e-4
+    assert again.step == 3
+    assert again.class_names == model.class_names
+
+
+@pytest.mark.parametrize("name", test_configs.EVERY)
+def test_every_published_experiment_exports_and_loads(name, tmp_path):
+    model = exports.model_of(make_experiment(test_configs.tiny(name)))
+    again = rin_jax.load(str(exports.write(tmp_path, model)))
+    assert distance(again.params, model.params) == 0
+    assert again.experiment.rin == model.experiment.rin
+    assert again.experiment.sampler.process == model.experiment.sampler.process
+    assert again.config.sampler.to_dict() == model.config.sampler.to_dict()
+    theirs = rin_torch.load(str(tmp_path))
+    assert sum(p.numel() for p in theirs.parameters()) == test_configs.count_parameters(
+        model.experiment.rin
+    )
+
+
+def test_the_package_itself_stays_light(tmp_path):
+    """`import rin_jax` alone imports neither JAX nor Flax."""
+    code = "import sys, rin_jax; print(sorted({'jax', 'flax', 'numpy'} & set(sys.modules)))"
+    path = f"sys.path.insert(0, {str(test_configs.CONFIGS.parent)!r})\n"
+    out = exports.run_without(("torch",), path + code, tmp_path)
+    assert out.strip() == "[]"
+
+
+def test_the_names_are_documented(exported):
+    """Every tensor of an export fits a line of the document's table of names."""
+    text = (test_configs.CONFIGS.parent / "docs" / "export.md").read_text()
+    patterns = re.findall(r"^\| `([\w.*]+)`", text, re.M)
+    patterns = [re.escape(p).replace(r"\*", r"\w+") for p in patterns]
+    with (exported / "model.safetensors").open("rb") as file:
+        for name in safetensors.Reader(file, "x").shapes:
+            assert any(re.fullmatch(pattern, name) for pattern in patterns), name

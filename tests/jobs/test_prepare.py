@@ -1,0 +1,222 @@
+"""The job that prepares: from the user's folder or files to a run, and what it shows."""
+
+import io
+import pathlib
+import tarfile
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from rin_jax.data import source
+from rin_jax.experiment import ConfigError
+from rin_jax.jobs import prepare as prepare_lib
+from rin_jax.jobs import train as train_lib
+from rin_jax.runtime import sharding
+from tests import tiny
+from tests.data import awkward, small_sets
+from tests.test_main import command
+
+DEBIAN = pathlib.Path("/usr/share/datasets/fashion-mnist")  # of Debian's dataset-fashion-mnist
+
+
+def config(data_dir, **changes):
+    options = {"data_dir": str(data_dir), "split": "train", "flip": False, **changes}
+    return tiny.config(**{f"data__{field}": value for field, value in options.items()})
+
+
+def prepare(config, workdir=None, folder=None, downloaded=None):
+    return prepare_lib.prepare(config, workdir, folder, downloaded)
+
+
+def cells(path, size, columns):
+    """The images of a captioned grid, [N, size, size, 3], enlarged as the grid enlarges them."""
+    picture = np.asarray(Image.open(path))
+    factor = -(-96 // size)
+    width, height = size * factor + 2, size * factor + 14 + 2
+    rows = picture.shape[0] // height
+    return np.stack(
+        [
+            picture[2 + row * height :, 2 + column * width :][: size * factor, : size * factor]
+            for row in range(rows)
+            for column in range(columns)
+        ]
+    )[:, ::factor, ::factor]
+
+
+@pytest.mark.slow
+def test_from_a_folder_to_a_run_on_the_command_line(tmp_path):
+    for index, name in enumerate(("bird", "cat", "dog")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(6):
+            Image.fromarray(awkward.scene(20 + index, 30 + number)).save(
+                tmp_path / "photos" / name / f"{number}.jpg"
+            )
+    (tmp_path / "photos" / "dog" / "broken.jpg").write_bytes(b"?")
+    shared = (
+        "--config=configs/digits.py:tiny", "--config.data.name=animals",
+        f"--config.data.data_dir={tmp_path}/tfds", "--config.data.image_size=16",
+    )  # fmt: skip
+    run = tmp_path / "run"
+    missing = command(*shared, workdir=run)
+    assert missing.returncode == 2
+    assert "has a data set 'animals'" in missing.stderr
+    made = command(*shared, "--mode=prepare", f"--source={tmp_path}/photos", workdir=run)
+    assert made.returncode == 0, made.stderr
+    for words in ("preparing 19 images", "18 images of 16 pixels", "dog/broken.jpg: Unidentified",
+                  "3 classes, from 6 images", "18 images as the network sees them"):  # fmt: skip
+        assert words in made.stdout
+    again = command(*shared, "--mode=prepare", workdir=tmp_path / "again")
+    assert "18 images of 16 pixels" in again.stdout
+    twice = command(*shared, "--mode=prepare", f"--source={tmp_path}/photos", workdir=run)
+    assert twice.returncode == 2
+    assert "has 'train' of 'animals' already" in twice.stderr
+    pictures = [(folder / "preview.png").read_bytes() for folder in (run, tmp_path / "again")]
+    assert pictures[0] == pictures[1]
+    trained = command(*shared, "--config.train.num_steps=6", workdir=run)
+    assert trained.returncode == 0, trained.stderr
+    assert "trained to step 6" in trained.stdout
+
+
+def test_preview_shows_what_the_first_step_reads(tmp_path):
+    """Images, flips and labels of the preview are those of the batches and of the step."""
+    folder = tmp_path / "photos"
+    for index, name in enumerate(("up", "down")):
+        (folder / name).mkdir(parents=True)
+        for number in range(32):
+            pixels = np.random.default_rng(index * 32 + number).integers(0, 256, (8, 8, 3))
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{number}.png")
+    changes = {"name": "mine", "image_size": 8, "channels": 3, "num_classes": 2}
+    path = prepare(config(tmp_path, flip=True, **changes), folder=str(folder))
+    assert path == tmp_path / "mine_8px" / "1.0.0" / "preview.png"
+    seen = cells(path, 8, columns=8)[:64]
+    training = tiny.config(
+        train__batch_size=64, data__data_dir=str(tmp_path), data__split="train",
+        **{f"data__{key}": value for key, value in changes.items()},
+    )  # fmt: skip
+    one = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    batch = next(train_lib.open_batches(training, one, train_lib.open_data(training), 0))
+    straight = (seen == batch["image"]).all(axis=(1, 2, 3))
+    flipped = (seen == batch["image"][:, :, ::-1]).all(axis=(1, 2, 3))
+    assert (straight ^ flipped).all()
+    assert 16 < flipped.sum() < 48
+    plain = prepare(config(tmp_path, **changes), workdir=str(tmp_path / "run"))
+    np.testing.assert_array_equal(cells(plain, 8, columns=8)[:64], batch["image"])
+
+
+def test_digits_are_shown(tmp_path, capsys):
+    path = prepare(config(tmp_path, image_size=None, channels=None), workdir=str(tmp_path))
+    assert Image.open(path).size[0] > 700
+    text = capsys.readouterr().out
+    assert "labels of the first 1,797 of 1,797 images" in text
+    assert "10 classes, from 174 images (8) to 183 (3)" in text
+
+
+def test_a_set_of_tfds_in_place_and_at_another_size(tmp_path, capsys):
+    assert small_sets.NUM_RECORDS == 10
+    with pytest.raises(ConfigError, match=r"image_size is not set .* no single square size"):
+        prepare(config(tmp_path, name="small_labelled", image_size=None, channels=3))
+    prepare(config(tmp_path, name="small_labelled", image_size=12, channels=3))
+    opened = source.open_source("small_labelled", "train", str(tmp_path), 12, 3)
+    assert (len(opened), opened.info.image_shape) == (10, (12, 12, 3))
+    assert "enlarged, since they were smaller: 10" in capsys.readouterr().out
+    prepare(config(tmp_path, name="small_plain", image_size=4, channels=3, num_classes=0))
+    assert "no classes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "folder", "message"),
+    [
+        ({"name": "My Cats"}, ".", "name the new data set with small letters"),
+        ({"name": "imagenet2012"}, ".", "a data set of TFDS; give the images of --source another"),
+        ({"name": "mine", "image_size": None}, ".", "image_size is not set"),
+        ({"name": "mine"}, "nowhere", "nowhere is not a folder"),
+        ({"name": "mine"}, ".", "has no image"),
+        ({"name": "nothing_like_this"}, None, "neither TFDS nor"),
+        ({"data_dir": "gs://bucket/tfds"}, None, "a data set is prepared on a disk"),
+    ],
+)
+def test_mistakes(tmp_path, changes, folder, message):
+    source_folder = None if folder is None else str(tmp_path / folder)
+    with pytest.raises(ConfigError, match=message):
+        prepare(config(**{"data_dir": tmp_path, **changes}), folder=source_folder)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_field_is_named(tmp_path):
+    wrong = config(tmp_path)
+    wrong.data.num_thread = 3
+    with pytest.raises(ConfigError, match=r"data\.num_thread; did you mean data\.num_threads"):
+        prepare(wrong)
+
+
+def cifar_archive(folder, per_file=3):
+    """An archive in CIFAR-10's binary format; returns its training images and labels."""
+    rng = np.random.default_rng(0)
+    members, images, labels = {}, [], []
+    for name in [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]:
+        label = rng.integers(0, 10, per_file, dtype=np.uint8)
+        image = rng.integers(0, 256, (per_file, 3, 32, 32), dtype=np.uint8)
+        rows = np.concatenate([label[:, None], image.reshape(per_file, -1)], axis=1)
+        members[f"{name}.bin"] = rows.tobytes()
+        if name != "test_batch":
+            images.append(image.transpose(0, 2, 3, 1))
+            labels.append(label)
+    classes = "airplane automobile bird cat deer dog frog horse ship truck"
+    members["batches.meta.txt"] = "\n".join(classes.split()).encode()
+    with tarfile.open(folder / "cifar-10-binary.tar.gz", "w:gz") as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return np.concatenate(images), np.concatenate(labels)
+
+
+@pytest.mark.slow
+def test_cifar10_from_an_archive_in_its_own_format(tmp_path, caplog):
+    (tmp_path / "files").mkdir()
+    images, labels = cifar_archive(tmp_path / "files")
+    cifar10 = config(tmp_path, name="cifar10", image_size=None, channels=None, num_classes=None)
+    prepare(cifar10, downloaded=str(tmp_path / "files"))
+    assert "is not the file that TFDS knows" in caplog.text
+    opened = source.open_source("cifar10", "train", str(tmp_path), 32, 3)
+    assert opened.info.class_names[3] == "cat"
+    found = sorted((opened[i]["image"].tobytes(), opened[i]["label"]) for i in range(len(opened)))
+    expected = zip(images, labels.tolist(), strict=True)
+    assert found == sorted((image.tobytes(), label) for image, label in expected)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DEBIAN.exists(), reason="Debian's dataset-fashion-mnist is not installed")
+def test_fashion_mnist_from_debians_files(tmp_path):
+    shared = (
+        "--config=configs/digits.py:tiny", "--config.data.name=fashion_mnist",
+        f"--config.data.data_dir={tmp_path}/tfds",
+    )  # fmt: skip
+    run = tmp_path / "run"
+    made = command(*shared, "--mode=prepare", f"--downloaded={DEBIAN}", workdir=run)
+    assert made.returncode == 0, made.stderr
+    assert "labels of the first 10,000 of 60,000 images" in made.stdout
+    trained = command(*shared, "--config.train.num_steps=6", workdir=run)
+    assert trained.returncode == 0, trained.stderr
+    assert "trained to step 6" in trained.stdout
+
+
+def test_flags_of_another_mode_are_refused(tmp_path):
+    for arguments, message in (
+        (("--source=.",), "--source is for --mode=prepare and --mode=import; the mode is train"),
+        (("--mode=evaluate", "--downloaded=."), "--downloaded is for --mode=prepare"),
+        (("--mode=prepare", "--classes=1"), "--classes is for --mode=sample"),
+    ):
+        result = command("--config=configs/digits.py", *arguments, workdir=tmp_path / "run")
+        assert result.returncode == 2
+        assert message in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_that_have_to_be_fetched_by_hand_are_asked_for(tmp_path):
+    wanted = config(tmp_path, name="imagenet2012", image_size=64, channels=3)
+    with pytest.raises(ConfigError, match=r"(?s)cannot prepare 'imagenet2012'.*--downloaded=FOLD"):
+        prepare(wanted, downloaded=str(tmp_path / "nowhere"))
+    assert not list(tmp_path.glob("imagenet2012*/*"))

@@ -1,0 +1,105 @@
+"""Averages of another length, made after training, against those that a training tracked."""
+
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from rin_jax.checkpointing import restore
+from rin_jax.experiment import ConfigError
+from rin_jax.jobs import train as train_lib
+from rin_jax.jobs.reconstruct import reconstruct
+from rin_jax.runtime import sharding
+from tests import tiny
+
+STEPS, EVERY, LENGTH = 96, 6, 0.15
+
+
+def config(data_dir, **changes):
+    return tiny.config(
+        data__data_dir=data_dir, train__num_steps=STEPS, train__sample_every_steps=STEPS,
+        train__log_every_steps=STEPS, checkpoint__every_steps=STEPS, optimizer__warmup_steps=2,
+        **changes,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory, data_dir):
+    """A run that stored snapshots of two power averages, and its configuration."""
+    workdir = str(tmp_path_factory.mktemp("stored"))
+    run = config(
+        data_dir, ema__decays=(), ema__power_lengths=(0.05, 0.1), ema__snapshot_every_steps=EVERY
+    )
+    train_lib.train(run, workdir)
+    return workdir, run
+
+
+def average(run, workdir, name):
+    experiment = train_lib.make_experiment(run)
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    _, found, params = restore.load_ema(experiment, mesh, workdir, name)
+    assert found == name
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(jax.device_get(params))])
+
+
+@pytest.mark.slow
+def test_a_length_that_was_also_tracked(stored, data_dir, tmp_path, capsys):
+    workdir, run = stored
+    tracking = config(data_dir, ema__decays=(), ema__power_lengths=(LENGTH,))
+    train_lib.train(tracking, str(tmp_path / "tracked"))  # the same steps
+    tracked = average(tracking, str(tmp_path / "tracked"), "power_0.15")
+    reconstruct(run, workdir, LENGTH)
+    made = average(run, workdir, "power_0.15")
+    near = average(run, workdir, "power_0.1")
+    off = np.linalg.norm(made - tracked) / np.linalg.norm(near - tracked)
+    assert off < 0.1, off  # of the way to the nearest average that was stored
+
+    printed = capsys.readouterr().out
+    assert printed.count(" power_0.05 ") == STEPS // EVERY
+    assert "relative error of the profile" in printed
+    table = Path(workdir, "reconstructed", "power_0.15", f"{STEPS}.txt").read_text()
+    assert table in printed
+
+
+def test_a_stored_length_comes_out_as_it_went_in(stored):
+    workdir, run = stored
+    reconstruct(run, workdir, 0.1)
+    made = Path(workdir, "reconstructed", "power_0.1", str(STEPS))
+    assert made.exists()
+    reconstruct(run, workdir, 0.1)  # again
+    copy = average(run, workdir, "power_0.1")  # the run's own comes first
+    found, _ = restore.checkpoints.find(made.parent)
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    shapes = restore.state.abstract_params(train_lib.make_experiment(run).rin, mesh)
+    params = restore.checkpoints.load(found[0], {"ema_power_0.1": shapes})["ema_power_0.1"]
+    flat = np.concatenate([np.ravel(x) for x in jax.tree.leaves(jax.device_get(params))])
+    np.testing.assert_allclose(flat, copy, atol=1e-6)
+
+
+def test_a_damaged_snapshot_is_named(stored, tmp_path):
+    workdir, run = stored
+    copy = str(shutil.copytree(workdir, tmp_path / "run"))
+    for path in Path(copy, "snapshots", str(EVERY), "ema_power_0.05").rglob("*"):
+        if path.is_file() and path.stat().st_size > 2000:
+            path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ConfigError, match=rf"snapshots/{EVERY} is damaged"):
+        reconstruct(run, copy, 0.12)
+
+
+def test_mistakes_come_before_any_work(stored, data_dir, tmp_path):
+    workdir, run = stored
+    with pytest.raises(ConfigError, match=r"power length 0.4: .*\(0, 0.289\]"):
+        reconstruct(run, workdir, 0.4)
+    with pytest.raises(ConfigError, match=r"no snapshots in .*ema.snapshot_every_steps"):
+        reconstruct(run, str(tmp_path), 0.1)
+    with pytest.raises(ConfigError, match=r"ema.snapshot_every_steps is 5, but there is no power"):
+        train_lib.make_experiment(
+            config(data_dir, ema__power_lengths=(), ema__snapshot_every_steps=5)
+        )

@@ -1,0 +1,337 @@
+"""The training job: it resumes exactly, does nothing twice, and stops on bad numbers."""
+
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from rin_jax.checkpointing import checkpoints
+from rin_jax.checkpointing.restore import load_ema
+from rin_jax.experiment import ConfigError, device_mesh, make_experiment
+from rin_jax.jobs import sample
+from rin_jax.jobs import train as train_lib
+from rin_jax.network import cost
+from rin_jax.runtime import reports, sharding
+from rin_jax.sampling.generate import GRID_COLUMNS, grid_labels, make_generate
+from rin_jax.training import loop
+from rin_jax.training.state import abstract_state
+from tests import tiny
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once():
+    """Keeps compiled steps: most tests here run the same program."""
+    known, compile_train_step = {}, train_lib.compile_train_step
+
+    def remember(experiment, mesh):
+        key = json.dumps([experiment.config.to_dict()["model"], experiment.config.train.num_steps,
+                          experiment.config.optimizer.to_dict()])  # fmt: skip
+        if key not in known:
+            known[key] = compile_train_step(experiment, mesh)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_lib, "compile_train_step", remember)
+        yield
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> str:
+    return str(tmp_path_factory.mktemp("tfds"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, data_dir):
+    """The workdir of a run that nothing interrupted."""
+    workdir = str(tmp_path_factory.mktemp("undisturbed"))
+    train_lib.train(tiny.config(data__data_dir=data_dir), workdir)
+    return workdir
+
+
+def restored(workdir: str, data_dir: str, **changes):
+    """(step, state) of the newest checkpoint."""
+    experiment = make_experiment(tiny.config(data__data_dir=data_dir, **changes))
+    mesh = sharding.make_mesh(**experiment.config.mesh)
+    abstract = abstract_state(experiment, mesh)
+    saved, parts, damaged = checkpoints.load_newest(
+        checkpoints.find(checkpoints.folder(workdir))[0], checkpoints.state_parts(abstract)
+    )
+    assert not damaged
+    state = checkpoints.state_of_parts(parts, saved.step, abstract)
+    return saved.step, jax.device_get(state)
+
+
+def newest(workdir) -> int:
+    """The step of the newest checkpoint, 0 if there is none."""
+    found, _ = checkpoints.find(checkpoints.folder(workdir))
+    return found[0].step if found else 0
+
+
+def metrics(workdir) -> list[dict]:
+    """Lines of metrics.jsonl without the timing."""
+    with open(f"{workdir}/metrics.jsonl") as file:
+        lines = [json.loads(line) for line in file]
+    timing = ("images_per_second", "time_")
+    return [{k: v for k, v in line.items() if not k.startswith(timing)} for line in lines]
+
+
+class InterruptedRunError(Exception):
+    """Stands for whatever ends a run."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [1, 2, 3, 4, 5])
+def test_interrupted_and_resumed_is_bit_identical(
+    undisturbed, data_dir, tmp_path, monkeypatch, stop
+):
+    workdir = str(tmp_path / "run")
+    open_batches = train_lib.open_batches
+
+    def broken(config, mesh, source, images_read):
+        for number, batch in enumerate(open_batches(config, mesh, source, images_read), start=1):
+            if number > stop:
+                raise InterruptedRunError
+            yield batch
+
+    config = tiny.config(data__data_dir=data_dir)
+    with monkeypatch.context() as patch:
+        patch.setattr(train_lib, "open_batches", broken)
+        with pytest.raises(InterruptedRunError):
+            train_lib.train(config, workdir)
+    assert newest(workdir) == {1: 0, 2: 2, 3: 3, 4: 4, 5: 4}[stop]  # every two, before samples
+    train_lib.train(config, workdir)
+
+    step, state = restored(workdir, data_dir)
+    expected_step, expected = restored(undisturbed, data_dir)
+    assert step == expected_step == 6
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+    assert metrics(workdir) == metrics(undisturbed)
+
+
+def test_a_finished_run_does_nothing_twice(undisturbed, data_dir, tmp_path, capsys):
+    def files():
+        return {
+            str(path): path.stat().st_mtime_ns
+            for path in tmp_path.parent.parent.glob("**/*")
+            if undisturbed in str(path) and path.is_file()
+        }
+
+    before = files()
+    train_lib.train(tiny.config(data__data_dir=data_dir), undisturbed)
+    assert "is trained to step 6" in capsys.readouterr().out
+    assert files() == before
+
+
+def test_a_longer_run_goes_on(undisturbed, data_dir, tmp_path):
+    workdir = str(tmp_path / "copy")
+    shutil.copytree(undisturbed, workdir)
+    train_lib.train(tiny.config(data__data_dir=data_dir, train__num_steps=8), workdir)
+    assert newest(workdir) == 8
+    assert [line["step"] for line in metrics(workdir)] == [2, 4, 6, 8]
+
+
+def test_clipping_can_be_switched_on_in_the_middle(undisturbed, data_dir, tmp_path):
+    workdir = str(tmp_path / "copy")
+    shutil.copytree(undisturbed, workdir)
+    config = tiny.config(data__data_dir=data_dir, train__num_steps=8, optimizer__clip_norm=1.0)
+    train_lib.train(config, workdir)
+    assert newest(workdir) == 8
+
+
+def test_the_share_of_time_that_waits_for_data_is_logged(data_dir, tmp_path, monkeypatch):
+    open_batches = train_lib.open_batches
+
+    def slow(config, mesh, source, images_read):
+        for batch in open_batches(config, mesh, source, images_read):
+            time.sleep(0.3)
+            yield batch
+
+    monkeypatch.setattr(train_lib, "open_batches", slow)
+    config = tiny.config(
+        data__data_dir=data_dir, train__sample_every_steps=6, checkpoint__every_steps=6
+    )
+    train_lib.train(config, str(tmp_path))
+    waits = [json.loads(line)["time_input_wait"] for line in (tmp_path / "metrics.jsonl").open()]
+    assert all(0.5 < wait < 1 for wait in waits)
+
+
+def test_processes_compare_the_data_that_they_read(data_dir, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        train_lib.processes, "agree", lambda question, **facts: asked.append((question, facts))
+    )
+    for split in ("train", "train[:100]", "train"):
+        config = tiny.config(data__data_dir=data_dir, data__split=split)
+        train_lib.open_data(make_experiment(config).config)
+    assert asked[0] == asked[2]
+    assert asked[0][0] == asked[1][0] == "reading digits"
+    assert all(asked[0][1][fact] != asked[1][1][fact] for fact in ("records", "fingerprint"))
+
+
+ALL_JOBS = """
+    import sys
+    import rin_jax.jobs.evaluate, rin_jax.main, rin_jax.jobs.prepare, rin_jax.sampling.generate
+    from rin_jax.jobs.train import train
+    from tests import tiny
+    train(tiny.config(data__data_dir={data_dir!r}, train__num_steps=3), {workdir!r})
+    found = [name for name in sys.modules if name.partition(".")[0] == "tensorflow"]
+    assert not found, found
+"""
+
+
+@pytest.mark.slow
+def test_training_imports_no_tensorflow(tmp_path, root):
+    script = ALL_JOBS.format(
+        data_dir=str(tmp_path / "tfds"), workdir=str(tmp_path / "run")
+    )
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "trained to step 3" in result.stdout
+
+
+def test_what_a_run_leaves(undisturbed):
+    lines = metrics(undisturbed)
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    figures = {name for name in lines[0] if "/" not in name}
+    assert figures == {
+        "step", "loss", "grad_norm", "update_norm", "param_norm", "learning_rate", "skipped_steps",
+    }  # fmt: skip
+    modules = {name.partition("/")[2] for name in lines[0] if name.startswith("grad_norm/")}
+    assert {"stem", "blocks_0.read", "blocks_0.compute", "blocks_0.write", "readout"} <= modules
+    assert {f"update_ratio/{module}" for module in modules} <= set(lines[-1])
+    squares = sum(lines[1][f"grad_norm/{module}"] ** 2 for module in modules)
+    assert squares > 0
+    for step in (3, 6):
+        image = Image.open(f"{undisturbed}/progress/{step:08d}.png")
+        assert image.size == (10 * 50 + 2, 10 * 50 + 2)  # ten classes down, ten samples across
+        assert np.asarray(image).std() > 10
+    events = EventAccumulator(f"{undisturbed}/events").Reload()
+    assert {"loss", "grad_norm", "learning_rate"} <= set(events.Tags()["scalars"])
+    assert [point.step for point in events.Scalars("loss")] == [2, 4, 6]
+    assert np.isclose([p.value for p in events.Scalars("loss")], [r["loss"] for r in lines]).all()
+    assert "progress" in events.Tags()["images"]
+    with open(f"{undisturbed}/config.json") as file:
+        assert json.load(file)["model"]["depth"] == 1
+
+
+def test_the_same_noise_every_time(undisturbed, data_dir):
+    """The grid at the last step is what sampling that checkpoint gives again."""
+    config = tiny.config(data__data_dir=data_dir)
+    experiment = make_experiment(config)
+    mesh = device_mesh(experiment.config)
+    *_, params = load_ema(experiment, mesh, undisturbed)
+    generate = make_generate(experiment, mesh, config.seed)
+    again = generate(params, np.arange(100), grid_labels(10))
+    expected = np.asarray(Image.open(f"{undisturbed}/progress/00000006.png"))
+    np.testing.assert_array_equal(reports.grid(again, GRID_COLUMNS)[..., 0], expected)
+    folder = sample.sample(
+        config, undisturbed, num=10, classes=["0"], ema=None, checkpoint=None, export=None,
+        show=False,
+    )  # fmt: skip
+    one = np.load(folder / "samples.npz")["images"]
+    np.testing.assert_array_equal(one, again[:10])  # class 0 alone: the grid's first row
+
+
+def test_bad_numbers_are_skipped_then_stop_the_run(undisturbed, data_dir, tmp_path, capsys):
+    workdir = str(tmp_path / "copy")
+    shutil.copytree(undisturbed, workdir)
+    changes = {"train__num_steps": 12, "optimizer__learning_rate": 1e38}
+    message = r"step (\d+): .* learning rate .*. 3 steps in a row were not finite"
+    with pytest.raises(FloatingPointError, match=message):
+        train_lib.train(tiny.config(data__data_dir=data_dir, **changes), workdir)
+    printed = capsys.readouterr().out
+    assert printed.count("; the step is skipped") == 2
+    assert "first gradient that is not finite" in printed or "all gradients" in printed
+    _, state = restored(workdir, data_dir, **changes)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
+def test_another_architecture_is_refused(undisturbed, data_dir):
+    config = tiny.config(data__data_dir=data_dir, model__latent_dim=32, train__num_steps=9)
+    with pytest.raises(ConfigError, match=r"model.latent_dim: checkpoint 16, now 32"):
+        train_lib.train(config, undisturbed)
+    found, _ = checkpoints.find(checkpoints.folder(undisturbed))
+    assert found[0].facts["config"]["model"]["latent_dim"] == 16
+    with open(f"{undisturbed}/config.json") as file:
+        assert json.load(file)["model"]["latent_dim"] == 16
+
+
+def test_a_checkpoint_of_another_format_is_refused(undisturbed, monkeypatch):
+    monkeypatch.setattr(checkpoints, "FORMAT", 3)
+    with pytest.raises(ValueError, match="has checkpoint format 2; this version reads format 3"):
+        checkpoints.find(checkpoints.folder(undisturbed))
+
+
+def test_where_checkpoints_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert str(checkpoints.folder("gs://bucket/run")) == "gs://bucket/run/checkpoints"
+    assert str(checkpoints.folder("runs/a")) == f"{tmp_path}/runs/a/checkpoints"
+
+
+def test_restores_on_other_meshes(undisturbed, data_dir, monkeypatch):
+    monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 2)
+    _, expected = restored(undisturbed, data_dir)
+    for mesh in ({"data": 1, "fsdp": 8, "tensor": 1}, {"data": 2, "fsdp": 2, "tensor": 2}):
+        _, state = restored(undisturbed, data_dir, mesh=mesh)
+        jax.tree.map(np.testing.assert_array_equal, state, expected)
+
+
+def test_an_unwritable_workdir_is_an_error(data_dir, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(ConfigError, match="cannot write to --workdir"):
+        train_lib.train(tiny.config(data__data_dir=data_dir), str(tmp_path / "file" / "run"))
+
+
+def test_the_description_counts(data_dir):
+    experiment = make_experiment(tiny.config(data__data_dir=data_dir))
+    mesh = sharding.make_mesh(**experiment.config.mesh)
+    text = train_lib.describe(experiment, mesh)
+    params = abstract_state(experiment, mesh).params
+    count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+    assert f"parameters: {count:,}" in text
+    assert "tokens: 4 interface, 6 latents" in text
+    assert "blocks_0/compute/attention/query/kernel" in text
+    assert "FLOPs per image" in text
+
+
+def test_utilisation_is_of_the_chips_peak():
+    experiment = tiny.experiment()
+    flops = cost.training_flops(experiment.rin, True)
+
+    class Chips:
+        size = 8
+        devices = np.array([SimpleNamespace(device_kind="TPU v5 lite")] * 8)
+
+    figures = loop.utilisation(experiment, Chips, images_per_second=4e6)
+    assert figures["images_per_second_per_chip"] == 5e5
+    assert figures["mfu_percent"] == pytest.approx(100 * 4e6 * flops / (8 * 197e12))
+    here = loop.utilisation(experiment, sharding.make_mesh(8, 1, 1), 8.0)
+    assert here == {"images_per_second_per_chip": 1.0}
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_what_was_lost_after_a_save_is_made_up_for(undisturbed, data_dir, tmp_path, last):
+    """Killed when the checkpoint was complete and the samples of its step were not."""
+    workdir = tmp_path / "copy"
+    shutil.copytree(undisturbed, workdir)
+    if not last:
+        shutil.rmtree(workdir / "checkpoints" / "6")
+    step = newest(str(workdir))
+    config = tiny.config(data__data_dir=data_dir, train__sample_every_steps=step)
+    picture = workdir / "progress" / f"{step:08d}.png"
+    picture.unlink(missing_ok=True)
+    train_lib.train(config, str(workdir))
+    assert picture.exists()
+    if last:
+        assert picture.read_bytes() == Path(undisturbed, "progress", picture.name).read_bytes()

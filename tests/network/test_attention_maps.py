@@ -1,0 +1,92 @@
+"""Attention that is kept on request: right, and free for those who do not ask."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rin_jax.network.attention_maps import apply_with_reads
+from rin_jax.network.layers import attention_weights
+from tests.network.small import inputs, param_shapes, random_params, small
+
+CASES = {
+    "plain": {},
+    "groups of blocks": {"num_blocks": 3, "depth": (1, 1, 0)},
+    "remat": {"remat": "full"},
+    "cond tokens": {"time_on_latents": False, "label_on_latents": False},
+}
+
+
+def test_weights_are_those_that_attention_applies():
+    rng = np.random.default_rng(0)
+    query, key, value = (jnp.float32(rng.normal(size=(2, n, 3, 4))) for n in (5, 7, 7))
+    weights = attention_weights(query, key)
+    np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-6)
+    np.testing.assert_allclose(
+        jnp.einsum("bhqs,bshk->bqhk", weights, value),
+        jax.nn.dot_product_attention(query, key, value),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_watching_changes_neither_parameters_nor_outputs(case):
+    rin = small(**CASES[case])
+    args = inputs(rin)
+    variables = jax.eval_shape(rin.init, jax.random.key(0), *args)
+    assert set(variables) == {"params"}
+    params = random_params(rin)
+    expected = jax.jit(rin.apply)({"params": params}, *args)
+    *outputs, reads = jax.jit(lambda *x: apply_with_reads(rin, *x))(params, *args)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),
+        tuple(outputs),
+        expected,
+    )
+    blocks = len(rin.depths)
+    assert reads.shape == (3, blocks, 2, 3)
+    sums = np.asarray(reads.sum((-2, -1)))
+    if case == "cond tokens":
+        assert (sums < 1 - 1e-3).all()
+    else:
+        np.testing.assert_allclose(sums, 1, rtol=1e-5)
+    assert np.abs(reads[:, 0] - reads[:, -1]).max() > 1e-3  # each block has its own
+
+
+def test_nothing_is_computed_for_those_who_do_not_ask():
+    rin = small()
+    args = (param_shapes(rin), *inputs(rin))
+
+    def size(function):
+        return len(jax.jit(function).lower(*args).as_text().splitlines())
+
+    asked = size(lambda params, *x: apply_with_reads(rin, params, *x))
+    plain = size(lambda params, *x: rin.apply({"params": params}, *x))
+    assert asked > plain
+    closed = jax.make_jaxpr(lambda params, *x: rin.apply({"params": params}, *x))(*args)
+    assert "weights" not in str(closed)
+
+
+def test_reads_lie_on_their_patches():
+    """Without positions the reads of a rearranged image are those of the image, rearranged."""
+    rin = small(interface_self_cond=False)
+    params = random_params(rin)
+    table = params["stem"]["positions"]["table"]
+    flat = {**params, "stem": {**params["stem"], "positions": {"table": np.zeros_like(table)}}}
+    xt, gamma, labels, latents = inputs(rin)
+    order = np.arange(6).reshape(2, 3)[::-1, ::-1]
+    patches = xt.reshape(3, 2, 2, 3, 2, 2).transpose(0, 1, 3, 2, 4, 5).reshape(3, 6, 2, 2, 2)
+    moved = patches[:, order.ravel()].reshape(3, 2, 3, 2, 2, 2).transpose(0, 1, 3, 2, 4, 5)
+    moved = moved.reshape(xt.shape)
+
+    watched = jax.jit(lambda *x: apply_with_reads(rin, *x)[2])
+
+    def reads(params, images):
+        return np.asarray(watched(params, images, gamma, labels, latents))
+
+    np.testing.assert_allclose(
+        reads(flat, moved), reads(flat, xt)[:, :, ::-1, ::-1], rtol=1e-4, atol=1e-6
+    )
+    assert np.abs(reads(params, moved) - reads(params, xt)[:, :, ::-1, ::-1]).max() > 1e-3
+    assert np.abs(reads(flat, moved) - reads(flat, xt)).max() > 1e-3

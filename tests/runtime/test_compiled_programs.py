@@ -1,0 +1,187 @@
+"""The reader of compiled programs, on programs whose collectives are known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rin_jax.runtime import sharding
+from rin_jax.runtime.compiled_programs import Program, bytes_of, device_groups, main_memory
+from rin_jax.training.step import compile_train_step
+from tests import tiny
+
+LAYERS, WIDTH = 5, 64
+
+
+def scanned(mesh, rows, split, weights_spec):
+    """What a scan over LAYERS matrices x @ W sends; x [32, WIDTH] lies as `rows`, then `split`."""
+
+    def place(spec):
+        return NamedSharding(mesh, spec)
+
+    def layer(x, weight):
+        x = jax.lax.with_sharding_constraint(x, place(split))
+        return jax.lax.with_sharding_constraint(x @ weight, place(rows)), None
+
+    x = jax.ShapeDtypeStruct((32, WIDTH), jnp.float32)
+    weights = jax.ShapeDtypeStruct((LAYERS, WIDTH, WIDTH), jnp.float32)
+    jitted = jax.jit(
+        lambda x, weights: jax.lax.scan(layer, x, weights)[0],
+        in_shardings=(place(rows), place(weights_spec)),
+    )
+    return Program(jitted.lower(x, weights).compile().as_text(), mesh.size).collectives()
+
+
+def test_gathered_weights_count_once_for_each_layer():
+    mesh = sharding.make_mesh(1, 8, 1)
+    found = scanned(mesh, P("fsdp"), P("fsdp"), P(None, None, "fsdp"))
+    assert {c.kind for c in found} == {"all-gather"}
+    assert sum(c.bytes for c in found) == LAYERS * WIDTH * WIDTH * 4 * 7 / 8
+
+
+def test_a_contracted_axis_is_summed_in_each_layer():
+    mesh = sharding.make_mesh(1, 1, 8)
+    (found,) = scanned(mesh, P(), P(None, "tensor"), P(None, "tensor"))
+    assert (found.kind, found.runs, found.group) == ("all-reduce", LAYERS, 8)
+    assert found.bytes == LAYERS * 2 * 32 * WIDTH * 4 * 7 / 8
+
+
+def test_nothing_is_sent_where_all_is_local():
+    assert scanned(sharding.make_mesh(8, 1, 1), P("data"), P("data"), P()) == []
+
+
+def test_memory_traffic_follows_the_loop():
+    def run(x):
+        return jax.lax.fori_loop(0, 7, lambda _, x: jnp.sin(x).T, x)
+
+    compiled = jax.jit(run).lower(jax.ShapeDtypeStruct((256, 256), jnp.float32)).compile()
+    traffic = Program(compiled.as_text(), 1).memory_traffic()
+    once = 2 * 256 * 256 * 4
+    assert 7 * once <= traffic <= 7 * 3 * once
+
+
+# A TPU's text: a loop without a noted bound, an asynchronous gather in three parts that share a
+# channel, a fused reduce-scatter, a send to another slice, and arrays in on-chip memory.
+TPU = """HloModule jit_step, is_scheduled=true
+
+%cond (p: (s32[], bf16[8,128])) -> pred[] {
+  %bound = s32[]{:T(128)} constant(13)
+  %p = (s32[]{:T(128)}, bf16[8,128]{1,0:T(8,128)(2,1)S(1)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i, %bound), direction=LT
+}
+
+%started (a: bf16[8,128]) -> bf16[64,128] {
+  %a = bf16[8,128]{1,0} parameter(0)
+  ROOT %g = bf16[64,128]{1,0} all-gather(%a), channel_id=7, replica_groups=[2,8]<=[16], dimensions={0}
+}
+
+%all-reduce-scatter (b: bf16[64,128]) -> bf16[8,128] {
+  %b = bf16[64,128]{1,0} parameter(0)
+  %r = bf16[64,128]{1,0} all-reduce(%b), channel_id=8, replica_groups={{0,1,2,3,4,5,6,7},{8,9,10,11,12,13,14,15}}, to_apply=%add
+  ROOT %d = bf16[8,128]{1,0} slice(%r), slice={[0:8], [0:128]}
+}
+
+%body (p: (s32[], bf16[8,128])) -> (s32[], bf16[8,128]) {
+  %p = (s32[]{:T(128)}, bf16[8,128]{1,0}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %two = s32[]{:T(128)} constant(2)
+  %next = s32[]{:T(128)} add(%i, %two)
+  %x = bf16[8,128]{1,0} get-tuple-element(%p), index=1
+  %start = bf16[64,128]{1,0} fusion(%x), kind=kCustom, calls=%started
+  %done = bf16[64,128]{1,0} fusion(%x), kind=kCustom, calls=%started
+  %y = bf16[8,128]{1,0} fusion(%done), kind=kCustom, calls=%all-reduce-scatter
+  ROOT %t = (s32[]{:T(128)}, bf16[8,128]{1,0}) tuple(%next, %y)
+}
+
+ENTRY %main (x: bf16[8,128]) -> bf16[8,128] {
+  %x = bf16[8,128]{1,0} parameter(0)
+  %one = s32[]{:T(128)} constant(1)
+  %t = (s32[]{:T(128)}, bf16[8,128]{1,0}) tuple(%one, %x)
+  %w = (s32[]{:T(128)}, bf16[8,128]{1,0}) while(%t), condition=%cond, body=%body
+  %token = token[] after-all()
+  %s = (bf16[8,128]{1,0}, u32[]{:S(2)}, token[]) send(%x, %token), channel_id=7, is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  ROOT %y = bf16[8,128]{1,0} get-tuple-element(%w), index=1
+}
+"""  # noqa: E501
+
+
+def test_a_tpu_program():
+    program = Program(TPU, num_devices=16, num_slices=2)
+    found = {c.kind: c for c in program.collectives()}
+    shard = 8 * 128 * 2
+    assert found["all-gather"].runs == 6  # 1, 3, .. 11
+    assert found["all-gather"].bytes == 6 * 7 * shard
+    assert found["reduce-scatter"].bytes == 6 * 7 / 8 * 8 * shard
+    assert not found["all-gather"].crosses
+    assert found["all-reduce"].crosses
+    assert found["all-reduce"].bytes == shard  # two slices: what one has, to the other
+    assert program.unknown_loops == []
+
+
+def test_copies_to_and_from_on_chip_memory():
+    """A prefetch of a slice reads what it takes; a copy inside main memory reads and writes."""
+    text = """HloModule m
+ENTRY %main (x: bf16[64,128]) -> bf16[64,128] {
+  %x = bf16[64,128]{1,0} parameter(0)
+  %s = ((bf16[64,128]{1,0}), bf16[16,128]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%x), slice={}
+  %sd = bf16[16,128]{1,0:T(8,128)S(1)} slice-done(%s)
+  %c = (bf16[64,128]{1,0}, bf16[64,128]{1,0}, u32[]{:S(2)}) copy-start(%x)
+  ROOT %cd = bf16[64,128]{1,0} copy-done(%c)
+}
+"""
+    assert Program(text, 1).memory_traffic() == (16 + 2 * 64) * 128 * 2
+
+
+def test_a_loop_whose_bound_is_not_seen_is_named():
+    program = Program(TPU.replace("constant(13)", "parameter(1)"), 16, 2)
+    assert program.collectives()[0].runs == 1
+    assert program.unknown_loops == ["w"]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "groups"),
+    [
+        ("replica_groups={{0,2},{1,3}}", [[0, 2], [1, 3]]),
+        ("replica_groups=[2,2]<=[4]", [[0, 1], [2, 3]]),
+        ("replica_groups=[2,2]<=[2,2]T(1,0)", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['data'=2,'fsdp'=2] {'fsdp'}, x", [[0, 1], [2, 3]]),
+        ("replica_groups=mesh['data'=2,'fsdp'=2] {'data'}, x", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['data'=4] {'data':(1)2}, x", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['data'=4] {'data':(2)2}, x", [[0, 1], [2, 3]]),
+        ("replica_groups={}", [[0, 1, 2, 3]]),
+        ("source_target_pairs={{0,1},{1,0}}", [[0, 1], [1, 0]]),
+    ],
+)
+def test_groups(attributes, groups):
+    np.testing.assert_array_equal(device_groups(attributes, 4), groups)
+
+
+def test_sizes_of_types():
+    assert bytes_of("bf16[4,8]{1,0:T(8,128)(2,1)}") == 64
+    assert bytes_of("(f32[2]{0}, pred[3]{0}, s4[4]{0}, token[])") == 8 + 3 + 2
+    assert bytes_of("f32[]") == 4
+    assert main_memory("(f32[2]{0:T(128)S(1)}, f32[4]{0:T(128)})") == 16
+
+
+@pytest.mark.slow
+def test_pinned_activations_stay_at_home(monkeypatch):
+    """With fsdp alone only weights and gradients travel, so a larger batch sends no more bytes.
+
+    The negative control of the logical axes: without them it does.
+    """
+    monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 64)
+    mesh = sharding.make_mesh(1, 8, 1)
+
+    def sent(batch_size: int) -> float:
+        experiment = tiny.experiment(
+            model__latent_dim=64, model__interface_dim=64, train__batch_size=batch_size
+        )
+        text = compile_train_step(experiment, mesh).as_text()
+        return sum(c.bytes for c in Program(text, mesh.size).collectives())
+
+    assert sent(64) == sent(16)
+    monkeypatch.setattr(sharding, "LOGICAL_AXES", ())
+    assert sent(64) > 2 * sent(16)

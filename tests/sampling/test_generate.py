@@ -1,0 +1,181 @@
+"""Sampling programs: image i is image i, to the last bit; weights and guides that do not fit."""
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from rin_jax.checkpointing import checkpoints
+from rin_jax.experiment import ConfigError, make_experiment
+from rin_jax.runtime import sharding
+from rin_jax.sampling import generate
+from rin_jax.sampling.generate import make_generate, places
+from rin_jax.training.state import abstract_params, create_state
+from tests import tiny
+
+SIZE = 5
+SAMPLER = {
+    "sampler__images_per_device": SIZE, "sampler__num_steps": 3, "sampler__name": "dpmpp_2m",
+    "sampler__eta": 1.0, "sampler__guidance_scale": 1.0,
+}  # fmt: skip
+
+
+def mesh_of(devices: int, **sizes) -> jax.sharding.Mesh:
+    sizes = {"data": -1, "fsdp": 1, "tensor": 1} | sizes
+    return sharding.make_mesh(**sizes, devices=jax.devices()[:devices])
+
+
+def weights(experiment, mesh, seed=0):
+    """Random weights, so that no part of the network is still at zero."""
+    state = create_state(experiment, mesh, seed)
+    leaves, tree = jax.tree.flatten(state.params)
+    rng = np.random.default_rng(seed)
+    noisy = [leaf + 0.1 * rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves]
+    return jax.device_put(jax.tree.unflatten(tree, noisy), state_sharding(experiment, mesh))
+
+
+def state_sharding(experiment, mesh):
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract_params(experiment.rin, mesh))
+
+
+@pytest.fixture
+def raw(monkeypatch):
+    """Samples stay float32, so that not a bit is hidden by rounding to uint8."""
+    monkeypatch.setattr(generate, "to_uint8", lambda images: images)
+
+
+def test_an_index_has_its_row_in_the_fewest_batches():
+    rng = np.random.default_rng(0)
+    for size in (1, 4, 7):
+        for indices in (np.arange(20), rng.integers(0, 50, 33), np.full(3, 9), np.arange(5, 9)):
+            batch, row = places(indices, size)
+            np.testing.assert_array_equal(row, indices % size)
+            assert len(set(zip(batch, row, strict=True))) == len(indices)  # no two in one place
+            assert batch.max() + 1 == np.bincount(indices % size).max()
+    batch, _ = places(np.arange(20), 5)
+    np.testing.assert_array_equal(batch, np.arange(20) // 5)
+
+
+@pytest.mark.usefixtures("raw")
+def test_an_image_is_the_same_in_any_batch():
+    experiment = tiny.experiment(**SAMPLER)
+    mesh = mesh_of(1)
+    params, generate = weights(experiment, mesh), make_generate(experiment, mesh, seed=3)
+    indices = np.arange(16)
+    whole = generate(params, indices, indices % 10)
+    assert whole.shape == (16, 8, 8, 1)
+    assert np.abs(whole[:-1] - whole[1:]).max(axis=(1, 2, 3)).min() > 0.1
+    for chosen in ([0], [0, 1, 2], [15, 2, 7, 2], [11]):
+        some = generate(params, chosen, np.array(chosen) % 10)
+        np.testing.assert_array_equal(some, whole[chosen])
+    other = make_generate(experiment, mesh, seed=4)(params, indices, indices % 10)
+    assert np.abs(other - whole).max(axis=(1, 2, 3)).min() > 0.1
+    assert np.abs(generate(params, [1], [2]) - whole[1]).max() > 1e-3  # another class
+
+
+@pytest.mark.usefixtures("raw")
+@pytest.mark.parametrize("sizes", [{}, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_an_image_is_the_same_on_any_devices(sizes):
+    """Also where training splits the weights: latent_dim 256 makes some of them large enough."""
+    experiment = tiny.experiment(
+        **SAMPLER, model__latent_dim=256, model__num_blocks=1, model__latent_mlp_ratio=1
+    )
+    indices = np.arange(11)  # three batches, so three of the devices
+
+    def sampled(mesh):
+        params = weights(experiment, mesh)
+        return images_of(experiment, mesh, params, indices), params
+
+    alone, _ = sampled(mesh_of(1))
+    together, params = sampled(mesh_of(8, **sizes))
+    np.testing.assert_array_equal(alone, together)
+    split = [not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(params)]
+    assert any(split) == bool(sizes)
+
+
+def images_of(experiment, mesh, params, indices):
+    return make_generate(experiment, mesh, seed=0)(params, indices, indices % 10)
+
+
+def test_half_precision_is_an_option_of_the_same_weights():
+    mesh, indices = mesh_of(1), np.arange(4)
+    full, half = (
+        tiny.experiment(**SAMPLER, model__dtype=dtype) for dtype in ("float32", "bfloat16")
+    )
+    params = weights(full, mesh)
+    images = [
+        images_of(experiment, mesh, params, indices).astype(int) for experiment in (full, half)
+    ]
+    difference = np.abs(images[0] - images[1])
+    assert 0 < difference.mean() < 8
+
+
+def test_steps_that_the_grid_does_not_allow():
+    experiment = tiny.experiment(sampler__num_steps=1_000_000)
+    with pytest.raises(ConfigError, match="sampler.num_steps is 1000000, more than its grid"):
+        make_generate(experiment, mesh_of(1), seed=0)
+
+
+# Checkpoints and guides.
+
+
+def save(workdir, config: ml_collections.ConfigDict, steps=(1,), seed=0):
+    """Checkpoints of a run that never ran."""
+    experiment = make_experiment(config)
+    with checkpoints.Checkpoints(checkpoints.folder(str(workdir))) as saver:
+        for step in steps:
+            state = create_state(experiment, mesh_of(1), seed + step)
+            saver.save_state(state, step, experiment.config.to_dict(), 0, {})
+    return experiment
+
+
+def test_a_checkpoint_is_chosen_by_its_step(tmp_path):
+    experiment = save(tmp_path, tiny.config(), steps=(2, 4))
+    for wanted, found in ((None, 4), (2, 2), (4, 4)):
+        step, _, params = generate.load_ema(
+            experiment, mesh_of(1), str(tmp_path), checkpoint=wanted
+        )
+        assert step == found
+        expected = create_state(experiment, mesh_of(1), found).params
+        jax.tree.map(np.testing.assert_array_equal, params, expected)
+    with pytest.raises(ConfigError, match=r"no checkpoint 3 in .*; there are 2, 4\."):
+        generate.load_ema(experiment, mesh_of(1), str(tmp_path), checkpoint=3)
+
+
+def guided(workdir, **changes):
+    return tiny.config(
+        **SAMPLER | {"sampler__guide": str(workdir), "sampler__guidance_latents": "own"} | changes
+    )
+
+
+def test_autoguidance_by_a_smaller_network(tmp_path):
+    """A guide with the network's own weights changes nothing; a smaller one does."""
+    twin, smaller = tmp_path / "twin", tmp_path / "smaller"
+    experiment = save(twin, tiny.config())
+    save(smaller, tiny.config(model__latent_dim=32, model__num_latents=5, model__num_blocks=1))
+    mesh, indices = mesh_of(1), np.arange(3)
+    *_, params = generate.load_ema(experiment, mesh, str(twin))
+
+    def images(config):
+        return images_of(make_experiment(config), mesh, params, indices).astype(int)
+
+    plain = images(tiny.config(**SAMPLER | {"sampler__guidance_scale": 0.0}))
+    assert np.abs(images(guided(twin)) - plain).max() <= 1
+    assert np.abs(images(guided(smaller)) - plain).mean() > 1
+
+
+@pytest.mark.parametrize(
+    ("guide", "changes", "words"),
+    [
+        ({"model__num_latents": 5}, {"sampler__guidance_latents": "shared"},
+         "model.num_latents is 6 here and 5 in checkpoint 1 .*sampler.guidance_latents to 'own'"),
+        ({"diffusion__prediction_type": "v"}, {}, "diffusion.prediction_type is eps here and v"),
+        ({"data__num_classes": 12}, {}, "data.num_classes is 10 here and 12 in checkpoint 1"),
+        ({}, {"sampler__guide_checkpoint": 7}, "no checkpoint 7 in .*; there are 1"),
+    ],
+)  # fmt: skip
+def test_a_guide_that_does_not_fit(tmp_path, guide, changes, words):
+    save(tmp_path, tiny.config(**guide))
+    experiment = make_experiment(guided(tmp_path, **changes))
+    with pytest.raises(ConfigError, match=words):
+        make_generate(experiment, mesh_of(1), seed=0)

@@ -1,0 +1,174 @@
+"""The training step: the same on every mesh, under accumulation and remat; every weight learns."""
+
+import jax
+import numpy as np
+import pytest
+
+from rin_jax.runtime import sharding
+from rin_jax.training.state import create_state
+from rin_jax.training.step import compile_train_step, make_loss, prepare_images
+from tests import tiny
+
+STEPS = 5
+
+
+def run(experiment, data=1, fsdp=1, batches=None):
+    """(losses, parameters, state) of STEPS steps on a mesh of data x fsdp devices."""
+    mesh = sharding.make_mesh(data, fsdp, 1, jax.devices()[: data * fsdp])
+    step = compile_train_step(experiment, mesh)
+    state = create_state(experiment, mesh, 0)
+    losses = []
+    for batch in batches or tiny.batches(STEPS):
+        state, metrics = step(state, sharding.global_batch(batch, mesh))
+        losses.append(float(metrics["loss"]))
+    return np.array(losses), jax.device_get(state.params), state
+
+
+def difference(a, b) -> float:
+    leaves = jax.tree.map(lambda x, y: float(np.abs(x - y).max()), a, b)
+    # key biases have no true gradient: a LAMB step moves them by rounding noise
+    flat = jax.tree_util.tree_leaves_with_path(leaves)
+    return max(
+        value
+        for path, value in flat
+        if [key.key for key in path][-2:] != ["key", "bias"]
+    )
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return run(tiny.experiment())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (1, 8), (2, 4)])
+def test_meshes_agree_with_one_device(one_device, data, fsdp, monkeypatch):
+    monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 2)
+    losses, params, state = run(tiny.experiment(), data, fsdp)
+    np.testing.assert_allclose(losses, one_device[0], rtol=0, atol=1e-5)
+    assert difference(params, one_device[1]) < 1e-5
+    kernel = state.params["blocks_0"]["read"]["mlp"]["ffn"]["hidden"]["kernel"]
+    shard = kernel.addressable_shards[0].data.shape
+    assert np.prod(kernel.shape) / np.prod(shard) == fsdp
+    moment = jax.tree.leaves(
+        state.opt_state, is_leaf=lambda s: hasattr(s, "mu")
+    )[0].mu["blocks_0"]["read"]["mlp"]["ffn"]["hidden"]["kernel"]
+    assert moment.sharding == kernel.sharding
+
+
+def test_another_seed_differs(one_device):
+    losses, params, _ = run(tiny.experiment(seed=1))
+    assert np.abs(losses - one_device[0]).max() > 1e-3
+    assert difference(params, one_device[1]) > 1e-4
+
+
+@pytest.mark.slow
+def test_accumulation_is_the_mean_of_the_parts():
+    still = {"model__dropout": 0.0, "model__drop_path": 0.0}
+    whole = run(tiny.experiment(**still))
+    parts = run(tiny.experiment(**still, train__accumulation_steps=4))
+    np.testing.assert_allclose(whole[0], parts[0], atol=1e-5)
+    assert difference(whole[1], parts[1]) < 1e-5
+    mixed = run(tiny.experiment(**still, train__accumulation_steps=2), data=2, fsdp=4)
+    np.testing.assert_allclose(whole[0], mixed[0], atol=1e-5)
+    assert difference(whole[1], mixed[1]) < 1e-5
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_remat_changes_memory_and_nothing_else(one_device, remat):
+    losses, params, _ = run(tiny.experiment(model__remat=remat))
+    np.testing.assert_allclose(losses, one_device[0], atol=1e-5)
+    assert difference(params, one_device[1]) < 1e-5
+
+
+def test_ema_starts_from_the_parameters_and_follows(one_device):
+    experiment = tiny.experiment()
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    state = create_state(experiment, mesh, 0)
+    jax.tree.map(np.testing.assert_array_equal, state.params, state.emas["decay_0.9"])
+    _, params, last = one_device
+    assert difference(params, jax.device_get(last.emas["decay_0.9"])) > 0
+
+
+def test_adamw_step_runs_with_clipping():
+    losses, _, _ = run(
+        tiny.experiment(
+            optimizer__name="adamw", optimizer__clip_norm=1.0, optimizer__learning_rate=1e-3
+        )
+    )
+    assert np.isfinite(losses).all()
+
+
+def test_an_unconditional_model_trains_without_labels():
+    batches = [{"image": batch["image"]} for batch in tiny.batches(STEPS)]
+    losses, params, _ = run(tiny.experiment(data__num_classes=0), batches=batches)
+    assert np.isfinite(losses).all()
+    assert "label" not in params
+
+
+def test_every_parameter_gets_a_gradient():
+    experiment = tiny.experiment(model__dropout=0.0, model__drop_path=0.0)
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    state = create_state(experiment, mesh, 0)
+    keys = iter(jax.random.split(jax.random.key(7), 500))
+    params = jax.tree.map(
+        lambda p: p + 0.1 * jax.random.normal(next(keys), p.shape), state.params
+    )
+    batch = tiny.batches(1)[0]
+    images = prepare_images(batch["image"], jax.random.key(0), False)
+    draws = experiment.objective.draw(jax.random.key(1), images.shape)
+    grads = jax.jit(jax.grad(make_loss(experiment)))(
+        params, images, batch["label"], draws, jax.random.key(2)
+    )
+    dead = [
+        jax.tree_util.keystr(path)
+        for path, grad in jax.tree_util.tree_leaves_with_path(grads)
+        if np.abs(grad).max() < 1e-7
+    ]
+    assert all("['key']['bias']" in name for name in dead), dead
+
+
+def test_images_are_scaled_and_flipped_half_of_the_time():
+    images = np.zeros((400, 2, 2, 1), np.uint8)
+    images[:, :, 0] = 255
+    plain = prepare_images(images, jax.random.key(0), False)
+    assert plain.min() == -1.0
+    assert plain.max() == 1.0
+    np.testing.assert_array_equal(plain[:, :, 0], 1.0)
+    flipped = prepare_images(images, jax.random.key(0), True)
+    share = float((flipped[:, 0, 1, 0] == 1.0).mean())
+    assert 0.4 < share < 0.6
+    np.testing.assert_array_equal(flipped.sum(2), plain.sum(2))
+
+
+def test_a_step_that_is_not_finite_changes_no_parameter():
+    experiment = tiny.experiment()
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    step = compile_train_step(experiment, mesh)
+    good, bad = (create_state(experiment, mesh, 0) for _ in range(2))
+    good, _ = step(good, tiny.batches(1)[0])
+    before = jax.device_get(good)
+    poisoned = good.replace(params={**good.params, "stem": jax.tree.map(
+        lambda x: x * np.float32(np.nan), good.params["stem"])})  # fmt: skip
+    kept = jax.device_get(poisoned)
+    after, metrics = step(poisoned, tiny.batches(1)[0])
+    assert not metrics["finite"]
+    assert int(after.step) == int(before.step) + 1
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(after.params), kept.params)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(after.opt_state), kept.opt_state)
+    next_one, metrics = step(bad, tiny.batches(1)[0])
+    assert metrics["finite"]
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(next_one), before)
+
+
+def test_norms_of_modules_make_up_the_whole():
+    experiment = tiny.experiment()
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    state = create_state(experiment, mesh, 0)
+    _, metrics = compile_train_step(experiment, mesh)(state, tiny.batches(1)[0])
+    modules = jax.device_get(metrics["modules"])
+    assert modules["grad"]["blocks_0.compute"].shape == (2, 1)
+    assert modules["grad"]["blocks_0.read"].shape == (2,)
+    for name in ("grad", "update"):
+        squares = sum(np.square(norm).sum() for norm in modules[name].values())
+        np.testing.assert_allclose(np.sqrt(squares), metrics[f"{name}_norm"], rtol=1e-5)
