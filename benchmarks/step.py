@@ -29,7 +29,8 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from rin_jax.experiment import ConfigError, Experiment, make_experiment
+from rin_jax import ConfigError
+from rin_jax.experiment import Experiment, make_experiment
 from rin_jax.network import cost
 from rin_jax.runtime import sharding
 from rin_jax.training import ema

@@ -1,8 +1,16 @@
 """Recurrent Interface Networks in JAX/Flax (arXiv 2212.11972)."""
 
 
+class ConfigError(ValueError):
+    """A mistake in the configuration, the command or the files that they name, with the remedy.
+
+    It is raised on purpose where the mistake is found. A job that ends with it has exit code 2:
+    the same command would end in the same way.
+    """
+
+
 def load(source: str):
-    """An exported model from a folder, URL or hub id; see `rin_jax.interop.loading.load`."""
+    """An exported model from a folder or hub id; see `rin_jax.interop.loading.load`."""
     from rin_jax.interop import loading  # here, so that `import rin_jax` alone imports nothing
 
     return loading.load(source)

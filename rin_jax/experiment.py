@@ -16,6 +16,7 @@ import ml_collections
 import optax
 from jax.sharding import Mesh
 
+from rin_jax import ConfigError
 from rin_jax.data import catalog
 from rin_jax.diffusion.guidance import Guidance
 from rin_jax.diffusion.objective import Objective
@@ -52,10 +53,6 @@ FIELDS = {
     "evaluation": ("num_samples", "batch_size"),
     "mesh": ("data", "fsdp", "tensor"),
 }  # fmt: skip
-
-
-class ConfigError(ValueError):
-    """A mistake in the configuration or the command, with the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)

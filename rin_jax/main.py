@@ -86,7 +86,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # the libraries' own progress is not the user's
-    from rin_jax.experiment import ConfigError
+    from rin_jax import ConfigError
     from rin_jax.runtime import preemption, processes
 
     codes = {ConfigError: 2, FloatingPointError: 3}
@@ -115,7 +115,7 @@ def main(argv: list[str]) -> None:
 
 def check_flags(mode: str) -> None:
     """Raises ConfigError at a flag that the mode needs and lacks, or has and does not read."""
-    from rin_jax.experiment import ConfigError
+    from rin_jax import ConfigError
 
     for flag, *needing in ((WORKDIR, *TOGETHER, "export", "import"), (TO, "export"),
                            (SOURCE, "import")):  # fmt: skip

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rin_jax.experiment import ConfigError, check_devices, device_mesh, make_experiment
+from rin_jax import ConfigError
+from rin_jax.experiment import check_devices, device_mesh, make_experiment
 from rin_jax.runtime import sharding
 from tests import tiny
 

@@ -11,9 +11,10 @@ import jax
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
+from rin_jax import ConfigError
 from rin_jax.checkpointing import checkpoints
 from rin_jax.checkpointing.checkpoints import DamagedError, Saved, describe_damage, folder
-from rin_jax.experiment import ConfigError, Experiment, check_architecture, config_errors
+from rin_jax.experiment import Experiment, check_architecture, config_errors
 from rin_jax.runtime import reports, sharding
 from rin_jax.training import state
 from rin_jax.training.state import TrainState

@@ -22,8 +22,8 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
+from rin_jax import ConfigError
 from rin_jax.experiment import (
-    ConfigError,
     Experiment,
     check_architecture,
     config_errors,

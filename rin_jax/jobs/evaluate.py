@@ -6,11 +6,12 @@ import jax
 import numpy as np
 from etils import epath
 
+from rin_jax import ConfigError
 from rin_jax.checkpointing.restore import load_ema
 from rin_jax.data import pipeline
 from rin_jax.data.source import open_source
 from rin_jax.evaluation.agreement import label_agreement
-from rin_jax.experiment import ConfigError, config_errors, device_mesh, make_experiment
+from rin_jax.experiment import config_errors, device_mesh, make_experiment
 from rin_jax.runtime import reports
 from rin_jax.sampling.generate import make_generate
 

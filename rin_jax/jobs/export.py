@@ -18,11 +18,11 @@ import ml_collections
 import numpy as np
 from etils import epath
 
+from rin_jax import ConfigError
 from rin_jax.checkpointing import restore
 from rin_jax.checkpointing.restore import load_ema
 from rin_jax.data import catalog
 from rin_jax.experiment import (
-    ConfigError,
     Experiment,
     check_architecture,
     config_errors,

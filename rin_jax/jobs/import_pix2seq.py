@@ -11,9 +11,10 @@ import jax
 import ml_collections
 from etils import epath
 
+from rin_jax import ConfigError
 from rin_jax.checkpointing import restore
 from rin_jax.checkpointing.checkpoints import Checkpoints, folder
-from rin_jax.experiment import ConfigError, Experiment, config_errors, device_mesh, make_experiment
+from rin_jax.experiment import Experiment, config_errors, device_mesh, make_experiment
 from rin_jax.interop import pix2seq, tf_checkpoint
 from rin_jax.runtime import reports
 from rin_jax.training.state import create_state

@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from rin_jax import ConfigError
 from rin_jax.experiment import (
-    ConfigError,
     Experiment,
     check_devices,
     config_errors,

@@ -15,11 +15,12 @@ import tensorflow_datasets as tfds
 import tqdm
 from etils import epath
 
+from rin_jax import ConfigError
 from rin_jax.data import catalog, pipeline, shard_writer
 from rin_jax.data.image_folder import open_folder
 from rin_jax.data.originals import TfdsOriginal
 from rin_jax.data.source import ImageSource, open_source
-from rin_jax.experiment import ConfigError, check_section, config_errors, declared_size
+from rin_jax.experiment import check_section, config_errors, declared_size
 from rin_jax.runtime import reports
 from rin_jax.training.step import prepare_images
 

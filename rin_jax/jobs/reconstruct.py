@@ -5,15 +5,10 @@ Source: arXiv 2312.02696 section 3.2 (EDM2).
 
 import jax
 
+from rin_jax import ConfigError
 from rin_jax.checkpointing import checkpoints
 from rin_jax.checkpointing.checkpoints import Checkpoints, DamagedError, describe_damage, folder
-from rin_jax.experiment import (
-    ConfigError,
-    check_architecture,
-    config_errors,
-    device_mesh,
-    make_experiment,
-)
+from rin_jax.experiment import check_architecture, config_errors, device_mesh, make_experiment
 from rin_jax.runtime import reports
 from rin_jax.training import ema
 from rin_jax.training.state import abstract_params

@@ -18,9 +18,10 @@ import jax
 import numpy as np
 from etils import epath
 
+from rin_jax import ConfigError
 from rin_jax.checkpointing.restore import load_ema
 from rin_jax.data import catalog
-from rin_jax.experiment import ConfigError, config_errors, device_mesh, make_experiment
+from rin_jax.experiment import config_errors, device_mesh, make_experiment
 from rin_jax.interop.loading import Model, load
 from rin_jax.network.rin import NO_LABEL
 from rin_jax.runtime import reports

@@ -16,13 +16,13 @@ from clu import parameter_overview
 from etils import epath
 from jax.sharding import Mesh
 
+from rin_jax import ConfigError
 from rin_jax.checkpointing import restore
 from rin_jax.checkpointing.checkpoints import Checkpoints, folder, state_parts
 from rin_jax.checkpointing.checksums import tree_digests
 from rin_jax.data import pipeline
 from rin_jax.data.source import ImageSource, open_source
 from rin_jax.experiment import (
-    ConfigError,
     Experiment,
     check_devices,
     check_labels,

@@ -21,10 +21,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, SingleDeviceSharding
 
+from rin_jax import ConfigError
 from rin_jax.checkpointing.restore import find_checkpoints, load_ema
 from rin_jax.diffusion.guidance import DenoiseFn
 from rin_jax.diffusion.samplers import example_noise
-from rin_jax.experiment import ConfigError, Experiment, config_errors, make_experiment
+from rin_jax.experiment import Experiment, config_errors, make_experiment
 from rin_jax.network.rin import NO_LABEL, RIN
 from rin_jax.runtime import processes, sharding
 from rin_jax.training.state import abstract_params

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
+from rin_jax import ConfigError
 from rin_jax.checkpointing import checkpoints, restore
-from rin_jax.experiment import ConfigError
 from rin_jax.runtime import sharding
 from rin_jax.training.state import abstract_params, abstract_state, create_state
 from tests import tiny

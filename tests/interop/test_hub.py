@@ -14,7 +14,7 @@ import huggingface_hub
 import pytest
 
 import rin_jax
-from rin_jax.experiment import ConfigError
+from rin_jax import ConfigError
 from rin_jax.interop import hub
 from tests.interop import exports
 from tests.network.small import distance

@@ -4,7 +4,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from rin_jax.experiment import ConfigError
+from rin_jax import ConfigError
 from rin_jax.interop import onnx
 from tests.interop import exports
 

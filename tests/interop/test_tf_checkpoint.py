@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from rin_jax import ConfigError
 from rin_jax.checkpointing.restore import load_ema
-from rin_jax.experiment import ConfigError, device_mesh
+from rin_jax.experiment import device_mesh
 from rin_jax.interop import tf_checkpoint
 from rin_jax.interop.pix2seq import import_params, reference_names
 from rin_jax.jobs.import_pix2seq import import_reference

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 import rin_jax
-from rin_jax.experiment import ConfigError
+from rin_jax import ConfigError
 from tests.interop import exports
 from tests.network.small import distance
 

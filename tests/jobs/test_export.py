@@ -10,8 +10,9 @@ import pytest
 from etils import epath
 
 import rin_jax
+from rin_jax import ConfigError
 from rin_jax.checkpointing.checkpoints import Checkpoints, folder
-from rin_jax.experiment import ConfigError, make_experiment
+from rin_jax.experiment import make_experiment
 from rin_jax.interop import rin_torch, safetensors
 from rin_jax.interop.loading import load
 from rin_jax.jobs import export

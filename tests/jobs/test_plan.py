@@ -10,7 +10,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from rin_jax.experiment import ConfigError, make_experiment
+from rin_jax import ConfigError
+from rin_jax.experiment import make_experiment
 from rin_jax.jobs import plan
 from rin_jax.network import cost
 from rin_jax.runtime import chips

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rin_jax import ConfigError
 from rin_jax.data import source
-from rin_jax.experiment import ConfigError
 from rin_jax.jobs import prepare as prepare_lib
 from rin_jax.jobs import train as train_lib
 from rin_jax.runtime import sharding

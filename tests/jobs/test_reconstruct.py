@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
+from rin_jax import ConfigError
 from rin_jax.checkpointing import restore
-from rin_jax.experiment import ConfigError
 from rin_jax.jobs import train as train_lib
 from rin_jax.jobs.reconstruct import reconstruct
 from rin_jax.runtime import sharding

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rin_jax import ConfigError
 from rin_jax.checkpointing import checkpoints
-from rin_jax.experiment import ConfigError
 from rin_jax.interop import export_format
 from rin_jax.jobs import export, sample
 from rin_jax.jobs.sample import choose_labels

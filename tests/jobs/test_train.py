@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from rin_jax import ConfigError
 from rin_jax.checkpointing import checkpoints
 from rin_jax.checkpointing.restore import load_ema
-from rin_jax.experiment import ConfigError, device_mesh, make_experiment
+from rin_jax.experiment import device_mesh, make_experiment
 from rin_jax.jobs import sample
 from rin_jax.jobs import train as train_lib
 from rin_jax.network import cost

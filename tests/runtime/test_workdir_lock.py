@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rin_jax.experiment import ConfigError
+from rin_jax import ConfigError
 from rin_jax.jobs import train as train_lib
 from rin_jax.runtime import workdir_lock
 from tests import tiny

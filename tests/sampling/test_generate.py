@@ -5,8 +5,9 @@ import ml_collections
 import numpy as np
 import pytest
 
+from rin_jax import ConfigError
 from rin_jax.checkpointing import checkpoints
-from rin_jax.experiment import ConfigError, make_experiment
+from rin_jax.experiment import make_experiment
 from rin_jax.runtime import sharding
 from rin_jax.sampling import generate
 from rin_jax.sampling.generate import make_generate, places

@@ -7,7 +7,7 @@ from PIL import Image
 from rin_jax.sampling import trace
 from rin_jax.sampling.generate import make_generate
 from tests import tiny
-from tests.test_sample import mesh_of, save, weights
+from tests.sampling.test_generate import mesh_of, save, weights
 
 SAMPLER = {"sampler__num_steps": 3, "sampler__images_per_device": 3}
 
