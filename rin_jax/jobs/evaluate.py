@@ -7,13 +7,14 @@ import numpy as np
 from etils import epath
 
 from rin_jax import ConfigError
-from rin_jax.checkpointing.restore import load_ema
 from rin_jax.data import pipeline
 from rin_jax.data.source import open_source
 from rin_jax.evaluation.agreement import label_agreement
-from rin_jax.experiment import config_errors, device_mesh, make_experiment
+from rin_jax.experiment import device_mesh, make_experiment
+from rin_jax.network import conditioning
 from rin_jax.runtime import console
 from rin_jax.sampling.generate import make_generate
+from rin_jax.sampling.weights import load_ema
 
 REAL_IMAGES = 5000  # the classifier learns from at most this many,
 IMAGES_PER_CLASS = 20  # needs at least so many of each class,
@@ -38,27 +39,27 @@ def evaluate(config, workdir: str, ema: str | None = None) -> dict[str, float]:
             f"--mode=evaluate reads images up to {LARGEST_IMAGE} pixels; data.image_size is "
             f"{config.data.image_size}."
         )
-    data = config.data
-    with config_errors():
-        real = pipeline.fixed_examples(
-            open_source(data.name, data.split, data.data_dir, data.image_size, data.channels),
-            image_size=data.image_size,
-            channels=data.channels,
-            num=REAL_IMAGES,
-            num_threads=data.num_threads,
-        )
-    mesh = device_mesh(config)
+    data = experiment.data
+    real = pipeline.fixed_examples(
+        open_source(data.name, data.split, data.data_dir, data.image_size, data.channels),
+        image_size=data.image_size,
+        channels=data.channels,
+        num=REAL_IMAGES,
+        num_threads=data.num_threads,
+    )
+    mesh = device_mesh(experiment)
     step, name, params = load_ema(experiment, mesh, workdir, ema)
-    generate = make_generate(experiment, mesh, config.seed)
+    generate = make_generate(experiment, mesh, experiment.seed)
 
-    count, size = config.evaluation.num_samples, config.evaluation.batch_size
+    count, size = experiment.evaluation.num_samples, experiment.evaluation.batch_size
     labels = np.arange(count, dtype=np.int32) % num_classes
     progress = console.Progress(0, count, 1)
     images = []
     for first in range(0, count, size):
         rows = np.arange(first, min(first + size, count))
         padded = np.resize(rows, size)  # the last batch has the size of the others: one program
-        images.append(generate(params, padded, labels[padded])[: len(rows)])
+        cond = conditioning.of_labels(labels[padded], num_classes)
+        images.append(generate(params, padded, cond)[: len(rows)])
         console.say(progress.line(progress.update(int(rows[-1]) + 1)))
     figures = label_agreement(real["image"], real["label"], np.concatenate(images), labels)
     record = {

@@ -25,17 +25,17 @@ from rin_jax import ConfigError
 from rin_jax.experiment import (
     Experiment,
     check_devices,
-    config_errors,
     device_mesh,
     make_experiment,
 )
-from rin_jax.network import cost
+from rin_jax.network import conditioning, cost
 from rin_jax.runtime import chips, sharding
 from rin_jax.runtime.chips import GIB
 from rin_jax.runtime.compiled_programs import Collective, Program
 from rin_jax.runtime.console import say
 from rin_jax.sampling.generate import compile_sampler
-from rin_jax.training.state import abstract_params, abstract_state
+from rin_jax.sampling.weights import abstract_params
+from rin_jax.training.state import abstract_state
 from rin_jax.training.step import compile_train_step, make_loss
 
 REMAT = ("none", "dots", "full")  # from cheap to dear in time
@@ -80,13 +80,12 @@ def plan(config: ml_collections.ConfigDict, topology: str, num_slices: int) -> N
     """
     jax.config.update("jax_platforms", "cpu")
     experiment = make_experiment(config)
-    with config_errors():
-        chip = chips.by_topology(topology)
-        devices = topology_devices(topology, num_slices)
+    chip = chips.by_topology(topology)
+    devices = topology_devices(topology, num_slices)
     # programs for devices that are not there can be written to the cache, but not read
     jax.config.update("jax_enable_compilation_cache", False)
-    mesh = device_mesh(experiment.config, devices)
-    check_devices(experiment.config, mesh)
+    mesh = device_mesh(experiment, devices)
+    check_devices(experiment, mesh)
     where = f"{num_slices} x {topology}" if num_slices > 1 else topology
     sizes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     say(f"{where}: {mesh.size} devices, {sizes}")
@@ -102,7 +101,7 @@ def plan(config: ml_collections.ConfigDict, topology: str, num_slices: int) -> N
         say(describe_step(experiment, mesh, result, chip))
     fsdp = math.gcd(16, mesh.size // num_slices // mesh.shape["tensor"])
     say(describe_search(experiment.config, result, step, fsdp))
-    images = experiment.config.sampler.images_per_device * mesh.size
+    images = experiment.generation.images_per_device * mesh.size
     sampler = compiled(
         lambda: compile_sampler(experiment, mesh, images), mesh.size, num_slices, chip
     )
@@ -113,14 +112,14 @@ def topology_devices(topology: str, num_slices: int) -> list:
     """Stand-ins for the chips of `num_slices` slices, for the compiler alone.
 
     Raises:
-      ValueError: libtpu is missing, or does not know the shape.
+      ConfigError: libtpu is missing, or does not know the shape.
     """
     if num_slices < 1:
-        raise ValueError(f"--num_slices is {num_slices}; it must be at least 1.")
+        raise ConfigError(f"--num_slices is {num_slices}; it must be at least 1.")
     try:
         import libtpu  # noqa: F401
     except ImportError as error:
-        raise ValueError(
+        raise ConfigError(
             "--mode=plan needs the TPU compiler: pip install 'jax[tpu]' (no TPU is needed)."
         ) from error
     from jax.experimental import topologies
@@ -138,7 +137,7 @@ def topology_devices(topology: str, num_slices: int) -> list:
             platform="tpu", topology_name=topology, **slices
         ).devices
     except jax.errors.JaxRuntimeError as error:
-        raise ValueError(
+        raise ConfigError(
             f"the TPU compiler does not take --topology {topology!r}: "
             f"{str(error).splitlines()[0]}\nknown are\n{chips.known_topologies()}"
         ) from error
@@ -151,8 +150,8 @@ def change(experiment: Experiment, devices: list, **changes: Any):
         section, field = path.split("__")
         config[section][field] = value
     changed = make_experiment(config)
-    mesh = device_mesh(changed.config, devices)
-    check_devices(changed.config, mesh)
+    mesh = device_mesh(changed, devices)
+    check_devices(changed, mesh)
     return changed, mesh
 
 
@@ -197,7 +196,7 @@ def needed_memory(message: str) -> tuple[float | None, float | None]:
 
 def describe_model(experiment: Experiment) -> str:
     """Parameters, tokens and FLOPs; the latter beside the compiler's count of a small depth."""
-    rin, self_cond = experiment.rin, bool(experiment.config.diffusion.self_cond_rate)
+    rin, self_cond = experiment.rin, bool(experiment.objective.self_cond_rate)
     mesh = sharding.make_mesh(1, 1, 1, jax.devices("cpu")[:1])
     params = abstract_params(rin, mesh)
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
@@ -218,15 +217,15 @@ def compiler_flops_ratio(experiment: Experiment) -> float:
     config.model.update(num_blocks=1, depth=1, remat="none")
     small = make_experiment(config)
     mesh = sharding.make_mesh(1, 1, 1, jax.devices("cpu")[:1])
-    images = jax.ShapeDtypeStruct((1, *small.rin.image_shape), jnp.float32)
-    labels = jax.ShapeDtypeStruct((1,), jnp.int32) if small.rin.num_classes else None
+    images = jax.ShapeDtypeStruct((1, *small.rin.example_shape), jnp.float32)
+    cond = conditioning.abstract(small.rin.num_classes, 1)
     key = jax.eval_shape(lambda: jax.random.key(0))
     draws = jax.eval_shape(lambda key: small.objective.draw(key, images.shape), key)
     params = abstract_params(small.rin, mesh)
     lowered = jax.jit(jax.value_and_grad(make_loss(small))).lower(
-        params, images, labels, draws, key
+        params, images, cond, draws, key
     )
-    ours = cost.training_flops(small.rin, bool(config.diffusion.self_cond_rate))
+    ours = cost.training_flops(small.rin, bool(experiment.objective.self_cond_rate))
     return lowered.cost_analysis()["flops"] / ours
 
 
@@ -298,7 +297,7 @@ def describe_step(experiment: Experiment, mesh, result: Compiled, chip: chips.Ch
     """Collectives and roofline of the training step."""
     config = experiment.config
     images = config.train.batch_size / mesh.size
-    model = images * cost.training_flops(experiment.rin, bool(config.diffusion.self_cond_rate))
+    model = images * cost.training_flops(experiment.rin, bool(experiment.objective.self_cond_rate))
     flops = model + images * cost.recomputed_flops(experiment.rin)
     times = describe_times(
         "step", roofline(flops, result, chip), config.train.batch_size, model, chip.peak_flops

@@ -17,10 +17,11 @@ from etils import epath
 
 from rin_jax import ConfigError
 from rin_jax.data import catalog, pipeline, shard_writer
+from rin_jax.data.dataset import Data, declared_size
 from rin_jax.data.image_folder import open_folder
 from rin_jax.data.originals import TfdsOriginal
 from rin_jax.data.source import ImageSource, open_source
-from rin_jax.experiment import check_section, config_errors, declared_size
+from rin_jax.experiment import section
 from rin_jax.runtime import console, files
 from rin_jax.sampling import grids
 from rin_jax.training.step import prepare_images
@@ -42,28 +43,27 @@ def prepare(config, workdir: str | None, folder: str | None, downloaded: str | N
     Raises:
       ConfigError: with what is wrong and the remedy; what was written is kept.
     """
-    with config_errors():
-        check_section(config, "data")
-        if "://" in str(catalog.folder_of(config.data.data_dir)):
-            raise ConfigError(
-                f"data.data_dir is {config.data.data_dir!r}; a data set is prepared on a disk of "
-                "this machine: name a folder on it and copy that afterwards."
-            )
-        data = config.data.copy_and_resolve_references()
-        split = re.match(r"\w*", data.split)[0]
-        if folder is None:
-            original = _tfds_original(data, split, downloaded)
-        else:
-            original = _folder_original(data, split, folder)
-        if original is not None:
-            _write(original, data)
-        source = open_source(
-            data.name, data.split, data.data_dir, data.image_size, data.channels or 3
+    section(Data, "data", config.to_dict())
+    if "://" in str(catalog.folder_of(config.data.data_dir)):
+        raise ConfigError(
+            f"data.data_dir is {config.data.data_dir!r}; a data set is prepared on a disk of "
+            "this machine: name a folder on it and copy that afterwards."
         )
-        report = shard_writer.read_report(epath.Path(source.info.folder), split)
-        if report is not None:
-            console.say(_describe(report))
-        return _show(source, data, config.seed, workdir)
+    data = config.data.copy_and_resolve_references()
+    split = re.match(r"\w*", data.split)[0]
+    if folder is None:
+        original = _tfds_original(data, split, downloaded)
+    else:
+        original = _folder_original(data, split, folder)
+    if original is not None:
+        _write(original, data)
+    source = open_source(
+        data.name, data.split, data.data_dir, data.image_size, data.channels or 3
+    )
+    report = shard_writer.read_report(epath.Path(source.info.folder), split)
+    if report is not None:
+        console.say(_describe(report))
+    return _show(source, data, config.seed, workdir)
 
 
 def _folder_original(data, split: str, folder: str):

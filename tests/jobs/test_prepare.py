@@ -91,7 +91,7 @@ def test_preview_shows_what_the_first_step_reads(tmp_path):
     path = prepare(config(tmp_path, flip=True, **changes), folder=str(folder))
     assert path == tmp_path / "mine_8px" / "1.0.0" / "preview.png"
     seen = cells(path, 8, columns=8)[:64]
-    training = tiny.config(
+    training = tiny.experiment(
         train__batch_size=64, data__data_dir=str(tmp_path), data__split="train",
         **{f"data__{key}": value for key, value in changes.items()},
     )  # fmt: skip
