@@ -17,7 +17,7 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from rin_jax import ConfigError
+from rin_jax import ConfigError, at_least_one
 from rin_jax.checkpointing.checkpoints import Policy
 from rin_jax.data.dataset import Data
 from rin_jax.diffusion.guidance import Guidance
@@ -58,10 +58,7 @@ class Generation:
     images_per_device: int
 
     def __post_init__(self):
-        if self.images_per_device < 1:
-            raise ConfigError(
-                f"sampler.images_per_device is {self.images_per_device}; it must be at least 1."
-            )
+        at_least_one("sampler", self, "images_per_device")
         if self.guide is None and self.guide_checkpoint is not None:
             raise ConfigError(
                 f"sampler.guide_checkpoint is {self.guide_checkpoint}, but sampler.guide is not "

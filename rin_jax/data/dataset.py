@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from rin_jax import ConfigError
+from rin_jax import ConfigError, at_least_one
 from rin_jax.data import catalog
 
 
@@ -33,9 +33,7 @@ class Data:
     prefetch: int
 
     def __post_init__(self):
-        for field in ("num_threads", "prefetch"):
-            if not getattr(self, field) >= 1:
-                raise ConfigError(f"data.{field} is {getattr(self, field)}; it must be at least 1.")
+        at_least_one("data", self, "num_threads", "prefetch")
 
     def resolved(self) -> "Data":
         """The same with image size, channels and classes filled in from the data set.

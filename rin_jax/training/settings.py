@@ -2,12 +2,7 @@
 
 import dataclasses
 
-from rin_jax import ConfigError
-
-AT_LEAST_ONE = (
-    "batch_size", "num_steps", "accumulation_steps", "max_skipped_steps", "log_every_steps",
-    "sample_every_steps",
-)  # fmt: skip
+from rin_jax import ConfigError, at_least_one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +29,10 @@ class Train:
     sample_every_steps: int
 
     def __post_init__(self):
-        for field in AT_LEAST_ONE:
-            if not getattr(self, field) >= 1:
-                raise ConfigError(
-                    f"train.{field} is {getattr(self, field)}; it must be at least 1."
-                )
+        at_least_one(
+            "train", self, "batch_size", "num_steps", "accumulation_steps", "max_skipped_steps",
+            "log_every_steps", "sample_every_steps",
+        )  # fmt: skip
         if self.batch_size % self.accumulation_steps:
             raise ConfigError(
                 f"train.batch_size {self.batch_size} is not divisible by train.accumulation_steps "
