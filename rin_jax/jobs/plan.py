@@ -19,7 +19,7 @@ from rin_jax.experiment import Experiment, check_devices, device_mesh, make_expe
 from rin_jax.network import cost
 from rin_jax.runtime import chips, sharding
 from rin_jax.runtime.chips import GIB
-from rin_jax.runtime.reports import say
+from rin_jax.runtime.console import say
 from rin_jax.runtime.roofline import (
     describe_assumptions,
     describe_collectives,
