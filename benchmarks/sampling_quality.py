@@ -27,6 +27,7 @@ import numpy as np
 from configs import digits
 from rin_jax.checkpointing.restore import load_ema
 from rin_jax.data import pipeline
+from rin_jax.data.dataset import Data
 from rin_jax.data.source import open_source
 from rin_jax.evaluation.classifier import Classifier
 from rin_jax.evaluation.distances import frechet_distance, moments
@@ -121,7 +122,7 @@ def measure(config, changes, params, mesh, classifier, real, num) -> dict[str, A
         key = jax.random.key(seed)
         images = run_batches(program, both, key, indices, labels.reshape(shape), mesh)
         images = images.reshape(num, *images.shape[2:])
-        agreement.append(float(np.mean(classifier.labels(images) == labels)))
+        agreement.append(classifier.agreement(images, labels))
         distance.append(frechet_distance(moments(classifier.features(images)), real))
     return {
         "evaluations": experiment.sampler.num_evaluations,
@@ -151,16 +152,10 @@ def main() -> None:
     args = parser.parse_args()
     config = digits.get_config()
     experiment = make_experiment(config)
-    data, mesh = experiment.config.data, device_mesh(experiment.config)
-    source = open_source(data.name, data.split, data.data_dir, data.image_size, data.channels)
-    real = pipeline.fixed_examples(
-        source,
-        image_size=data.image_size,
-        channels=data.channels,
-        num=len(source),
-        num_threads=data.num_threads,
-    )
-    classifier = Classifier(real["image"], real["label"], seed=0)
+    mesh = device_mesh(experiment.config)
+    source = open_source(Data(**experiment.config.data))
+    real = pipeline.fixed_examples(source, len(source))
+    classifier = Classifier(real["image"], real["label"])
     features = classifier.features(real["image"])
     target = moments(features)
     step, _, params = load_ema(experiment, mesh, args.workdir)

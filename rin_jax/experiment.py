@@ -17,12 +17,13 @@ import optax
 from jax.sharding import Mesh
 
 from rin_jax import ConfigError
-from rin_jax.data import catalog
+from rin_jax.data.dataset import Data
 from rin_jax.diffusion.guidance import Guidance
 from rin_jax.diffusion.objective import Objective
 from rin_jax.diffusion.process import Process
 from rin_jax.diffusion.samplers import Sampler
 from rin_jax.diffusion.schedules import make_schedule
+from rin_jax.evaluation.protocol import Evaluation
 from rin_jax.network.rin import RIN
 from rin_jax.runtime import sharding
 from rin_jax.training import ema
@@ -105,6 +106,7 @@ def _make_experiment(config: ml_collections.ConfigDict) -> Experiment:
     for section in FIELDS:
         check_section(config, section)
     config = _resolve_data(config)
+    Evaluation(**config.evaluation)
     data, train = config.data, config.train
     rin = _call(
         RIN,
@@ -184,40 +186,8 @@ def _make_sampler(
 def _resolve_data(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Fills in image size, channels and classes from the data set where they are not set."""
     config = ml_collections.ConfigDict(config.to_dict())
-    data = config.data
-    if None in (data.image_size, data.channels, data.num_classes):
-        info = catalog.describe(data.name, data.split, data.data_dir, data.image_size)
-        if data.image_size is None:
-            data.image_size = declared_size(info)
-        data.channels = info.image_shape[-1] if data.channels is None else data.channels
-        if data.num_classes is None:
-            data.num_classes = info.num_classes
-        check_labels(data, info.num_classes)
+    config.data.update(dataclasses.asdict(Data(**config.data).resolved()))
     return config
-
-
-def declared_size(info: catalog.DatasetInfo) -> int:
-    """The height and width of all images of a data set; ConfigError if they are not one number."""
-    height, width, _ = info.image_shape
-    if height is None or height != width:
-        raise ConfigError(
-            f"data.image_size is not set and the images of {info.name!r} have no single "
-            f"square size ({height} x {width}); set --config.data.image_size."
-        )
-    return height
-
-
-def check_labels(data: ml_collections.ConfigDict, labels: int) -> None:
-    """Raises ConfigError if a data set with `labels` classes does not fit data.num_classes."""
-    if data.num_classes and not labels:
-        raise ConfigError(
-            f"data.num_classes is {data.num_classes}, but {data.name!r} has no labels; set it to 0."
-        )
-    if data.num_classes and labels > data.num_classes:
-        raise ConfigError(
-            f"data.num_classes is {data.num_classes}, but {data.name!r} has labels "
-            f"0..{labels - 1}; set at least {labels}, or 0 for an unconditional model."
-        )
 
 
 def _with_schedule(section: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -269,9 +239,7 @@ def _check_train(config: ml_collections.ConfigDict) -> None:
     for section, field in (
         ("train", "batch_size"), ("train", "num_steps"), ("train", "accumulation_steps"),
         ("train", "log_every_steps"), ("train", "sample_every_steps"),
-        ("train", "max_skipped_steps"), ("data", "num_threads"), ("data", "prefetch"),
-        ("checkpoint", "every_steps"), ("checkpoint", "keep"),
-        ("evaluation", "batch_size"), ("evaluation", "num_samples"),
+        ("train", "max_skipped_steps"), ("checkpoint", "every_steps"), ("checkpoint", "keep"),
     ):  # fmt: skip
         value = config[section][field]
         if not value >= 1:

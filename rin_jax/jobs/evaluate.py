@@ -1,4 +1,4 @@
-"""The job that measures a run's newest checkpoint: classifier agreement of its samples."""
+"""The job that measures a run's newest checkpoint: whether its samples show the class asked for."""
 
 import json
 
@@ -9,14 +9,15 @@ from etils import epath
 from rin_jax import ConfigError
 from rin_jax.checkpointing.restore import load_ema
 from rin_jax.data import pipeline
+from rin_jax.data.dataset import Data
 from rin_jax.data.source import open_source
-from rin_jax.evaluation.agreement import label_agreement
-from rin_jax.experiment import config_errors, device_mesh, make_experiment
+from rin_jax.evaluation.classifier import Classifier
+from rin_jax.experiment import device_mesh, make_experiment
 from rin_jax.runtime import console
 from rin_jax.sampling.generate import make_generate
 
 REAL_IMAGES = 5000  # the classifier learns from at most this many,
-IMAGES_PER_CLASS = 20  # needs at least so many of each class,
+IMAGES_PER_CLASS = 20  # needs about so many of each class,
 LARGEST_IMAGE = 32  # and reads no larger images
 
 
@@ -38,15 +39,8 @@ def evaluate(config, workdir: str, ema: str | None = None) -> dict[str, float]:
             f"--mode=evaluate reads images up to {LARGEST_IMAGE} pixels; data.image_size is "
             f"{config.data.image_size}."
         )
-    data = config.data
-    with config_errors():
-        real = pipeline.fixed_examples(
-            open_source(data.name, data.split, data.data_dir, data.image_size, data.channels),
-            image_size=data.image_size,
-            channels=data.channels,
-            num=REAL_IMAGES,
-            num_threads=data.num_threads,
-        )
+    data = Data(**config.data)
+    real = pipeline.fixed_examples(open_source(data), REAL_IMAGES)
     mesh = device_mesh(config)
     step, name, params = load_ema(experiment, mesh, workdir, ema)
     generate = make_generate(experiment, mesh, config.seed)
@@ -60,10 +54,12 @@ def evaluate(config, workdir: str, ema: str | None = None) -> dict[str, float]:
         padded = np.resize(rows, size)  # the last batch has the size of the others: one program
         images.append(generate(params, padded, labels[padded])[: len(rows)])
         console.say(progress.line(progress.update(int(rows[-1]) + 1)))
-    figures = label_agreement(real["image"], real["label"], np.concatenate(images), labels)
+    classifier = Classifier(real["image"], real["label"])
+    agreement = classifier.agreement(np.concatenate(images), labels)
     record = {
         "step": step,
-        **figures,
+        "agreement": agreement,
+        "classifier_accuracy": classifier.accuracy,
         "num_samples": count,
         "weights": name,
         "seed": config.seed,
@@ -75,8 +71,7 @@ def evaluate(config, workdir: str, ema: str | None = None) -> dict[str, float]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record, indent=2) + "\n")
     console.say(
-        f"step {step}: {100 * figures['agreement']:.1f} % of {count} samples are labelled as asked "
-        f"(the classifier: {100 * figures['classifier_accuracy']:.1f} % of held-out real images); "
-        f"{path}"
+        f"step {step}: a classifier reads {100 * agreement:.1f} % of {count} samples as asked, "
+        f"and {100 * classifier.accuracy:.1f} % of held-out real images as labelled; {path}"
     )
     return record

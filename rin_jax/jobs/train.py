@@ -21,11 +21,11 @@ from rin_jax.checkpointing import restore
 from rin_jax.checkpointing.checkpoints import Checkpoints, folder, state_parts
 from rin_jax.checkpointing.checksums import tree_digests
 from rin_jax.data import pipeline
+from rin_jax.data.dataset import Data
 from rin_jax.data.source import ImageSource, open_source
 from rin_jax.experiment import (
     Experiment,
     check_devices,
-    check_labels,
     config_errors,
     device_mesh,
     make_experiment,
@@ -81,12 +81,9 @@ def open_data(config) -> ImageSource:
     Raises:
       ConfigError: it does not fit the configuration, or not that of other processes.
     """
-    data = config.data
-    with config_errors():
-        source = open_source(
-            data.name, data.split, data.data_dir, data.image_size, data.channels
-        )
-        check_labels(data, source.info.num_classes)
+    data = Data(**config.data)
+    source = open_source(data)
+    data.check_labels(source.info.num_classes)
     processes.agree(
         f"reading {data.name}", records=len(source), fingerprint=source.fingerprint[:12]
     )
@@ -99,32 +96,22 @@ def open_batches(
     """This process's rows of the global batches that follow after `images_read` images.
 
     Raises:
-      ConfigError: the batch does not fit the data set or the processes; while reading, if a record
-        is damaged.
+      ConfigError: the batch does not fit the data set or the processes; while reading, if a label
+        is none of the classes.
+      ReadError: while reading, if a record cannot be read.
     """
-    data = config.data
     with config_errors():
         part, parts = sharding.batch_part(sharding.batch_sharding(mesh), jax.process_index())
-        batches = pipeline.train_batches(
-            source,
-            image_size=data.image_size,
-            channels=data.channels,
-            batch_size=config.train.batch_size,
-            seed=config.seed,
-            start=images_read,
-            num_threads=data.num_threads,
-            prefetch=data.prefetch,
-            process_index=part,
-            process_count=parts,
-        )
-    wanted = ("image", "label") if data.num_classes else ("image",)
-
-    def chosen():
-        with config_errors():
-            for batch in batches:
-                yield {name: batch[name] for name in wanted}
-
-    return chosen()
+    batches = pipeline.train_batches(
+        source,
+        config.train.batch_size,
+        seed=config.seed,
+        start=images_read,
+        process_index=part,
+        process_count=parts,
+    )
+    wanted = ("image", "label") if config.data.num_classes else ("image",)
+    return ({name: batch[name] for name in wanted} for batch in batches)
 
 
 @contextlib.contextmanager
