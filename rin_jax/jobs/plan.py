@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from rin_jax import ConfigError
 from rin_jax.experiment import Experiment, check_devices, device_mesh, make_experiment
-from rin_jax.network import cost
+from rin_jax.network import conditioning, cost
 from rin_jax.runtime import chips, sharding
 from rin_jax.runtime.chips import GIB
 from rin_jax.runtime.console import say
@@ -28,7 +28,9 @@ from rin_jax.runtime.roofline import (
 )
 from rin_jax.runtime.tpu_compiler import Compiled, compiled, topology_devices
 from rin_jax.sampling.generate import compile_sampler
-from rin_jax.training.state import abstract_params, abstract_state
+from rin_jax.sampling.weights import abstract_params
+from rin_jax.training.settings import Train
+from rin_jax.training.state import abstract_state
 from rin_jax.training.step import compile_train_step, make_loss
 
 REMAT = ("none", "dots", "full")  # from the least time to the least memory
@@ -46,8 +48,8 @@ def plan(config: ml_collections.ConfigDict, topology: str, num_slices: int) -> N
     devices = topology_devices(topology, num_slices)
     # programs for devices that are not there can be written to the cache, but not read
     jax.config.update("jax_enable_compilation_cache", False)
-    mesh = device_mesh(experiment.config, devices)
-    check_devices(experiment.config, mesh)
+    mesh = device_mesh(experiment, devices)
+    check_devices(experiment, mesh)
     where = f"{num_slices} x {topology}" if num_slices > 1 else topology
     sizes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     say(f"{where}: {mesh.size} devices, {sizes}")
@@ -62,8 +64,8 @@ def plan(config: ml_collections.ConfigDict, topology: str, num_slices: int) -> N
     if result.fits:
         say(describe_step(experiment, mesh, result, chip))
     fsdp = math.gcd(16, mesh.size // num_slices // mesh.shape["tensor"])
-    say(describe_search(experiment.config, result, step, fsdp))
-    images = experiment.config.sampler.images_per_device * mesh.size
+    say(describe_search(experiment, result, step, fsdp))
+    images = experiment.generation.images_per_device * mesh.size
     sampler = compiled(
         lambda: compile_sampler(experiment, mesh, images), mesh.size, num_slices, chip
     )
@@ -77,19 +79,19 @@ def change(experiment: Experiment, devices: list, **changes: Any) -> tuple[Exper
         section, field = path.split("__")
         config[section][field] = value
     changed = make_experiment(config)
-    mesh = device_mesh(changed.config, devices)
-    check_devices(changed.config, mesh)
+    mesh = device_mesh(changed, devices)
+    check_devices(changed, mesh)
     return changed, mesh
 
 
 def describe_model(experiment: Experiment) -> str:
     """Parameters, tokens and FLOPs; the latter beside the compiler's count of a small depth."""
-    rin, self_cond = experiment.rin, bool(experiment.config.diffusion.self_cond_rate)
+    rin, self_cond = experiment.rin, bool(experiment.objective.self_cond_rate)
     mesh = sharding.make_mesh(1, 1, 1, jax.devices("cpu")[:1])
     params = abstract_params(rin, mesh)
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     forward, train = cost.forward_flops(rin), cost.training_flops(rin, self_cond)
-    batch = experiment.config.train.batch_size
+    batch = experiment.train.batch_size
     ratio = compiler_flops_ratio(experiment)
     return (
         f"parameters: {count:,}; tokens: {rin.num_tokens} interface, {rin.num_latents} latents\n"
@@ -105,7 +107,7 @@ def compiler_flops_ratio(experiment: Experiment) -> float:
     config.model.update(num_blocks=1, depth=1, remat="none")
     small = make_experiment(config)
     mesh = sharding.make_mesh(1, 1, 1, jax.devices("cpu")[:1])
-    ours = cost.training_flops(small.rin, bool(config.diffusion.self_cond_rate))
+    ours = cost.training_flops(small.rin, bool(experiment.objective.self_cond_rate))
     return lower_gradient(small, mesh, 1).cost_analysis()["flops"] / ours
 
 
@@ -113,14 +115,13 @@ def lower_gradient(experiment: Experiment, mesh: Mesh, batch_size: int) -> jax.s
     """The loss of a batch and its gradient, without the optimizer, to be compiled for `mesh`."""
     rin, rows = experiment.rin, sharding.batch_sharding(mesh)
 
-    def batch(shape, dtype):
-        return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=rows)
+    def split(tree):
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), tree)
 
-    images = batch(rin.image_shape, jnp.float32)
-    labels = batch((), jnp.int32) if rin.num_classes else None
+    images = jax.ShapeDtypeStruct((batch_size, *rin.example_shape), jnp.float32)
+    cond = conditioning.abstract(rin.num_classes, batch_size)
     key = jax.eval_shape(lambda: jax.random.key(0))
     draws = jax.eval_shape(lambda key: experiment.objective.draw(key, images.shape), key)
-    draws = jax.tree.map(lambda x: batch(x.shape[1:], x.dtype), draws)
     params = abstract_params(rin, mesh)
     placements = jax.tree.map(lambda x: x.sharding, params)
     gradient = jax.jit(
@@ -128,7 +129,7 @@ def lower_gradient(experiment: Experiment, mesh: Mesh, batch_size: int) -> jax.s
         out_shardings=(sharding.replicated(mesh), placements),
     )
     with sharding.logical_axes(mesh):
-        return gradient.lower(params, images, labels, draws, key)
+        return gradient.lower(params, *split((images, cond, draws)), key)
 
 
 def state_bytes(experiment: Experiment, mesh: Mesh) -> dict[str, float]:
@@ -154,34 +155,32 @@ def describe_memory(experiment: Experiment, mesh: Mesh, result: Compiled) -> str
     if result.fits:
         kinds["temporaries"] = result.temporary
     parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in kinds.items())
-    remat = experiment.config.model.remat
-    return f"memory with remat {remat}: {result.verdict()}\n  in GiB: {parts}"
+    return f"memory with remat {experiment.rin.remat}: {result.verdict()}\n  in GiB: {parts}"
 
 
 def describe_step(experiment: Experiment, mesh: Mesh, result: Compiled, chip: chips.Chip) -> str:
     """Collectives and roofline of the training step."""
-    config = experiment.config
-    images = config.train.batch_size / mesh.size
-    model = images * cost.training_flops(experiment.rin, bool(config.diffusion.self_cond_rate))
+    images = experiment.train.batch_size / mesh.size
+    model = images * cost.training_flops(experiment.rin, bool(experiment.objective.self_cond_rate))
     flops = model + images * cost.recomputed_flops(experiment.rin)
     times = describe_times(
-        "step", roofline(flops, result, chip), config.train.batch_size, model, chip.peak_flops
+        "step", roofline(flops, result, chip), experiment.train.batch_size, model, chip.peak_flops
     )
     return f"{describe_collectives(result)}\n{times}\n{describe_assumptions(chip)}"
 
 
 def describe_search(
-    config: ml_collections.FrozenConfigDict,
+    experiment: Experiment,
     result: Compiled,
     step: Callable[..., Compiled],
     fsdp: int,
 ) -> str:
     """The cheapest remat policy that fits or, if none does, what else makes it fit.
 
-    `result` is that of `config`, `step(**changes)` compiles it with fields changed; `fsdp` is the
-    size of that axis to try where parameters are replicated.
+    `result` is that of `experiment`, `step(**changes)` compiles it with fields changed; `fsdp` is
+    the size of that axis to try where parameters are replicated.
     """
-    tried = {config.model.remat: result}
+    tried = {experiment.rin.remat: result}
     lines = []
     for remat in REMAT:
         if remat not in tried:
@@ -190,8 +189,9 @@ def describe_search(
         if tried[remat].fits:
             lines[-1] += ": the cheapest that does"
             return "\n".join(lines)
-    sharded = {"mesh__data": -1, "mesh__fsdp": fsdp} if config.mesh.fsdp == 1 < fsdp else {}
-    for changes in candidates(config, sharded):
+    train = experiment.train
+    sharded = {"mesh__data": -1, "mesh__fsdp": fsdp} if experiment.mesh.fsdp == 1 < fsdp else {}
+    for changes in candidates(train, sharded):
         try:
             found = step(model__remat="full", **changes)
         except ConfigError as error:
@@ -202,31 +202,29 @@ def describe_search(
         )
         lines.append(f"--config.model.remat=full {words}: {found.verdict()}")
         if found.fits:
-            parts = changes.get("train__accumulation_steps", 1) // config.train.accumulation_steps
+            parts = changes.get("train__accumulation_steps", 1) // train.accumulation_steps
             if parts > 1:
                 lines.append(
                     f"or, as many images a chip at once: --config.train.batch_size="
-                    f"{config.train.batch_size // parts}, or {parts} times the chips"
+                    f"{train.batch_size // parts}, or {parts} times the chips"
                 )
             return "\n".join(lines)
     return "\n".join([*lines, "a chip with more memory, or a smaller model, is needed"])
 
 
-def candidates(
-    config: ml_collections.FrozenConfigDict, sharded: dict[str, int]
-) -> Iterator[dict[str, int]]:
+def candidates(train: Train, sharded: dict[str, int]) -> Iterator[dict[str, int]]:
     """Changes that need less memory, one after the other."""
     if sharded:
         yield sharded
-    steps = config.train.accumulation_steps * 2
-    while config.train.batch_size % steps == 0:
+    steps = train.accumulation_steps * 2
+    while train.batch_size % steps == 0:
         yield {**sharded, "train__accumulation_steps": steps}
         steps *= 2
 
 
 def sampling_flops(experiment: Experiment) -> float:
     """FLOPs of sampling one image; the second pass of guidance counts as the first one."""
-    passes = 2 if experiment.config.sampler.guidance_scale else 1
+    passes = 2 if experiment.guidance.scale else 1
     return passes * experiment.sampler.num_evaluations * cost.forward_flops(experiment.rin)
 
 
@@ -234,7 +232,7 @@ def describe_sampler(
     experiment: Experiment, mesh: Mesh, result: Compiled, chip: chips.Chip, images: int
 ) -> str:
     """Memory, collectives and roofline of the sampler."""
-    sampler = experiment.config.sampler
+    sampler = experiment.sampler
     head = (
         f"sampler, {images} images, {sampler.num_steps} steps of {sampler.name}: {result.verdict()}"
     )

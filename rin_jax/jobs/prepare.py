@@ -22,7 +22,7 @@ from rin_jax.data.dataset import Data, declared_size
 from rin_jax.data.image_folder import FolderOriginal, open_folder
 from rin_jax.data.originals import TfdsOriginal
 from rin_jax.data.source import ImageSource, open_source
-from rin_jax.experiment import check_section
+from rin_jax.experiment import section
 from rin_jax.runtime import console, files
 from rin_jax.sampling import grids
 from rin_jax.training.step import prepare_images
@@ -44,8 +44,7 @@ def prepare(config, workdir: str | None, folder: str | None, downloaded: str | N
     Raises:
       ConfigError: with what is wrong and the remedy; what was written is kept.
     """
-    check_section(config, "data")
-    data = Data(**config.data)
+    data = section(Data, "data", config.to_dict())
     if "://" in str(catalog.folder_of(data.data_dir)):
         raise ConfigError(
             f"data.data_dir is {data.data_dir!r}; a data set is prepared on a disk of this "

@@ -6,6 +6,7 @@ import math
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from rin_jax import ConfigError
 from rin_jax.experiment import make_experiment
@@ -14,7 +15,7 @@ from rin_jax.network import cost
 from rin_jax.runtime import sharding
 from rin_jax.runtime.chips import GIB, Chip
 from rin_jax.runtime.tpu_compiler import Compiled
-from rin_jax.training.state import abstract_params
+from rin_jax.sampling.weights import abstract_params
 from tests import tiny
 
 SLOW_CHIP = Chip("slow", ("slow",), 100.0, 1000.0, 50.0, 10.0, 2.0)
@@ -22,7 +23,7 @@ SLOW_CHIP = Chip("slow", ("slow",), 100.0, 1000.0, 50.0, 10.0, 2.0)
 
 def search(needs: dict[str, float], **changes) -> str:
     """The search where a step needs, by the words of its changes, so much of 16."""
-    config = make_experiment(tiny.config(model__remat="none", **changes)).config
+    experiment = tiny.experiment(model__remat="none", **changes)
 
     def step(**changed):
         words = " ".join(str(value) for value in changed.values())
@@ -30,7 +31,7 @@ def search(needs: dict[str, float], **changes) -> str:
         return Compiled(used <= 16, used * GIB, 16 * GIB)
 
     first = Compiled(needs["none"] <= 16, needs["none"] * GIB, 16 * GIB)
-    return plan.describe_search(config, first, step, fsdp=8)
+    return plan.describe_search(experiment, first, step, fsdp=8)
 
 
 def test_the_cheapest_policy_that_fits():
@@ -128,10 +129,12 @@ def planned():
         ema={"decays": (0.9,), "power_lengths": (), "snapshot_every_steps": None},
     )  # fmt: skip
     compiled = plan.compiled
+    compilation_cache.reset_cache()  # whether there is one is asked once a process
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
         patch.setattr(plan, "compiled", recorded)
         plan.plan(config, "v5e:2x2", 1)
     jax.config.update("jax_enable_compilation_cache", cached)
+    compilation_cache.reset_cache()
     return said.getvalue(), results, make_experiment(config)
 
 

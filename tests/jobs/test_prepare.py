@@ -14,6 +14,7 @@ from PIL import Image
 from tensorflow_datasets.image_classification import mnist
 
 from rin_jax import ConfigError, main
+from rin_jax.experiment import make_experiment
 from rin_jax.jobs import prepare as prepare_lib
 from rin_jax.jobs import train as train_lib
 from rin_jax.runtime import sharding
@@ -48,10 +49,10 @@ def cells(path, size, columns):
     )[:, ::factor, ::factor]
 
 
-def first_batch(config):
-    """The first batch that training on a configuration reads."""
+def first_batch(experiment):
+    """The first batch that training reads."""
     one = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
-    return next(train_lib.open_batches(config, one, train_lib.open_data(config), 0))
+    return next(train_lib.open_batches(experiment, one, train_lib.open_data(experiment), 0))
 
 
 def test_from_a_folder_to_the_batches_of_a_run(tmp_path):
@@ -65,7 +66,7 @@ def test_from_a_folder_to_the_batches_of_a_run(tmp_path):
     (tmp_path / "photos" / "dog" / "broken.jpg").write_bytes(b"?")
     animals = config(tmp_path / "tfds", name="animals", image_size=16, channels=3, num_classes=3)
     with pytest.raises(ConfigError, match="has a data set 'animals'"):
-        train_lib.open_data(animals)
+        first_batch(make_experiment(animals))
     run = tmp_path / "run"
     made = command(
         "--config=configs/digits.py:tiny", "--config.data.name=animals",
@@ -80,7 +81,7 @@ def test_from_a_folder_to_the_batches_of_a_run(tmp_path):
     assert again.read_bytes() == (run / "preview.png").read_bytes()
     with pytest.raises(ConfigError, match="has 'train' of 'animals' already"):
         prepare(animals, folder=str(tmp_path / "photos"))
-    assert first_batch(animals)["image"].shape == (16, 16, 16, 3)
+    assert first_batch(make_experiment(animals))["image"].shape == (16, 16, 16, 3)
 
 
 def test_preview_shows_what_the_first_step_reads(tmp_path):
@@ -95,7 +96,7 @@ def test_preview_shows_what_the_first_step_reads(tmp_path):
     path = prepare(config(tmp_path, flip=True, **changes), folder=str(folder))
     assert path == tmp_path / "mine_8px" / "1.0.0" / "preview.png"
     seen = cells(path, 8, columns=8)[:64]
-    training = tiny.config(
+    training = tiny.experiment(
         train__batch_size=64, data__data_dir=str(tmp_path), data__split="train",
         **{f"data__{key}": value for key, value in changes.items()},
     )  # fmt: skip
@@ -203,13 +204,16 @@ def test_fashion_mnist_from_debians_files(tmp_path, monkeypatch, capsys):
         images = np.frombuffer(file.read()[16:], np.uint8).reshape(-1, 28 * 28)[:300]
     found = sorted(stored[index]["image"].tobytes() for index in range(len(stored)))
     assert found == sorted(image.tobytes() for image in images)
-    assert first_batch(fashion)["image"].shape == (16, 28, 28, 1)
+    assert first_batch(make_experiment(fashion))["image"].shape == (16, 28, 28, 1)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--source=."], "--source is for --mode=prepare and --mode=import; the mode is train"),
+        (
+            ["--source=."],
+            "--source is for --mode=prepare and --mode=import_pix2seq; the mode is train",
+        ),
         (["--mode=evaluate", "--downloaded=."], "--downloaded is for --mode=prepare"),
         (["--mode=prepare", "--classes=1"], "--classes is for --mode=sample"),
         (["--mode=prepare", "--source=.", "--downloaded=."], None),
