@@ -123,7 +123,7 @@ def measure(config, changes, params, mesh, classifier, real, num) -> dict[str, A
         key = jax.random.key(seed)
         images = run_batches(program, both, key, indices, cond, mesh)
         images = images.reshape(num, *images.shape[2:])
-        agreement.append(float(np.mean(classifier.labels(images) == labels)))
+        agreement.append(classifier.agreement(images, labels))
         distance.append(frechet_distance(moments(classifier.features(images)), real))
     return {
         "evaluations": experiment.sampler.num_evaluations,
@@ -153,16 +153,10 @@ def main() -> None:
     args = parser.parse_args()
     config = digits.get_config()
     experiment = make_experiment(config)
-    data, mesh = experiment.data, device_mesh(experiment)
-    source = open_source(data.name, data.split, data.data_dir, data.image_size, data.channels)
-    real = pipeline.fixed_examples(
-        source,
-        image_size=data.image_size,
-        channels=data.channels,
-        num=len(source),
-        num_threads=data.num_threads,
-    )
-    classifier = Classifier(real["image"], real["label"], seed=0)
+    mesh = device_mesh(experiment)
+    source = open_source(experiment.data)
+    real = pipeline.fixed_examples(source, len(source))
+    classifier = Classifier(real["image"], real["label"])
     features = classifier.features(real["image"])
     target = moments(features)
     step, _, params = load_ema(experiment, mesh, args.workdir)

@@ -10,12 +10,11 @@ class ConfigError(ValueError):
 
 
 def at_least_one(section: str, options: object, *fields: str) -> None:
-    """Raises ConfigError unless the fields of a section of a configuration are 1 or more."""
+    """Raises ConfigError unless the fields of a section, where they are set, are 1 or more."""
     for field in fields:
-        if not getattr(options, field) >= 1:
-            raise ConfigError(
-                f"{section}.{field} is {getattr(options, field)}; it must be at least 1."
-            )
+        value = getattr(options, field)
+        if value is not None and not value >= 1:
+            raise ConfigError(f"{section}.{field} is {value}; it must be at least 1.")
 
 
 def load(source: str):

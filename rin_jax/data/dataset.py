@@ -1,4 +1,4 @@
-"""The section `data` of a configuration: which data set is read, and as what."""
+"""The section `data` of a configuration, and what a data set fills in where it is silent."""
 
 import dataclasses
 
@@ -8,18 +8,19 @@ from rin_jax.data import catalog
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """What a run reads.
+    """Which images are read, and how.
 
     Attributes:
-      name: of a TFDS data set, or of one prepared from a folder.
-      split: a TFDS split, "train" or "train[:90%]".
-      data_dir: folder of prepared data sets; None is TFDS's own default.
-      image_size: height and width; None: those of the data set.
-      channels: 1 (grey) or 3 (colour); None: those of the data set.
-      num_classes: 0 for an unconditional model; None: those of the data set.
-      flip: whether images are mirrored at random.
-      num_threads: threads that read and decode.
-      prefetch: batches prepared ahead.
+      name: a data set of TFDS, perhaps with a configuration ("imagenet_resized/64x64"), or one
+        that was prepared from a folder.
+      split: a split of it as TFDS writes them, "train" or "train[:90%]".
+      data_dir: the folder of prepared data sets; None is TFDS's own default.
+      image_size: height and width to train at; None: that of the data set.
+      channels: 1 (grey) or 3 (colour); None: those of the data set. Grey is read as 1 or 3.
+      num_classes: classes of the labels, 0 for training without labels; None: all there are.
+      flip: whether training mirrors each image left to right with probability 1/2.
+      num_threads: threads that read and decode; never more than processors.
+      prefetch: batches read ahead.
     """
 
     name: str
@@ -33,43 +34,37 @@ class Data:
     prefetch: int
 
     def __post_init__(self):
-        at_least_one("data", self, "num_threads", "prefetch")
+        at_least_one("data", self, "image_size", "channels", "num_threads", "prefetch")
 
     def resolved(self) -> "Data":
-        """The same with image size, channels and classes filled in from the data set.
+        """The same with image size, channels and classes, from the data set where they are None.
 
         Raises:
-          ConfigError: the data set is not known, or does not suit what is set.
+          ConfigError: the data set is not known, cannot tell, or has labels that do not fit.
         """
         if None not in (self.image_size, self.channels, self.num_classes):
             return self
         info = catalog.describe(self.name, self.split, self.data_dir, self.image_size)
-        known = {
-            "image_size": self.image_size,
-            "channels": self.channels,
-            "num_classes": self.num_classes,
-        }
-        if self.image_size is None:
-            known["image_size"] = declared_size(info)
-        if self.channels is None:
-            known["channels"] = info.image_shape[-1]
-        if self.num_classes is None:
-            known["num_classes"] = info.num_classes
-        data = dataclasses.replace(self, **known)
-        data.check_labels(info.num_classes)
-        return data
+        filled = dataclasses.replace(
+            self,
+            image_size=declared_size(info) if self.image_size is None else self.image_size,
+            channels=declared_channels(info) if self.channels is None else self.channels,
+            num_classes=info.num_classes if self.num_classes is None else self.num_classes,
+        )
+        filled.check_labels(info.num_classes)
+        return filled
 
-    def check_labels(self, labels: int) -> None:
-        """Raises ConfigError if a data set with `labels` classes does not fit num_classes."""
-        if self.num_classes and not labels:
+    def check_labels(self, classes: int) -> None:
+        """Raises ConfigError if a data set with labels of so many classes does not fit."""
+        if self.num_classes and not classes:
             raise ConfigError(
                 f"data.num_classes is {self.num_classes}, but {self.name!r} has no labels; set it "
                 "to 0."
             )
-        if self.num_classes and labels > self.num_classes:
+        if self.num_classes and classes > self.num_classes:
             raise ConfigError(
                 f"data.num_classes is {self.num_classes}, but {self.name!r} has labels "
-                f"0..{labels - 1}; set at least {labels}, or 0 for an unconditional model."
+                f"0..{classes - 1}; set at least {classes}, or 0 for an unconditional model."
             )
 
 
@@ -82,3 +77,14 @@ def declared_size(info: catalog.DatasetInfo) -> int:
             f"square size ({height} x {width}); set --config.data.image_size."
         )
     return height
+
+
+def declared_channels(info: catalog.DatasetInfo) -> int:
+    """The channels of all images of a data set; ConfigError if it does not tell them."""
+    channels = info.image_shape[-1]
+    if channels is None:
+        raise ConfigError(
+            f"data.channels is not set and {info.name!r} does not tell those of its images; set "
+            "--config.data.channels to 1 (grey) or 3 (colour)."
+        )
+    return channels

@@ -7,11 +7,11 @@ from rin_jax import at_least_one
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """How a run is measured.
+    """How samples are drawn to be measured.
 
     Attributes:
-      num_samples: samples that are measured.
-      batch_size: samples drawn at a time.
+      num_samples: images that are measured.
+      batch_size: images that are sampled together; it changes none of them.
     """
 
     num_samples: int

@@ -74,7 +74,7 @@ def open_data(experiment: Experiment) -> ImageSource:
       ConfigError: it does not fit the configuration, or not that of other processes.
     """
     data = experiment.data
-    source = open_source(data.name, data.split, data.data_dir, data.image_size, data.channels)
+    source = open_source(data)
     data.check_labels(source.info.num_classes)
     processes.agree(
         f"reading {data.name}", records=len(source), fingerprint=source.fingerprint[:12]
@@ -88,19 +88,16 @@ def open_batches(
     """This process's rows of the global batches that follow after `images_read` images.
 
     Raises:
-      ConfigError: the batch does not fit the data set or the processes.
+      ConfigError: the batch does not fit the data set or the processes; while reading, if a label
+        is none of the classes.
+      ReadError: while reading, if a record cannot be read.
     """
-    data = experiment.data
     part, parts = sharding.batch_part(sharding.batch_sharding(mesh), jax.process_index())
     batches = pipeline.train_batches(
         source,
-        image_size=data.image_size,
-        channels=data.channels,
-        batch_size=experiment.train.batch_size,
+        experiment.train.batch_size,
         seed=experiment.seed,
         start=images_read,
-        num_threads=data.num_threads,
-        prefetch=data.prefetch,
         process_index=part,
         process_count=parts,
     )

@@ -18,11 +18,11 @@ import pytest
 from PIL import Image
 
 from rin_jax.checkpointing import checkpoints
-from rin_jax.data import source
 from rin_jax.experiment import make_experiment
 from rin_jax.runtime import sharding
 from rin_jax.runtime.process_hub import PREEMPTED
 from rin_jax.training.state import abstract_state, items_of, state_of
+from tests.data import small_sets
 from tests.test_configs import load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,7 +52,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory) -> str:
     path = str(tmp_path_factory.mktemp("tfds"))
-    source.open_source("digits", "train", path, 8, 1)  # prepared once, before several want to
+    small_sets.opened("digits", "train", path, 8, 1)  # prepared once, before several want to
     return path
 
 
