@@ -214,16 +214,15 @@ def check_guidance(
         raise ConfigError(
             f"sampler.guide is {guide!r}, but sampler.guidance_scale is 0; set it above 0."
         )
-    if scale and guide is None and not data.num_classes:
-        raise ConfigError(
-            f"sampler.guidance_scale is {scale}, but the network has no classes; set it to 0, or "
-            "sampler.guide to the workdir of a weaker network."
+    if scale and guide is None and not (data.num_classes and objective.cond_dropout):
+        why = (
+            "diffusion.cond_dropout is 0: the network never learns to go without a label"
+            if data.num_classes
+            else "the network has no classes"
         )
-    if scale and guide is None and not objective.cond_dropout:
         raise ConfigError(
-            f"sampler.guidance_scale is {scale}, but diffusion.cond_dropout is 0: the network "
-            "never learns to go without a label; set one of them, or sampler.guide to the workdir "
-            "of a weaker network."
+            f"sampler.guidance_scale is {scale}, but {why}; set it to 0, or sampler.guide to the "
+            "workdir of a weaker network."
         )
 
 
@@ -272,15 +271,9 @@ def architecture(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the weights depend on, by field: the network's attributes and the process's."""
     of_model = fields_of(RIN, "example_shape", "num_classes", *NOT_ARCHITECTURE)
     plain = json.loads(json.dumps(config))  # tuples are lists in a checkpoint
-    return {
-        f"{section}.{field}": plain[section][field]
-        for section, fields in (
-            ("data", ("image_size", "channels", "num_classes")),
-            ("model", of_model),
-            ("diffusion", fields_of(Process)),
-        )
-        for field in fields
-    }
+    of_data = ("image_size", "channels", "num_classes")
+    parts = {"data": of_data, "model": of_model, "diffusion": fields_of(Process)}
+    return {f"{name}.{field}": plain[name][field] for name in parts for field in parts[name]}
 
 
 def check_architecture(experiment: Experiment, saved: Mapping[str, Any], where: str) -> None:
@@ -296,8 +289,5 @@ def check_architecture(experiment: Experiment, saved: Mapping[str, Any], where: 
         if before[field] != now[field]
     ]
     if differences:
-        raise ConfigError(
-            f"{where} belongs to another architecture:\n  "
-            + "\n  ".join(differences)
-            + "\nUse another --workdir, or the checkpoint's values."
-        )
+        listed = "\n  ".join([f"{where} belongs to another architecture:", *differences])
+        raise ConfigError(f"{listed}\nUse another --workdir, or the checkpoint's values.")
