@@ -63,11 +63,10 @@ def network(name: str) -> tuple[RIN, dict]:
 
 
 def denoiser(rin: RIN, params: dict):
-    """denoise_fn of a network for samplers and losses; the key is not used."""
+    """denoise_fn of a network for samplers."""
 
     @jax.jit
-    def denoise(xt, gamma, cond, prev_latents, key=None):
-        del key
+    def denoise(xt, gamma, cond, prev_latents):
         return rin.apply({"params": params}, xt, gamma, cond, prev_latents)
 
     return denoise

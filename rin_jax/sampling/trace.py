@@ -58,7 +58,7 @@ def trace(
 
         def watch(x0, latents):
             first = latents[0] if experiment.guidance.carries_pair else latents
-            return to_uint8(sampler.process.to_images(x0)), first["reads"]
+            return to_uint8(sampler.process.unscale(x0)), first["reads"]
 
         cond = labels if rin.num_classes else None
         return sampler.watched(denoise_fn, noise, cond, noise_fn, watch)[1]

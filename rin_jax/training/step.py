@@ -38,12 +38,18 @@ def make_loss(experiment: Experiment):
         return None if labels is None else jnp.where(keep, labels, NO_LABEL)
 
     def loss(params, images, labels, draws, key):
-        def denoise_fn(xt, gamma, cond, prev_latents, key):
-            return rin.apply(
-                {"params": params}, xt, gamma, cond, prev_latents, True, rngs={"dropout": key}
-            )
+        def denoise_fn(key):
+            def denoise(xt, gamma, cond, prev_latents):
+                return rin.apply(
+                    {"params": params}, xt, gamma, cond, prev_latents, True, rngs={"dropout": key}
+                )
 
-        return objective.loss(denoise_fn, drop_labels, images, labels, draws, key)
+            return denoise
+
+        first_key, second_key = jax.random.split(key)
+        return objective.loss(
+            denoise_fn(first_key), denoise_fn(second_key), drop_labels, images, labels, draws
+        )
 
     return loss
 

@@ -64,7 +64,7 @@ def test_unsupported_configuration_is_refused():
     _, meta = load("arch_image_latent")
     config = meta["config"] | {"conv_kernel_size": 3}
     with pytest.raises(ValueError, match="conv_kernel_size=3"):
-        reference.reference.network(config, 5)
+        reference.pix2seq.network(config, 5)
 
 
 @pytest.mark.parametrize(("scale", "dim"), [(1000, 6), (1000, 8), (10000, 6), (10000, 8)])

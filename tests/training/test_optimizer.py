@@ -101,7 +101,7 @@ def test_three_training_steps():
     arrays, meta = load("train_steps")
     settings = meta["optimization"]
     objective, rin, params, _, _ = loss_case("eps")
-    ema = reference.reference.import_params(under(arrays, "ema0/"), rin)
+    ema = reference.pix2seq.import_params(under(arrays, "ema0/"), rin)
     schedule = optimizer.learning_rate_schedule(
         settings["learning_rate"],
         settings["warmup_steps"],
@@ -126,13 +126,10 @@ def test_three_training_steps():
         draws = Draws(t, noise, (u_mask > 1 - 0.9).astype(jnp.float32), jnp.ones((4, 2), bool))
 
         def loss_fn(params):
-            def denoise(xt, gamma, cond, prev_latents, key):
-                del key
+            def denoise(xt, gamma, cond, prev_latents):
                 return rin.apply({"params": params}, xt, gamma, cond, prev_latents)
 
-            return objective.loss(
-                denoise, drop_labels, 2 * images - 1, labels, draws, jax.random.key(0)
-            )
+            return objective.loss(denoise, denoise, drop_labels, 2 * images - 1, labels, draws)
 
         loss, grads = jax.value_and_grad(loss_fn)(params)
         updates, state = update.update(grads, state, params)
@@ -150,7 +147,7 @@ def test_three_training_steps():
         assert error(norm, data["grad_global_norm"]) < 3e-5
         assert error(schedule(number - 1), data["lr"]) < 1e-7
     for ours, prefix in ((params, "param3/"), (ema, "ema3/")):
-        expected = reference.reference.import_params(under(arrays, prefix), rin)
+        expected = reference.pix2seq.import_params(under(arrays, prefix), rin)
         for path, value in jax.tree_util.tree_leaves_with_path(ours):
             names = [key.key for key in path]
             if names[-2:] == ["key", "bias"]:
