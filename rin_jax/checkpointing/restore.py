@@ -15,7 +15,7 @@ from rin_jax import ConfigError
 from rin_jax.checkpointing import checkpoints
 from rin_jax.checkpointing.checkpoints import DamagedError, Saved, describe_damage, folder
 from rin_jax.experiment import Experiment, check_architecture, config_errors
-from rin_jax.runtime import reports, sharding
+from rin_jax.runtime import console, sharding
 from rin_jax.training import state
 from rin_jax.training.state import TrainState
 
@@ -32,7 +32,7 @@ def find(workdir: str) -> tuple[list[Saved], dict[int, str]]:
     with config_errors():
         found, damaged = checkpoints.find(folder(workdir))
     for line in describe_damage(damaged):
-        reports.say(line)
+        console.say(line)
     if damaged and not found:
         raise ConfigError(
             f"no checkpoint in {workdir} can be used: {'; '.join(describe_damage(damaged))}. "
@@ -81,11 +81,11 @@ def restore_state(
     except DamagedError as error:
         raise ConfigError(f"no checkpoint in {workdir} can be used: {error}. {COPIES}") from error
     for line in describe_damage(damaged):
-        reports.say(f"{line}; it is skipped")
+        console.say(f"{line}; it is skipped")
     if damaged or unreadable:
         aside = checkpoints.move_aside(workdir, [*damaged, *unreadable])
-        reports.say(f"damaged checkpoints are now in {aside}")
-    reports.say(f"resumed from checkpoint {saved.step} in {workdir}")
+        console.say(f"damaged checkpoints are now in {aside}")
+    console.say(f"resumed from checkpoint {saved.step} in {workdir}")
     return checkpoints.state_of_parts(parts, saved.step, abstract), saved.facts
 
 
@@ -150,7 +150,7 @@ def load_ema(
     except DamagedError as error:
         raise ConfigError(f"no checkpoint in {workdir} can be used: {error}. {COPIES}") from error
     for line in describe_damage(damaged):
-        reports.say(f"{line}; it is skipped")
+        console.say(f"{line}; it is skipped")
     return saved.step, name, parts[f"ema_{name}"]
 
 
@@ -189,7 +189,7 @@ def begin(experiment: Experiment, mesh: Mesh, beginning: list[Saved] | None) -> 
         path = experiment.config.train.init_from
         raise ConfigError(f"no checkpoint in {path} can be used: {error}.") from error
     params, report = take_over(parts["params"], fresh.params)
-    reports.say(f"parameters of {saved.path}: {report}")
+    console.say(f"parameters of {saved.path}: {report}")
     return state.state_from(experiment, mesh, params)
 
 

@@ -12,7 +12,7 @@ from rin_jax.data import pipeline
 from rin_jax.data.source import open_source
 from rin_jax.evaluation.agreement import label_agreement
 from rin_jax.experiment import config_errors, device_mesh, make_experiment
-from rin_jax.runtime import reports
+from rin_jax.runtime import console
 from rin_jax.sampling.generate import make_generate
 
 REAL_IMAGES = 5000  # the classifier learns from at most this many,
@@ -53,13 +53,13 @@ def evaluate(config, workdir: str, ema: str | None = None) -> dict[str, float]:
 
     count, size = config.evaluation.num_samples, config.evaluation.batch_size
     labels = np.arange(count, dtype=np.int32) % num_classes
-    progress = reports.Progress(0, count, 1)
+    progress = console.Progress(0, count, 1)
     images = []
     for first in range(0, count, size):
         rows = np.arange(first, min(first + size, count))
         padded = np.resize(rows, size)  # the last batch has the size of the others: one program
         images.append(generate(params, padded, labels[padded])[: len(rows)])
-        reports.say(progress.line(progress.update(int(rows[-1]) + 1)))
+        console.say(progress.line(progress.update(int(rows[-1]) + 1)))
     figures = label_agreement(real["image"], real["label"], np.concatenate(images), labels)
     record = {
         "step": step,
@@ -74,7 +74,7 @@ def evaluate(config, workdir: str, ema: str | None = None) -> dict[str, float]:
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record, indent=2) + "\n")
-    reports.say(
+    console.say(
         f"step {step}: {100 * figures['agreement']:.1f} % of {count} samples are labelled as asked "
         f"(the classifier: {100 * figures['classifier_accuracy']:.1f} % of held-out real images); "
         f"{path}"

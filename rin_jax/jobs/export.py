@@ -31,7 +31,8 @@ from rin_jax.experiment import (
 )
 from rin_jax.interop import card, export_format, hub, onnx, stablehlo
 from rin_jax.interop.loading import ANY_DEVICES, Model
-from rin_jax.runtime import reports
+from rin_jax.runtime import console, files
+from rin_jax.sampling import grids
 from rin_jax.sampling.generate import GRID_COLUMNS, grid_labels, make_generate
 
 GRID_FILE = "samples.png"
@@ -60,10 +61,10 @@ def export(
     records = evaluations(workdir, model.step)
     write(path, model, records, with_grid=with_grid, with_onnx=with_onnx)
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.params))
-    reports.say(f"step {model.step} ({model.ema}, {size:,} parameters) exported: {path}")
+    console.say(f"step {model.step} ({model.ema}, {size:,} parameters) exported: {path}")
     if push:
         with config_errors():
-            reports.say(f"pushed: {hub.push(str(path), push)}")
+            console.say(f"pushed: {hub.push(str(path), push)}")
     return path
 
 
@@ -93,7 +94,7 @@ def write(
         sha256=export_format.write_weights(path, model.params, metadata),
     )
     if with_grid:
-        reports.write_png(path / GRID_FILE, sample_grid(model))
+        files.write_png(path / GRID_FILE, sample_grid(model))
     stablehlo.write(path, experiment)
     (path / TORCH_FILE.name).write_text(TORCH_FILE.read_text())
     fields = dataclasses.asdict(description)
@@ -152,7 +153,7 @@ def class_names(experiment: Experiment) -> tuple[str, ...] | None:
     try:
         info = catalog.describe(data.name, data.split, data.data_dir, data.image_size)
     except (ValueError, ImportError) as error:
-        reports.say(f"class names are not known here: {error}")
+        console.say(f"class names are not known here: {error}")
         return None
     return info.class_names or None
 
@@ -164,7 +165,7 @@ def sample_grid(model: Model) -> np.ndarray:
     labels = grid_labels(experiment.rin.num_classes).reshape(-1, GRID_COLUMNS)
     indices = np.arange(labels.size).reshape(labels.shape)
     rows = [generate(model.params, *row) for row in zip(indices, labels, strict=True)]
-    return reports.grid(np.concatenate(rows), GRID_COLUMNS)
+    return grids.grid(np.concatenate(rows), GRID_COLUMNS)
 
 
 def evaluations(workdir: str, step: int) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from rin_jax.checkpointing import restore
 from rin_jax.checkpointing.checkpoints import Checkpoints, folder
 from rin_jax.experiment import Experiment, config_errors, device_mesh, make_experiment
 from rin_jax.interop import pix2seq, tf_checkpoint
-from rin_jax.runtime import reports
+from rin_jax.runtime import console
 from rin_jax.training.state import create_state
 
 
@@ -55,8 +55,8 @@ def import_reference(config: ml_collections.ConfigDict, workdir: str, source: st
     report = account(found, experiment) | {"source": source, "step": step}
     path = epath.Path(workdir) / "import.json"
     path.write_text(json.dumps(report, indent=2) + "\n")
-    reports.say(_summary(report, found))
-    reports.say(f"checkpoint of step {step} in {workdir}; each variable is in {path}")
+    console.say(_summary(report, found))
+    console.say(f"checkpoint of step {step} in {workdir}; each variable is in {path}")
     return step
 
 

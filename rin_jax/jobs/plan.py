@@ -33,7 +33,7 @@ from rin_jax.network import cost
 from rin_jax.runtime import chips, sharding
 from rin_jax.runtime.chips import GIB
 from rin_jax.runtime.compiled_programs import Collective, Program
-from rin_jax.runtime.reports import say
+from rin_jax.runtime.console import say
 from rin_jax.sampling.generate import compile_sampler
 from rin_jax.training.state import abstract_params, abstract_state
 from rin_jax.training.step import compile_train_step, make_loss

@@ -21,7 +21,8 @@ from rin_jax.data.image_folder import open_folder
 from rin_jax.data.originals import TfdsOriginal
 from rin_jax.data.source import ImageSource, open_source
 from rin_jax.experiment import check_section, config_errors, declared_size
-from rin_jax.runtime import reports
+from rin_jax.runtime import console, files
+from rin_jax.sampling import grids
 from rin_jax.training.step import prepare_images
 
 PREVIEW = 64  # images
@@ -61,7 +62,7 @@ def prepare(config, workdir: str | None, folder: str | None, downloaded: str | N
         )
         report = shard_writer.read_report(epath.Path(source.info.folder), split)
         if report is not None:
-            reports.say(_describe(report))
+            console.say(_describe(report))
         return _show(source, data, config.seed, workdir)
 
 
@@ -89,7 +90,7 @@ def _tfds_original(data, split: str, downloaded: str | None) -> TfdsOriginal | N
     builder = catalog.tfds_builder(data.name, data.data_dir)
     catalog.feature_keys(data.name, builder)  # refused before a download
     if not builder.is_prepared():
-        reports.say(f"TFDS prepares {data.name} in {builder.data_path}")
+        console.say(f"TFDS prepares {data.name} in {builder.data_path}")
         catalog.prepare_with_tfds(data.name, builder, downloaded)
         builder = catalog.tfds_builder(data.name, data.data_dir)
     info = catalog.info(data.name, split, builder)
@@ -109,7 +110,7 @@ def _write(original, data) -> None:
             "prepare it anew, or choose another data.name."
         )
     pixels = len(original) * data.image_size**2 * original.channels
-    reports.say(
+    console.say(
         f"preparing {len(original):,} images of {data.name} ({original.split}) at "
         f"{data.image_size} pixels in {folder}; without compression {pixels / 1e9:,.2f} GB"
     )
@@ -118,7 +119,7 @@ def _write(original, data) -> None:
     with tqdm.tqdm(total=len(original), unit=" images", mininterval=patience) as bar:
         shard_writer.write(original, folder, data.image_size, data.num_threads, bar.update)
     seconds = time.monotonic() - since
-    reports.say(f"{reports.duration(seconds)}, {len(original) / seconds:,.0f} images/s")
+    console.say(f"{console.duration(seconds)}, {len(original) / seconds:,.0f} images/s")
 
 
 def _describe(report: dict) -> str:
@@ -168,14 +169,14 @@ def _show(source: ImageSource, data, seed: int, workdir: str | None) -> epath.Pa
         f"{name} <>" if turned else name for name, turned in zip(captions, flipped, strict=True)
     ]
     pixels = np.rint((seen + 1) * 127.5).astype(np.uint8)
-    picture = reports.captioned_grid(pixels, captions, columns=8)
+    picture = grids.captioned_grid(pixels, captions, columns=8)
     if names:
         counted = min(COUNTED, len(source))
         counts = np.bincount([source.label(i) for i in range(counted)], minlength=len(names))
         title = f"labels of the first {counted:,} of {len(source):,} images"
-        picture = reports.stack(picture, reports.histogram(counts, title))
-        reports.say("\n".join([title, *_describe_classes(list(zip(names, counts, strict=True)))]))
+        picture = grids.stack(picture, grids.histogram(counts, title))
+        console.say("\n".join([title, *_describe_classes(list(zip(names, counts, strict=True)))]))
     path = epath.Path(workdir or source.info.folder) / "preview.png"
-    reports.write_png(path, picture)
-    reports.say(f"{num} images as the network sees them (<> is flipped): {path}")
+    files.write_png(path, picture)
+    console.say(f"{num} images as the network sees them (<> is flipped): {path}")
     return path

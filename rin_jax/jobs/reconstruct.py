@@ -9,7 +9,7 @@ from rin_jax import ConfigError
 from rin_jax.checkpointing import checkpoints
 from rin_jax.checkpointing.checkpoints import Checkpoints, DamagedError, describe_damage, folder
 from rin_jax.experiment import check_architecture, config_errors, device_mesh, make_experiment
-from rin_jax.runtime import reports
+from rin_jax.runtime import console
 from rin_jax.training import ema
 from rin_jax.training.state import abstract_params
 
@@ -27,7 +27,7 @@ def reconstruct(config, workdir: str, length: float) -> str:
         ema.exponent(length)
         found, damaged = checkpoints.find(folder(workdir, "snapshots"))
     for line in describe_damage(damaged):
-        reports.say(f"snapshots: {line}; it is left out")
+        console.say(f"snapshots: {line}; it is left out")
     if not found:
         raise ConfigError(
             f"no snapshots in {workdir}; set ema.power_lengths, for instance (0.05, 0.1), and "
@@ -52,7 +52,7 @@ def reconstruct(config, workdir: str, length: float) -> str:
         out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract),
     )
     total = zeros()
-    progress = reports.Progress(0, len(stored), 1)
+    progress = console.Progress(0, len(stored), 1)
     for number, ((saved, name), weight) in enumerate(zip(stored, weights, strict=True), start=1):
         try:
             params = checkpoints.load(saved, {f"ema_{name}": abstract})[f"ema_{name}"]
@@ -61,7 +61,7 @@ def reconstruct(config, workdir: str, length: float) -> str:
                 f"{saved.path} is damaged: {damage}. Move it away; the rest is enough."
             ) from damage
         total = add(total, params, jax.numpy.float32(weight))
-        reports.say(progress.line(progress.update(number)))
+        console.say(progress.line(progress.update(number)))
 
     name = ema.power_name(length)
     path = folder(workdir, "reconstructed") / name
@@ -76,5 +76,5 @@ def reconstruct(config, workdir: str, length: float) -> str:
     table = "\n".join(lines)
     if jax.process_index() == 0:
         (path / f"{newest.step}.txt").write_text(f"{table}\n")
-    reports.say(f"{table}\n--ema={name} uses it: {path / str(newest.step)}")
+    console.say(f"{table}\n--ema={name} uses it: {path / str(newest.step)}")
     return table

@@ -24,8 +24,8 @@ from rin_jax.data import catalog
 from rin_jax.experiment import config_errors, device_mesh, make_experiment
 from rin_jax.interop.loading import Model, load
 from rin_jax.network.rin import NO_LABEL
-from rin_jax.runtime import reports
-from rin_jax.sampling import trace
+from rin_jax.runtime import console, files
+from rin_jax.sampling import grids, trace
 from rin_jax.sampling.generate import (
     GRID_COLUMNS,
     GRID_ROWS,
@@ -80,7 +80,7 @@ def sample(
         write(model, folder, images, labels)
         if show:
             trace.write(folder, trajectory)
-    reports.say(
+    console.say(
         f"{len(labels)} samples of step {model.step} ({model.ema} weights): {folder}.png and "
         f"{folder}"
     )
@@ -143,12 +143,12 @@ def generate_all(model: Model, seed: int, labels: np.ndarray) -> np.ndarray:
     """Images of all labels, in parts as large as the mesh takes at once, with a line for each."""
     generate = make_generate(model.experiment, model.mesh, seed)
     part = model.config.sampler.images_per_device * model.mesh.size
-    progress = reports.Progress(0, len(labels), 1)
+    progress = console.Progress(0, len(labels), 1)
     images = []
     for first in range(0, len(labels), part):
         rows = np.arange(first, min(first + part, len(labels)))
         images.append(generate(model.params, rows, labels[rows]))
-        reports.say(progress.line(progress.update(int(rows[-1]) + 1)))
+        console.say(progress.line(progress.update(int(rows[-1]) + 1)))
     return np.concatenate(images)
 
 
@@ -158,12 +158,12 @@ def write(model: Model, folder: epath.Path, images: np.ndarray, labels: np.ndarr
     first = np.argsort(labels[: GRID_ROWS * GRID_COLUMNS], kind="stable")
     if names:
         captions = [names[label] for label in labels[first]]
-        grid = reports.captioned_grid(images[first], captions, GRID_COLUMNS)
+        grid = grids.captioned_grid(images[first], captions, GRID_COLUMNS)
     else:
-        grid = reports.grid(images[first], GRID_COLUMNS)
-    reports.write_png(folder.parent / f"{folder.name}.png", grid)
+        grid = grids.grid(images[first], GRID_COLUMNS)
+    files.write_png(folder.parent / f"{folder.name}.png", grid)
     for i, image in enumerate(images):
-        reports.write_png(folder / f"{i:06d}.png", image)
+        files.write_png(folder / f"{i:06d}.png", image)
     arrays = io.BytesIO()
     np.savez(arrays, images=images, labels=labels, indices=np.arange(len(labels)), seed=config.seed)
     (folder / "samples.npz").write_bytes(arrays.getvalue())

@@ -31,9 +31,10 @@ from rin_jax.experiment import (
     make_experiment,
 )
 from rin_jax.network import cost
-from rin_jax.runtime import chips, processes, reports, sharding, workdir_lock
+from rin_jax.runtime import chips, console, processes, sharding, workdir_lock
 from rin_jax.runtime.chips import GIB
 from rin_jax.runtime.preemption import Watch
+from rin_jax.training import curves
 from rin_jax.training.loop import Saver, run_loop
 from rin_jax.training.metrics import Window
 from rin_jax.training.state import abstract_params
@@ -166,10 +167,10 @@ def train(config, workdir: str, watch: Watch | None = None) -> None:
     check_devices(config, mesh)
     found, unreadable = restore.find_run(experiment, workdir)
     newest = found[0].step if found else 0
-    drawn = reports.image_path(epath.Path(workdir), "progress", newest).exists()
+    drawn = curves.image_path(epath.Path(workdir), "progress", newest).exists()
     processes.agree("resuming", checkpoints=[saved.step for saved in found], drawn=drawn)
     if newest >= config.train.num_steps and drawn:
-        reports.say(
+        console.say(
             f"{workdir} is trained to step {newest}; for more steps set --config.train.num_steps."
         )
         return
@@ -177,9 +178,9 @@ def train(config, workdir: str, watch: Watch | None = None) -> None:
     beginning = None if found else restore.find_beginning(experiment)
     open_batches(config, mesh, source, 0)  # its mistakes, before anything is written
     with open_workdir(config, workdir), contextlib.ExitStack() as stack:
-        reports.say(describe(experiment, mesh))
+        console.say(describe(experiment, mesh))
         train_step = compile_train_step(experiment, mesh)
-        reports.say(describe_memory(train_step))
+        console.say(describe_memory(train_step))
         processes.agree("compiled")  # the first collective would not wait long for the slowest
         if found:
             state, facts = restore.restore_state(experiment, mesh, workdir, found, unreadable)
@@ -188,7 +189,7 @@ def train(config, workdir: str, watch: Watch | None = None) -> None:
         step = int(state.step)
         tree_digests(state_parts(state))  # compiled here, not in the first save
         with config_errors():  # a bucket needs packages that may be missing
-            writer = reports.Writer(workdir, step, active=jax.process_index() == 0)
+            writer = curves.Writer(workdir, step, active=jax.process_index() == 0)
         stack.enter_context(contextlib.closing(writer))
         run_loop(
             experiment,
@@ -202,7 +203,7 @@ def train(config, workdir: str, watch: Watch | None = None) -> None:
             writer,
             watch,
         )
-    reports.say(f"trained to step {config.train.num_steps}; samples and curves in {workdir}")
+    console.say(f"trained to step {config.train.num_steps}; samples and curves in {workdir}")
 
 
 def open_saver(stack: contextlib.ExitStack, config, workdir: str, step: int) -> Saver:

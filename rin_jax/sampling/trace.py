@@ -15,7 +15,8 @@ from PIL import Image
 
 from rin_jax.experiment import Experiment
 from rin_jax.network.attention_maps import apply_with_reads
-from rin_jax.runtime import reports
+from rin_jax.runtime import files
+from rin_jax.sampling import grids
 from rin_jax.sampling.generate import (
     denoiser,
     guided,
@@ -95,10 +96,10 @@ def write(folder: epath.Path, trajectory: Trajectory) -> None:
     still = x0[chosen(len(x0), COLUMNS)]
     columns = still.shape[0]
     rows = still.swapaxes(0, 1).reshape(-1, *x0.shape[2:])
-    reports.write_png(folder / "trajectory.png", reports.grid(rows, columns))
-    frames = [reports.grid(x0[i], x0.shape[1]) for i in chosen(len(x0), FRAMES)]
+    files.write_png(folder / "trajectory.png", grids.grid(rows, columns))
+    frames = [grids.grid(x0[i], x0.shape[1]) for i in chosen(len(x0), FRAMES)]
     write_gif(folder / "trajectory.gif", frames)
-    reports.write_png(folder / "reads.png", reads_picture(trajectory))
+    files.write_png(folder / "reads.png", reads_picture(trajectory))
 
 
 def reads_picture(trajectory: Trajectory) -> np.ndarray:
@@ -115,7 +116,7 @@ def reads_picture(trajectory: Trajectory) -> np.ndarray:
             np.stack([heat(trajectory.x0[i, b], trajectory.reads[i, b, block]) for i in steps])
             for block in range(trajectory.reads.shape[2])
         )
-    return reports.grid(np.concatenate(panels), len(steps))
+    return grids.grid(np.concatenate(panels), len(steps))
 
 
 def heat(image: np.ndarray, share: np.ndarray) -> np.ndarray:

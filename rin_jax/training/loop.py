@@ -14,9 +14,11 @@ import numpy as np
 from rin_jax.checkpointing.checkpoints import Checkpoints
 from rin_jax.experiment import Experiment
 from rin_jax.network import cost
-from rin_jax.runtime import chips, processes, reports, sharding
+from rin_jax.runtime import chips, console, processes, sharding
 from rin_jax.runtime.preemption import Preempted, Watch
+from rin_jax.sampling import grids
 from rin_jax.sampling.generate import GRID_COLUMNS, grid_labels, make_generate
+from rin_jax.training import curves
 from rin_jax.training.metrics import Window, module_figures
 from rin_jax.training.state import TrainState
 
@@ -76,7 +78,7 @@ def run_loop(
     images_read: int,
     window: Window,
     saver: Saver,
-    writer: reports.Writer,
+    writer: curves.Writer,
     watch: Watch,
 ) -> TrainState:
     """Steps, logs, saves and samples until `train.num_steps`; returns the last state.
@@ -90,7 +92,7 @@ def run_loop(
     generate = make_generate(experiment, mesh, config.seed)
     labels = grid_labels(experiment.rin.num_classes)
     first_step = int(state.step)
-    progress = reports.Progress(first_step, num_steps, config.train.batch_size)
+    progress = console.Progress(first_step, num_steps, config.train.batch_size)
     shown = next(iter(state.emas))  # the average whose samples are shown
     watch.begin()
 
@@ -102,7 +104,7 @@ def run_loop(
         if due["sample"]:
             with progress.spending("samples"), watch.quiet(step, saver.wait):
                 images = generate(state.emas[shown], np.arange(len(labels)), labels)
-                writer.image(step, "progress", reports.grid(images, GRID_COLUMNS))
+                writer.image(step, "progress", grids.grid(images, GRID_COLUMNS))
 
     if first_step:  # an earlier life may have ended between the save and these
         due = due_at(first_step, config)
@@ -133,7 +135,7 @@ def run_loop(
                 window.clear()
                 means |= progress.update(step)
                 means |= utilisation(experiment, mesh, means["images_per_second"])
-                reports.say(progress.line(means))
+                console.say(progress.line(means))
                 writer.scalars(step, means | module_figures(jax.device_get(metrics["modules"])))
             if due["save"] or due["sample"]:
                 with progress.spending("checkpoint"):

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rin_jax.runtime import reports
+from rin_jax.runtime import console
 
 SCALARS = ("loss", "grad_norm", "update_norm", "param_norm")  # of which the log shows means
 BACKWARD = ("readout", "blocks", "prev_latent_norm", "prev_latent_mlp")  # other modules come after
@@ -74,7 +74,7 @@ class Window:
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         text = describe_skipped(step, values, jax.device_get(metrics["modules"]["grad"]))
         if self.in_a_row < self.limit:
-            reports.say(f"{text}; the step is skipped")
+            console.say(f"{text}; the step is skipped")
             return
         raise FloatingPointError(
             f"{text}. {self.in_a_row} steps in a row were not finite and changed nothing; "

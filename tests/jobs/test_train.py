@@ -22,7 +22,8 @@ from rin_jax.experiment import device_mesh, make_experiment
 from rin_jax.jobs import sample
 from rin_jax.jobs import train as train_lib
 from rin_jax.network import cost
-from rin_jax.runtime import reports, sharding
+from rin_jax.runtime import sharding
+from rin_jax.sampling import grids
 from rin_jax.sampling.generate import GRID_COLUMNS, grid_labels, make_generate
 from rin_jax.training import loop
 from rin_jax.training.state import abstract_state
@@ -235,7 +236,7 @@ def test_the_same_noise_every_time(undisturbed, data_dir):
     generate = make_generate(experiment, mesh, config.seed)
     again = generate(params, np.arange(100), grid_labels(10))
     expected = np.asarray(Image.open(f"{undisturbed}/progress/00000006.png"))
-    np.testing.assert_array_equal(reports.grid(again, GRID_COLUMNS)[..., 0], expected)
+    np.testing.assert_array_equal(grids.grid(again, GRID_COLUMNS)[..., 0], expected)
     folder = sample.sample(
         config, undisturbed, num=10, classes=["0"], ema=None, checkpoint=None, export=None,
         show=False,
