@@ -9,7 +9,6 @@ sampler is that of the command. One device is enough, whatever the run had.
 import dataclasses
 import json
 import math
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,18 +24,16 @@ from rin_jax.data import catalog
 from rin_jax.experiment import (
     Experiment,
     check_architecture,
-    config_errors,
     device_mesh,
     make_experiment,
 )
-from rin_jax.interop import card, export_format, hub, onnx, stablehlo
+from rin_jax.interop import card, export_format, formulas, hub, onnx, stablehlo
 from rin_jax.interop.loading import ANY_DEVICES, Model
 from rin_jax.runtime import console, files
 from rin_jax.sampling import grids
 from rin_jax.sampling.generate import GRID_COLUMNS, grid_labels, make_generate
 
 GRID_FILE = "samples.png"
-TORCH_FILE = pathlib.Path(__file__).parents[1] / "interop" / "rin_torch.py"
 
 
 def export(
@@ -51,20 +48,19 @@ def export(
     """Writes the export; see the flags of the same names.
 
     Raises:
-      ConfigError: no checkpoint, an average that the run does not have, a folder that is not an
-        export's, or a package that is missing; before anything is written.
+      ConfigError: no checkpoint, an average that the run does not have, a schedule without a
+        formula for other runtimes, a folder that is not an export's, or a package that is missing;
+        before anything is written.
     """
     path = epath.Path(to)
-    with config_errors():
-        check_target(path, with_onnx, push)
+    check_target(path, with_onnx, push)
     model = checkpoint_model(config, workdir, ema)
     records = evaluations(workdir, model.step)
     write(path, model, records, with_grid=with_grid, with_onnx=with_onnx)
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.params))
     console.say(f"step {model.step} ({model.ema}, {size:,} parameters) exported: {path}")
     if push:
-        with config_errors():
-            console.say(f"pushed: {hub.push(str(path), push)}")
+        console.say(f"pushed: {hub.push(str(path), push)}")
     return path
 
 
@@ -96,7 +92,7 @@ def write(
     if with_grid:
         files.write_png(path / GRID_FILE, sample_grid(model))
     stablehlo.write(path, experiment)
-    (path / TORCH_FILE.name).write_text(TORCH_FILE.read_text())
+    (path / formulas.TORCH_FILE.name).write_text(formulas.torch_file())
     fields = dataclasses.asdict(description)
     text = card.card(path.name, fields, records, picture=with_grid, onnx=with_onnx)
     (path / "README.md").write_text(text)
@@ -106,11 +102,13 @@ def write(
 
 
 def check_target(path: epath.Path, with_onnx: bool, push: str | None) -> None:
-    """Raises ValueError or ImportError at what would stop the export later."""
+    """Raises ConfigError at what would stop the export later."""
     if path.exists() and any(path.iterdir()) and not (path / export_format.WEIGHTS).exists():
-        raise ValueError(f"--to={path} has files that are no export; name a new or empty folder.")
+        raise ConfigError(
+            f"--to={path} has files that are not an export; name a new or empty folder."
+        )
     if (with_onnx or push) and "://" in str(path):
-        raise ValueError(f"--to={path}: --onnx and --push need a folder on this machine.")
+        raise ConfigError(f"--to={path}: --onnx and --push need a folder on this machine.")
     if with_onnx:
         onnx.check()
     if push:
@@ -124,6 +122,7 @@ def checkpoint_model(config: ml_collections.ConfigDict, workdir: str, ema: str |
     devices and data folders are no part of a model.
     """
     experiment = make_experiment(config)
+    formulas.check(experiment.config.sampler.schedule.name)
     names = class_names(experiment)
     found, _ = restore.find(workdir)
     if found:  # or load_ema says so

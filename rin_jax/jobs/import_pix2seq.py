@@ -14,7 +14,7 @@ from etils import epath
 from rin_jax import ConfigError
 from rin_jax.checkpointing import restore
 from rin_jax.checkpointing.checkpoints import Checkpoints, folder
-from rin_jax.experiment import Experiment, config_errors, device_mesh, make_experiment
+from rin_jax.experiment import Experiment, device_mesh, make_experiment
 from rin_jax.interop import pix2seq, tf_checkpoint
 from rin_jax.runtime import console
 from rin_jax.training.state import create_state
@@ -31,16 +31,14 @@ def import_reference(config: ml_collections.ConfigDict, workdir: str, source: st
         begun already.
     """
     experiment = make_experiment(config)
-    with config_errors():
-        begun, _ = restore.find(workdir)
-        if begun:
-            raise ConfigError(
-                f"{workdir} has a checkpoint of step {begun[0].step} already; name another "
-                "--workdir."
-            )
-        found = tf_checkpoint.read(source)
-        params = pix2seq.import_params(found.params or found.average, experiment.rin)
-        average = pix2seq.import_params(found.average or found.params, experiment.rin)
+    begun, _ = restore.find(workdir)
+    if begun:
+        raise ConfigError(
+            f"{workdir} has a checkpoint of step {begun[0].step} already; name another --workdir."
+        )
+    found = tf_checkpoint.read(source)
+    params = pix2seq.import_params(found.params or found.average, experiment.rin)
+    average = pix2seq.import_params(found.average or found.params, experiment.rin)
     step = found.step or 0
     mesh = device_mesh(experiment.config)
     state = create_state(experiment, mesh, experiment.config.seed)

@@ -1,5 +1,6 @@
 """Exports of the tiny experiment with random weights, and processes that lack a package."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -10,8 +11,9 @@ import numpy as np
 from etils import epath
 
 from rin_jax.experiment import Experiment, device_mesh, make_experiment
-from rin_jax.interop import export_format, tensors
+from rin_jax.interop import export_format
 from rin_jax.interop.loading import Model
+from rin_jax.interop.tensors import param_shapes
 from rin_jax.jobs import export
 from tests import tiny
 from tests.network.small import fill
@@ -22,7 +24,7 @@ NAMES = tuple(f"digit {i}" for i in range(10))
 def model_of(experiment: Experiment, names=NAMES) -> Model:
     """A model with weights under which every part of the network has an effect."""
     mesh = device_mesh(experiment.config, jax.devices()[:1])
-    params = jax.device_put(fill(tensors.param_shapes(experiment.rin)))
+    params = jax.device_put(fill(param_shapes(experiment.rin)))
     return Model(experiment, params, mesh, names, step=7, ema="decay_0.9")
 
 
@@ -59,6 +61,23 @@ def readme_code(path: Path, word: str) -> str:
     blocks = (path / "README.md").read_text().split("```python\n")[1:]
     (found,) = [code for block in blocks if word in (code := block.split("```")[0])]
     return found
+
+
+def torch_module(folder: Path):
+    """The PyTorch file of an export, as a module of its own."""
+    spec = importlib.util.spec_from_file_location("rin_torch", Path(folder, "rin_torch.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_here(code: str, folder: Path, monkeypatch) -> dict:
+    """Runs code of a card in the export's folder; its variables."""
+    names: dict = {}
+    monkeypatch.chdir(folder)
+    monkeypatch.setitem(sys.modules, "rin_torch", torch_module(folder))
+    exec(code, names)
+    return names
 
 
 def run_without(packages: tuple[str, ...], code: str, path: Path) -> str:
