@@ -28,10 +28,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rin_jax import ConfigError
-from rin_jax.interop.tensors import param_shapes
+from rin_jax.network.partitioning import param_shapes
 from rin_jax.network.rin import RIN
 
-FORMAT = 1
+FORMAT = 2
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from flax import traverse_util
 
 from rin_jax import ConfigError
-from rin_jax.interop.tensors import param_shapes
+from rin_jax.network.partitioning import param_shapes
 from rin_jax.network.rin import RIN
 
 ATTENTION = {
@@ -68,7 +68,7 @@ def network(config: Mapping[str, Any], num_classes: int) -> RIN:
     route = "decoupled" if config["cond_decoupled_read"] else "read"
     route = "write" if config["cond_tape_writable"] else route
     return RIN(
-        image_shape=(config["image_height"], config["image_width"], config["image_channels"]),
+        example_shape=(config["image_height"], config["image_width"], config["image_channels"]),
         num_classes=num_classes,
         patch_size=config["patch_size"],
         num_blocks=len(depths),
@@ -92,6 +92,8 @@ def network(config: Mapping[str, Any], num_classes: int) -> RIN:
         cond_route=route,
         cond_dim=config["cond_dim"] or None,
         time_scale=config["time_scaling"],
+        remat="none",
+        dtype="float32",
     )
 
 

@@ -19,19 +19,21 @@ from etils import epath
 
 from rin_jax import ConfigError
 from rin_jax.checkpointing import restore
-from rin_jax.checkpointing.restore import load_ema
 from rin_jax.data import catalog
 from rin_jax.experiment import (
     Experiment,
     check_architecture,
     device_mesh,
     make_experiment,
+    saved_config,
 )
 from rin_jax.interop import card, export_format, formulas, hub, onnx, stablehlo
 from rin_jax.interop.loading import ANY_DEVICES, Model
+from rin_jax.network import conditioning
 from rin_jax.runtime import console, files
 from rin_jax.sampling import grids
-from rin_jax.sampling.generate import GRID_COLUMNS, grid_labels, make_generate
+from rin_jax.sampling.generate import make_generate
+from rin_jax.sampling.weights import load_ema
 
 GRID_FILE = "samples.png"
 
@@ -126,32 +128,31 @@ def checkpoint_model(config: ml_collections.ConfigDict, workdir: str, ema: str |
     names = class_names(experiment)
     found, _ = restore.find(workdir)
     if found:  # or load_ema says so
-        where = f"checkpoint {found[0].step} in {workdir}"
-        check_architecture(experiment.config, found[0].facts["config"], where)
-        sampler = experiment.config.sampler.to_dict()
-        merged = ml_collections.ConfigDict(
-            {**found[0].facts["config"], "sampler": sampler, "mesh": ANY_DEVICES}
+        check_architecture(
+            experiment, found[0].config, f"checkpoint {found[0].step} in {workdir}"
         )
-        merged.data.data_dir = None
-        experiment = make_experiment(merged)
-    if experiment.config.sampler.guide is not None:
+        own = saved_config(found[0].config)
+        own.sampler, own.mesh = experiment.config.sampler.to_dict(), ANY_DEVICES
+        own.data.data_dir = None
+        experiment = make_experiment(own)
+    guide = experiment.generation.guide
+    if guide is not None:
         raise ConfigError(
-            f"sampler.guide is {experiment.config.sampler.guide}, but an export holds one network; "
-            "leave the guide out."
+            f"sampler.guide is {guide}, but an export holds one network; leave the guide out."
         )
-    mesh = device_mesh(experiment.config, jax.local_devices()[:1])
-    step, ema, params = load_ema(experiment, mesh, workdir, ema)
-    return Model(experiment, params, mesh, names, step, ema)
+    mesh = device_mesh(experiment, jax.local_devices()[:1])
+    found_ema = load_ema(experiment, mesh, workdir, ema)
+    return Model(experiment, found_ema.params, mesh, names, found_ema.step, found_ema.name)
 
 
 def class_names(experiment: Experiment) -> tuple[str, ...] | None:
     """Names of the classes; None where the data set is not known on this machine."""
-    data = experiment.config.data
+    data = experiment.data
     if not data.num_classes:
         return ()
     try:
         info = catalog.describe(data.name, data.split, data.data_dir, data.image_size)
-    except (ValueError, ImportError) as error:
+    except ConfigError as error:
         console.say(f"class names are not known here: {error}")
         return None
     return info.class_names or None
@@ -160,11 +161,15 @@ def class_names(experiment: Experiment) -> tuple[str, ...] | None:
 def sample_grid(model: Model) -> np.ndarray:
     """The picture of --mode=sample, a row of it at a time."""
     experiment = model.experiment
-    generate = make_generate(experiment, model.mesh, experiment.config.seed)
-    labels = grid_labels(experiment.rin.num_classes).reshape(-1, GRID_COLUMNS)
+    num_classes = experiment.rin.num_classes
+    generate = make_generate(experiment, model.mesh, experiment.seed)
+    labels = grids.grid_labels(num_classes).reshape(-1, grids.COLUMNS)
     indices = np.arange(labels.size).reshape(labels.shape)
-    rows = [generate(model.params, *row) for row in zip(indices, labels, strict=True)]
-    return grids.grid(np.concatenate(rows), GRID_COLUMNS)
+    rows = [
+        generate(model.params, i, conditioning.of_labels(row, num_classes))
+        for i, row in zip(indices, labels, strict=True)
+    ]
+    return grids.grid(np.concatenate(rows), grids.COLUMNS)
 
 
 def evaluations(workdir: str, step: int) -> list[dict[str, Any]]:

@@ -4,17 +4,18 @@ Source: arXiv 2312.02696 section 3.2 (EDM2).
 """
 
 import jax
+import ml_collections
 
 from rin_jax import ConfigError
 from rin_jax.checkpointing import checkpoints
 from rin_jax.checkpointing.checkpoints import Checkpoints, DamagedError, describe_damage, folder
-from rin_jax.experiment import check_architecture, config_errors, device_mesh, make_experiment
+from rin_jax.experiment import check_architecture, device_mesh, make_experiment
 from rin_jax.runtime import console
+from rin_jax.sampling.weights import abstract_params
 from rin_jax.training import ema
-from rin_jax.training.state import abstract_params
 
 
-def reconstruct(config, workdir: str, length: float) -> str:
+def reconstruct(config: ml_collections.ConfigDict, workdir: str, length: float) -> str:
     """Writes WORKDIR/reconstructed/power_LENGTH/STEP and a table of coefficients beside it.
 
     STEP is that of the newest snapshot; `--ema=power_LENGTH` finds it. Returns the table.
@@ -23,9 +24,8 @@ def reconstruct(config, workdir: str, length: float) -> str:
       ConfigError: a length out of its range, or no snapshots of these parameters.
     """
     experiment = make_experiment(config)
-    with config_errors():
-        ema.exponent(length)
-        found, damaged = checkpoints.find(folder(workdir, "snapshots"))
+    ema.exponent(length)
+    found, damaged = checkpoints.find(folder(workdir, "snapshots"))
     for line in describe_damage(damaged):
         console.say(f"snapshots: {line}; it is left out")
     if not found:
@@ -34,10 +34,8 @@ def reconstruct(config, workdir: str, length: float) -> str:
             "ema.snapshot_every_steps before training."
         )
     newest = found[0]
-    check_architecture(
-        experiment.config, newest.facts["config"], f"snapshot {newest.step} in {workdir}"
-    )
-    mesh = device_mesh(experiment.config)
+    check_architecture(experiment, newest.config, f"snapshot {newest.step} in {workdir}")
+    mesh = device_mesh(experiment)
     abstract = abstract_params(experiment.rin, mesh)
     stored = [(saved, name) for saved in reversed(found) for name in saved.emas]
     profiles = [(saved.step, float(name.removeprefix("power_"))) for saved, name in stored]
@@ -65,10 +63,10 @@ def reconstruct(config, workdir: str, length: float) -> str:
 
     name = ema.power_name(length)
     path = folder(workdir, "reconstructed") / name
-    facts = {"config": experiment.config.to_dict(), "emas": [name]}
+    metadata = {"config": experiment.config.to_dict(), "emas": [name]}
     checkpoints.remove(path / str(newest.step))
     with Checkpoints(path) as saver:
-        saver.save(newest.step, {f"ema_{name}": total}, facts)
+        saver.save(newest.step, {f"ema_{name}": total}, metadata)
     lines = [f"{name} at step {newest.step}; relative error of the profile {error:.2%}"]
     lines += [f"{'snapshot':>10} {'average':>14} {'coefficient':>12}"]
     for (saved, stored_name), weight in zip(stored, weights, strict=True):

@@ -18,13 +18,15 @@ from pathlib import Path
 
 from etils import epath
 
+from rin_jax import ConfigError
+
 RENEWAL = 5.0  # seconds between two renewals
 EXPIRY = 30.0  # seconds without renewal after which a holder elsewhere counts as dead
 TAKEN = 2  # exit code of a run whose lease was taken
 SETTLING = 0.5  # seconds after which two who took a free lease at once see who has it
 
 
-class HeldError(ValueError):
+class HeldError(ConfigError):
     """Another run holds the lease."""
 
 

@@ -5,6 +5,21 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
+from rin_jax.network.conditioning import NO_LABEL
+
+ROWS, COLUMNS = 10, 10  # of a grid of samples
+
+
+def grid_labels(num_classes: int) -> np.ndarray:
+    """Labels int32 [100] of a grid with a row for each class; at most ten classes, evenly spaced.
+
+    Without classes all are NO_LABEL; with fewer than ten there are fewer rows.
+    """
+    if not num_classes:
+        return np.full(ROWS * COLUMNS, NO_LABEL, np.int32)
+    classes = np.unique(np.linspace(0, num_classes - 1, min(ROWS, num_classes)).round())
+    return classes.astype(np.int32).repeat(COLUMNS)
+
 
 def grid(images: np.ndarray, columns: int, smallest: int = 48) -> np.ndarray:
     """uint8 images [B, H, W, C] row by row as one picture with white gaps.

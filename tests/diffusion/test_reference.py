@@ -10,7 +10,7 @@ from rin_jax.diffusion.guidance import EVERYWHERE, Guidance
 from rin_jax.diffusion.objective import Draws, Objective
 from rin_jax.diffusion.process import Process
 from rin_jax.diffusion.samplers import Sampler
-from rin_jax.network.rin import NO_LABEL
+from rin_jax.network.conditioning import NO_LABEL
 from tests import reference
 from tests.reference import error, labels_of, load, under
 
@@ -226,9 +226,7 @@ def loss_of(case):
     objective, rin, params, arrays, draws = loss_case(case)
 
     def loss(params):
-        def denoise_fn(xt, gamma, cond, prev_latents):
-            return rin.apply({"params": params}, xt, gamma, cond, prev_latents)
-
+        denoise_fn = reference.denoiser(rin, params)
         images = 2 * arrays["images"] - 1
         labels = labels_of(arrays["labels"])
         return objective.loss(denoise_fn, denoise_fn, drop_labels, images, labels, draws)

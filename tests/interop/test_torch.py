@@ -51,7 +51,7 @@ def test_forward_is_that_of_the_reference(name, prev, tmp_path):
 
 OPTIONS = {
     "context norms, scale, a line of tokens": {
-        "norm_context": True, "time_scale": 10.0, "image_shape": (2, 10, 1),
+        "norm_context": True, "time_scale": 10.0, "example_shape": (2, 10, 1),
         "interface_positions": "sin_cos",
     },
     "time and label read, depths": {
@@ -77,9 +77,9 @@ def test_every_option_of_the_network(changes, tmp_path):
     rin = small.small(**changes)
     params = small.random_params(rin)
     model = in_torch(rin, params, tmp_path)
-    xt, gamma, labels, latents = small.inputs(rin)
-    ours = jax.jit(rin.apply)({"params": params}, xt, gamma, labels, latents)
-    labels = None if labels is None else torch.tensor(labels)
+    xt, gamma, cond, latents = small.inputs(rin)
+    ours = jax.jit(rin.apply)({"params": params}, xt, gamma, cond, latents)
+    labels = torch.tensor(cond["label"]) if rin.num_classes else None
     with torch.no_grad():
         x, z = model(torch.tensor(xt), torch.tensor(gamma), labels, tensors_of(latents_of(latents)))
     assert small.distance(ours[0], x.numpy()) < 2e-5

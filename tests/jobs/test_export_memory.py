@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from rin_jax.checkpointing.checkpoints import Checkpoints, folder
-from rin_jax.interop.tensors import param_shapes
+from rin_jax.network.partitioning import param_shapes
 from rin_jax.training.state import TrainState
 from tests import test_configs, tiny
 
@@ -42,12 +41,10 @@ def test_the_weights_are_in_memory_once(tmp_path):
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     assert size > 2.5e8
     rest = {"none": jnp.zeros(1)}  # parameters and moments, which no export reads
-    with Checkpoints(folder(str(tmp_path / "run"))) as saver:
-        state = TrainState(
-            step=jnp.int32(1), params=rest, emas={"decay_0.9": params}, opt_state=rest
-        )
-        saver.save_state(state, 1, experiment.config.to_dict(), 0, {})
-    del params, state
+    emas = {"decay_0.9": params}
+    state = TrainState(step=jnp.int32(1), params=rest, emas=emas, opt_state=rest)
+    tiny.save(tmp_path / "run", experiment, {1: state})
+    del params, state, emas
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, str(tmp_path / "run"), str(tmp_path / "to")],
@@ -59,5 +56,5 @@ def test_the_weights_are_in_memory_once(tmp_path):
     for name in ("run", "to"):  # a quarter of a gigabyte each
         epath.Path(tmp_path / name).rmtree()
     assert written >= size
-    # 120 MB are libraries and programs of any network; Orbax reads with half the weights beside them
+    # 120 MB go to libraries and programs; Orbax reads with half the weights beside them
     assert size < 1024 * int(done.stdout.splitlines()[-1]) < 1.6 * size + 200e6

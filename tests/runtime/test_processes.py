@@ -134,14 +134,14 @@ def test_facts_are_fields_flags_and_code():
 
 @pytest.mark.parametrize(("shared", "expected"), [(True, True), (False, False)])
 def test_a_workdir_that_is_not_shared_is_found(tmp_path, monkeypatch, shared, expected):
-    config, asked = tiny.config(), []
+    experiment, asked = tiny.experiment(), []
     if shared:
-        with train.open_workdir(config, str(tmp_path / "run")):
+        with train.open_workdir(experiment, str(tmp_path / "run")):
             pass
     monkeypatch.setattr(train.jax, "process_index", lambda: 1)
     monkeypatch.setattr(train, "SHARING_SECONDS", 0.0)
     monkeypatch.setattr(processes, "agree", lambda question, **facts: asked.append(facts))
-    with train.open_workdir(config, str(tmp_path / "run")):
+    with train.open_workdir(experiment, str(tmp_path / "run")):
         pass
     assert asked == [{}, {"sees_config_json": expected}]
     assert (tmp_path / "run").exists() == shared  # process 1 writes nothing
