@@ -23,7 +23,7 @@ ROOMS = {
     "sampling": {"experiment", "network", "diffusion", "runtime", "checkpointing"},
     "training": {"sampling", "experiment", "network", "diffusion", "runtime", "checkpointing",
                  RECIPE},
-    "interop": {"sampling", "experiment", "network", "runtime"},
+    "interop": {"sampling", "experiment", "network", "diffusion", "runtime"},
     "jobs": {"interop", "training", "sampling", "experiment", "checkpointing", "network",
              "data", "evaluation", "runtime", RECIPE},
     "main": {"jobs", "runtime", "training"},

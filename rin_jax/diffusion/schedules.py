@@ -88,12 +88,13 @@ class Family:
 
     Attributes:
       gamma: gamma(t, **parameters) in JAX.
-      formula: the same at one float t in [0, 1], as a Python expression of t, the parameters,
-        `math`'s cos, exp, log and pi, and `between` of FOREIGN_BETWEEN.
+      formula: the same as a Python expression, for programs without JAX, of one number t in [0, 1]
+        (of Python, NumPy or PyTorch), the parameters, `cos`, `exp`, `log` and `pi` for such
+        numbers, and the function of FOREIGN_BETWEEN; None: a run with it cannot be exported.
     """
 
     gamma: Callable[..., Array]
-    formula: str
+    formula: str | None
 
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:
@@ -105,8 +106,8 @@ class Family:
 
 FOREIGN_BETWEEN = f"""\
 def between(f, t, start, end):
-    gamma = (f(start + (end - start) * t) - f(end)) / (f(start) - f(end))
-    return min(max(gamma, {MIN_GAMMA}), 1.0)
+    first, last = f(start + 0 * t), f(end + 0 * t)  # 0 * t: numbers of the kind of t
+    return min(max((f(start + (end - start) * t) - last) / (first - last), {MIN_GAMMA}), 1.0)
 """
 
 SCHEDULES: dict[str, Family] = {
