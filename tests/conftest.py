@@ -5,8 +5,9 @@ from pathlib import Path
 
 from tests.xla import FAST
 
-given = os.environ.get("XLA_FLAGS", "")
-os.environ["XLA_FLAGS"] = f"{given} --xla_force_host_platform_device_count=8 {FAST}"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
+    f" --xla_force_host_platform_device_count=8 {FAST}"
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 

@@ -1,4 +1,4 @@
-"""XLA's flags for tests: compiling takes most of their time, and they run each program a few times."""
+"""XLA's flags for tests: most of their time is compiling, and each program runs a few times."""
 
 import importlib.metadata
 
