@@ -128,7 +128,7 @@ def open_batches(
 
 @contextlib.contextmanager
 def open_workdir(config, workdir: str) -> Iterator[None]:
-    """Makes the folder, which all processes must see, holds its lease and leaves the configuration.
+    """Makes the folder, which all processes must see, holds its lock and leaves the configuration.
 
     Raises:
       ConfigError: nothing can be written there, or another run writes there.
@@ -138,8 +138,7 @@ def open_workdir(config, workdir: str) -> Iterator[None]:
         if jax.process_index() == 0:
             try:
                 path.mkdir(parents=True, exist_ok=True)
-                with config_errors():
-                    stack.enter_context(workdir_lock.hold(workdir))
+                stack.enter_context(workdir_lock.hold(workdir))
                 (path / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
             except OSError as error:
                 raise ConfigError(
