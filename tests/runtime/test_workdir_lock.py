@@ -160,16 +160,18 @@ def test_in_a_bucket_a_holder_that_renews_is_respected_and_one_that_is_silent_re
         assert json.loads((tmp_path / "lock.json").read_text())["id"] == "own"
 
 
-def test_in_a_bucket_of_two_at_the_same_moment_one_stays(bucket):
-    outcomes = []
+def test_in_a_bucket_of_two_at_the_same_moment_one_stays(bucket, monkeypatch):
+    monkeypatch.setattr(workdir_lock, "RENEWAL", 0.1)
+    outcomes, refused = [], threading.Event()
 
     def run(name):
         try:
             with bucket(name):
                 outcomes.append("held")
-                time.sleep(0.6)
+                refused.wait(10)
         except ConfigError:
             outcomes.append("refused")
+            refused.set()
 
     threads = [threading.Thread(target=run, args=[name]) for name in "ab"]
     for thread in threads:
