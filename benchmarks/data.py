@@ -29,6 +29,7 @@ from PIL import Image
 from sklearn import datasets
 
 from rin_jax.data import catalog, pipeline, shard_writer
+from rin_jax.data.dataset import Data
 from rin_jax.data.originals import TfdsOriginal
 from rin_jax.data.source import open_source
 
@@ -88,19 +89,11 @@ def time_preparation(data_dir: str, image_size: int, threads: int) -> dict:
 def time_reading(data_dir: str, image_size: int, threads: int, seconds: float, count: int) -> dict:
     """Reads batches for some seconds, `count` times, without keeping decoded images."""
     since = time.perf_counter()
-    source = open_source("photographs", "train", data_dir, image_size, 3)
+    data = Data("photographs", "train", data_dir, image_size, 3, 2, False, threads, prefetch=2)
+    source = open_source(data)
     batch_size = max(32, min(256, 2**20 // image_size**2))
     pipeline._MEMORY_BYTES = 0  # a data set of this size would be kept in memory
-    batches = pipeline.train_batches(
-        source,
-        image_size=image_size,
-        channels=3,
-        batch_size=batch_size,
-        seed=0,
-        start=0,
-        num_threads=threads,
-        prefetch=2,
-    )
+    batches = pipeline.train_batches(source, batch_size, seed=0, start=0)
     next(batches)
     first = time.perf_counter() - since
     rates, core_rates = [], []

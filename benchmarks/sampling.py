@@ -24,6 +24,7 @@ import numpy as np
 
 from benchmarks.step import environment, measure, positive
 from rin_jax.experiment import Experiment, make_experiment
+from rin_jax.network import conditioning
 from rin_jax.runtime import sharding
 from rin_jax.sampling.generate import jit_sampler
 from rin_jax.training.state import create_state
@@ -61,15 +62,16 @@ def time_sampler(
     experiment: Experiment, params: dict, repetitions: int, warmup: int
 ) -> dict[str, Any]:
     """Figures of one sampler; the first of the warm-up runs compiles."""
-    batch = experiment.config.sampler.images_per_device
+    batch = experiment.generation.images_per_device
     indices = np.arange(batch, dtype=np.int32)
-    labels = indices % max(experiment.rin.num_classes, 1)
+    classes = experiment.rin.num_classes
+    cond = conditioning.of_labels(indices % max(classes, 1), classes)
     program, key = jit_sampler(experiment), jax.random.key(0)
     start = time.perf_counter()
-    compiled = program.lower(params, key, indices, labels).compile()
+    compiled = program.lower(params, key, indices, cond).compile()
     compile_seconds = time.perf_counter() - start
     seconds = measure(
-        (lambda _: compiled(params, key, indices, labels), None), repetitions, warmup
+        (lambda _: compiled(params, key, indices, cond), None), repetitions, warmup
     )
     median = statistics.median(seconds)
     return {

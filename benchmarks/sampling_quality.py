@@ -25,14 +25,15 @@ import ml_collections
 import numpy as np
 
 from configs import digits
-from rin_jax.checkpointing.restore import load_ema
 from rin_jax.data import pipeline
 from rin_jax.data.source import open_source
 from rin_jax.evaluation.classifier import Classifier
 from rin_jax.evaluation.distances import frechet_distance, moments
 from rin_jax.experiment import device_mesh, make_experiment
+from rin_jax.network import conditioning
 from rin_jax.runtime import sharding
 from rin_jax.sampling.generate import jit_sampler, load_guide, run_batches
+from rin_jax.sampling.weights import load_ema
 
 SEEDS = (0, 1, 2)
 LATENTS = {
@@ -112,16 +113,17 @@ def measure(config, changes, params, mesh, classifier, real, num) -> dict[str, A
     guide = load_guide(experiment, mesh)
     program = jit_sampler(experiment, guide and guide.experiment.rin)
     both = (params, guide.params) if guide else params
-    shape = (-1, config.sampler.images_per_device)
+    shape = (-1, experiment.generation.images_per_device)
     labels = np.arange(num, dtype=np.int32) % experiment.rin.num_classes
+    cond = conditioning.of_labels(labels.reshape(shape), experiment.rin.num_classes)
     indices = np.arange(num, dtype=np.int32).reshape(shape)
     agreement, distance = [], []
     start = time.perf_counter()
     for seed in SEEDS:
         key = jax.random.key(seed)
-        images = run_batches(program, both, key, indices, labels.reshape(shape), mesh)
+        images = run_batches(program, both, key, indices, cond, mesh)
         images = images.reshape(num, *images.shape[2:])
-        agreement.append(float(np.mean(classifier.labels(images) == labels)))
+        agreement.append(classifier.agreement(images, labels))
         distance.append(frechet_distance(moments(classifier.features(images)), real))
     return {
         "evaluations": experiment.sampler.num_evaluations,
@@ -151,16 +153,10 @@ def main() -> None:
     args = parser.parse_args()
     config = digits.get_config()
     experiment = make_experiment(config)
-    data, mesh = experiment.config.data, device_mesh(experiment.config)
-    source = open_source(data.name, data.split, data.data_dir, data.image_size, data.channels)
-    real = pipeline.fixed_examples(
-        source,
-        image_size=data.image_size,
-        channels=data.channels,
-        num=len(source),
-        num_threads=data.num_threads,
-    )
-    classifier = Classifier(real["image"], real["label"], seed=0)
+    mesh = device_mesh(experiment)
+    source = open_source(experiment.data)
+    real = pipeline.fixed_examples(source, len(source))
+    classifier = Classifier(real["image"], real["label"])
     features = classifier.features(real["image"])
     target = moments(features)
     step, _, params = load_ema(experiment, mesh, args.workdir)

@@ -31,8 +31,9 @@ import numpy as np
 
 from rin_jax import ConfigError
 from rin_jax.experiment import Experiment, make_experiment
-from rin_jax.network import cost
+from rin_jax.network import conditioning, cost
 from rin_jax.runtime import sharding
+from rin_jax.sampling.denoiser import denoiser
 from rin_jax.training import ema
 from rin_jax.training.state import TrainState, create_state
 from rin_jax.training.step import compile_train_step, make_loss, prepare_images
@@ -102,8 +103,8 @@ def measure(part: Part, repetitions: int, warmup: int) -> list[float]:
 def random_batch(experiment: Experiment) -> dict[str, np.ndarray]:
     """A batch of random images and, if the model has classes, labels."""
     rng = np.random.default_rng(0)
-    size, classes = experiment.config.train.batch_size, experiment.rin.num_classes
-    shape = (size, *experiment.rin.image_shape)
+    size, classes = experiment.train.batch_size, experiment.rin.num_classes
+    shape = (size, *experiment.rin.example_shape)
     batch = {"image": rng.integers(0, 256, shape, dtype=np.uint8)}
     if classes:
         batch["label"] = rng.integers(0, classes, size, dtype=np.int32)
@@ -116,7 +117,7 @@ def forward_backward(experiment: Experiment, params: Any, batch: dict[str, jax.A
     images = prepare_images(batch["image"], key, flip=False)
     draws = experiment.objective.draw(key, images.shape)
     compute = jax.jit(jax.value_and_grad(make_loss(experiment)))
-    return lambda _: compute(params, images, batch.get("label"), draws, key), None
+    return lambda _: compute(params, images, conditioning.of_batch(batch), draws, key), None
 
 
 def optimizer_update(experiment: Experiment, state: TrainState) -> Part:
@@ -146,37 +147,32 @@ def copy(tree: Any) -> Any:
     return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(tree)
 
 
-def sampler_step(experiment: Experiment, params: Any, labels: jax.Array | None) -> Part:
+def sampler_step(experiment: Experiment, params: Any, cond: conditioning.Cond) -> Part:
     """One sampler step that carries images and latents, half-way through the noise."""
     rin, sampler = experiment.rin, experiment.sampler
     times = jnp.float32(0.5), jnp.float32(0.49)
 
     @jax.jit
-    def step(params, carry, labels):
-        def denoise_fn(xt, gamma, cond, prev_latents):
-            return rin.apply({"params": params}, xt, gamma, cond, prev_latents)
-
+    def step(params, carry, cond):
         xt, latents = carry
+        denoise_fn = denoiser(rin, params)
         xt, latents, _ = sampler.step(
-            denoise_fn, xt, latents, labels, *times, fresh=jnp.zeros_like(xt)
+            denoise_fn, xt, latents, cond, *times, fresh=jnp.zeros_like(xt)
         )
         return xt, latents
 
-    size = experiment.config.train.batch_size
-    noise = jax.random.normal(jax.random.key(0), (size, *rin.image_shape))
-    shapes = jax.eval_shape(
-        lambda p: rin.apply({"params": p}, noise, jnp.zeros(size), labels)[1], params
-    )
-    latents = jax.tree.map(lambda z: jnp.zeros(z.shape, z.dtype), shapes)
-    return lambda carry: step(params, carry, labels), (noise, latents)
+    size = experiment.train.batch_size
+    noise = jax.random.normal(jax.random.key(0), (size, *rin.example_shape))
+    latents = jax.tree.map(lambda z: jnp.zeros(z.shape, z.dtype), rin.abstract_latents(size))
+    return lambda carry: step(params, carry, cond), (noise, latents)
 
 
 def time_parts(experiment: Experiment, repetitions: int, warmup: int) -> dict[str, list[float]]:
     """Seconds of each part, on the first device; the batch lies on the device already."""
     mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
-    state = create_state(experiment, mesh, experiment.config.seed)
+    state = create_state(experiment, mesh, experiment.seed)
     batch = sharding.global_batch(random_batch(experiment), mesh)
-    labels = batch.get("label")
+    ema_params = next(iter(state.emas.values()))
 
     def seconds(part: Part) -> list[float]:
         return measure(part, repetitions, warmup)
@@ -185,7 +181,9 @@ def time_parts(experiment: Experiment, repetitions: int, warmup: int) -> dict[st
         "forward_backward": seconds(forward_backward(experiment, state.params, batch)),
         "optimizer_update": seconds(optimizer_update(experiment, state)),
         "ema_update": seconds(ema_update(experiment, state)),
-        "sampler_step": seconds(sampler_step(experiment, next(iter(state.emas.values())), labels)),
+        "sampler_step": seconds(
+            sampler_step(experiment, ema_params, conditioning.of_batch(batch))
+        ),
     }
     train_step = compile_train_step(experiment, mesh)
     # last, since it gives the state away
@@ -230,7 +228,7 @@ def run(
     experiment: Experiment, matmul_sides: Sequence[int], repetitions: int, warmup: int
 ) -> dict[str, Any]:
     """Times everything; returns the ceilings and the figures of each part."""
-    dtype, batch = experiment.rin.dtype, experiment.config.train.batch_size
+    dtype, batch = experiment.rin.dtype, experiment.train.batch_size
     matmul = {
         name: matmul_rates(matmul_sides, name, repetitions, warmup)
         for name in dict.fromkeys(("float32", dtype))
@@ -343,7 +341,7 @@ def main() -> None:
     kind = "cpu" if jax.default_backend() == "cpu" else "accelerator"
     command = (
         f"python -m benchmarks.step --size={args.size} "
-        f"--batch={experiment.config.train.batch_size} --dtype={experiment.rin.dtype} "
+        f"--batch={experiment.train.batch_size} --dtype={experiment.rin.dtype} "
         f"--remat={experiment.rin.remat} --repetitions={args.repetitions} --warmup={args.warmup}"
     )
     report = {

@@ -21,7 +21,7 @@ import jax
 
 from rin_jax.experiment import make_experiment
 from rin_jax.jobs import plan
-from rin_jax.runtime import chips
+from rin_jax.runtime import chips, tpu_compiler
 from rin_jax.training.step import compile_train_step
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,8 +39,8 @@ def measure(num_chips: int, fsdp: int) -> dict[str, float]:
     config.mesh.fsdp = fsdp
     experiment = make_experiment(config)
     topology = f"v5p:{SHAPES[num_chips]}"
-    changed, mesh = plan.change(experiment, plan.topology_devices(topology, 1))
-    result = plan.compiled(
+    changed, mesh = plan.change(experiment, tpu_compiler.topology_devices(topology, 1))
+    result = tpu_compiler.compiled(
         lambda: compile_train_step(changed, mesh), mesh.size, 1, chips.by_topology(topology)
     )
     sent: collections.Counter = collections.Counter()

@@ -33,6 +33,16 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.model.interface_mlp_ratio = 4
     config.model.dropout = 0.0
     config.model.drop_path = 0.0
+    config.model.latent_positions = "learned"
+    config.model.interface_positions = "learned"
+    config.model.latent_self_cond = True
+    config.model.interface_self_cond = False
+    config.model.norm_context = False
+    config.model.time_on_latents = True
+    config.model.label_on_latents = True
+    config.model.cond_route = "read"  # of tokens that are not among the latents
+    config.model.cond_dim = config_dict.placeholder(int)
+    config.model.time_scale = 1000.0
     config.model.remat = "full"  # faster on CPU: benchmarks/README.md
     config.model.dtype = "float32"
 

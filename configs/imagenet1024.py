@@ -25,17 +25,16 @@ known. The schedule is the one that arXiv 2301.10972 keeps at every size [V].
 """
 
 import ml_collections
-from ml_collections import config_dict
+
+from configs import released
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """The experiment; "tiny" is the same at a size for two CPU cores, on the digits."""
     if arg not in ("", "tiny"):
         raise ValueError(f"imagenet1024.py has no variant {arg!r}; choose 'tiny' or none.")
-    config = ml_collections.ConfigDict()
-    config.seed = 0
+    config = released.recipe()
 
-    config.model = ml_collections.ConfigDict()
     config.model.patch_size = 8  # [V]
     config.model.num_blocks = 6  # [M]; the count fits [D]
     config.model.depth = 8  # [M]; the count fits [D]
@@ -44,107 +43,27 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.model.interface_dim = 512  # [M]; the count fits [D]
     config.model.num_heads = 16  # [M]
     config.model.routing_heads = 16  # [M]
-    config.model.latent_mlp_ratio = 4  # [V] released
-    config.model.interface_mlp_ratio = 4  # [V] released
-    config.model.dropout = 0.0  # [V] released
-    config.model.drop_path = 0.0  # [V] released
     config.model.remat = "dots"  # memory of a v5e: docs/plan.md
     config.model.dtype = "bfloat16"  # compute only; parameters stay float32
 
-    config.diffusion = ml_collections.ConfigDict()
     config.diffusion.schedule = {"name": "linear"}  # [V]
-    config.diffusion.prediction_type = "eps"  # [V] released
-    config.diffusion.loss_type = "eps"  # [V] released
     config.diffusion.input_scale = 0.1  # [M]
     config.diffusion.normalize_input = True  # [V] wherever the scale is not 1
-    config.diffusion.self_cond_rate = 0.9  # [V]
-    config.diffusion.cond_dropout = 0.0  # [V] no guidance
 
-    config.sampler = ml_collections.ConfigDict()
-    config.sampler.name = "ddpm_large"  # [V] released code
-    config.sampler.schedule = {"name": "offset_cosine"}  # [V] "cosine" in the released file
     config.sampler.num_steps = 1000  # not known; as at 512 x 512
-    config.sampler.eta = 0.0  # of ddim and dpmpp_2m
-    config.sampler.time_difference = 0.0  # [V] released code
-    config.sampler.latents = "carry"
-    config.sampler.refresh = 0
-    config.sampler.latent_decay = 0.0  # [V] released code
-    config.sampler.guidance_scale = 0.0  # [V] no guidance
-    config.sampler.guidance_interval = (0.0, 1.0)  # of gamma
-    config.sampler.guidance_latents = "shared"
-    config.sampler.guide = config_dict.placeholder(str)  # workdir of a weaker network
-    config.sampler.guide_checkpoint = config_dict.placeholder(int)  # the newest if not set
     config.sampler.images_per_device = 4  # at once; an image is the same under the same value
 
-    config.data = ml_collections.ConfigDict()
     config.data.name = "imagenet2012"
-    config.data.split = "train"  # [V] released
-    config.data.data_dir = config_dict.placeholder(str)
     config.data.image_size = 1024
-    config.data.channels = 3
     config.data.num_classes = 1000
-    config.data.flip = True  # [V] released
-    config.data.num_threads = 16
-    config.data.prefetch = 2  # batches
 
-    config.optimizer = ml_collections.ConfigDict()
-    config.optimizer.name = "lamb"  # [V]
     config.optimizer.learning_rate = 1e-3  # [M]
-    config.optimizer.warmup_steps = 10_000  # [V] released
-    config.optimizer.decay = {"name": "cosine", "end_factor": 0.0, "rate": 0.7}  # [V] released
-    config.optimizer.b1 = 0.9  # [V]
-    config.optimizer.b2 = 0.999  # [V]
-    config.optimizer.eps = 1e-8  # [V] released
-    config.optimizer.weight_decay = 1e-2  # [V]
-    config.optimizer.clip_norm = config_dict.placeholder(float)  # [V] the released LAMB has none
 
-    config.train = ml_collections.ConfigDict()
     config.train.batch_size = 512  # [M]
     config.train.num_steps = 910_000  # [M]
-    config.train.accumulation_steps = 1
-    config.train.max_skipped_steps = 10  # in a row, then training stops
-    config.train.init_from = config_dict.placeholder(str)  # another run, to fine-tune
-    config.train.log_every_steps = 100
-    config.train.sample_every_steps = 10_000
 
-    config.ema = ml_collections.ConfigDict()
-    config.ema.decays = (0.9999,)  # [V]
-    config.ema.power_lengths = ()
-    config.ema.snapshot_every_steps = config_dict.placeholder(int)
-
-    config.checkpoint = ml_collections.ConfigDict()
-    config.checkpoint.every_steps = 5000
-    config.checkpoint.keep = 3  # the newest
-    config.checkpoint.keep_every_steps = 50_000
-    config.checkpoint.keep_best = 0  # of lowest mean loss
-
-    config.evaluation = ml_collections.ConfigDict()
-    config.evaluation.num_samples = 50_000  # [V] released
     config.evaluation.batch_size = 128
 
-    config.mesh = ml_collections.ConfigDict()
-    config.mesh.data = -1
-    config.mesh.fsdp = 1
-    config.mesh.tensor = 1
-
     if arg == "tiny":
-        config.model.num_blocks = 2
-        config.model.depth = 2
-        config.model.num_latents = 16
-        config.model.latent_dim = 64
-        config.model.interface_dim = 32
-        config.model.num_heads = 4
-        config.model.routing_heads = 4
-        config.sampler.num_steps = 4
-        config.data.name = "digits"
-        config.data.image_size = 16
-        config.data.num_classes = 10
-        config.optimizer.warmup_steps = 5
-        config.train.batch_size = 8
-        config.train.num_steps = 20
-        config.train.log_every_steps = 5
-        config.train.sample_every_steps = 10
-        config.checkpoint.every_steps = 10
-        config.evaluation.num_samples = 20
-        config.evaluation.batch_size = 10
+        released.shrink(config)
     return config

@@ -9,6 +9,14 @@ class ConfigError(ValueError):
     """
 
 
+def at_least_one(section: str, options: object, *fields: str) -> None:
+    """Raises ConfigError unless the fields of a section, where they are set, are 1 or more."""
+    for field in fields:
+        value = getattr(options, field)
+        if value is not None and not value >= 1:
+            raise ConfigError(f"{section}.{field} is {value}; it must be at least 1.")
+
+
 def load(source: str):
     """An exported model from a folder or hub id; see `rin_jax.interop.loading.load`."""
     from rin_jax.interop import loading  # here, so that `import rin_jax` alone imports nothing

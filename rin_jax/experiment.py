@@ -1,58 +1,69 @@
 """An experiment: one configuration, resolved and checked, as the objects that it describes.
 
-Nothing here computes on a device or opens a workdir, so that every mistake in a configuration is
-found before anything starts.
+Each section is a frozen dataclass, documented and checked in the room that reads it; here they are
+put together, and what two sections must agree on is checked. Nothing here computes on a device or
+opens a workdir, so that every mistake in a configuration is found before anything starts.
 """
 
-import contextlib
+import copy
 import dataclasses
 import difflib
-import inspect
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 import optax
+from flax import linen as nn
 from jax.sharding import Mesh
 
-from rin_jax import ConfigError
-from rin_jax.data import catalog
+from rin_jax import ConfigError, at_least_one
+from rin_jax.checkpointing.checkpoints import Policy
+from rin_jax.data.dataset import Data
 from rin_jax.diffusion.guidance import Guidance
 from rin_jax.diffusion.objective import Objective
 from rin_jax.diffusion.process import Process
 from rin_jax.diffusion.samplers import Sampler
-from rin_jax.diffusion.schedules import make_schedule
+from rin_jax.diffusion.schedules import Schedule, make_schedule
+from rin_jax.evaluation.protocol import Evaluation
 from rin_jax.network.rin import RIN
 from rin_jax.runtime import sharding
-from rin_jax.training import ema
-from rin_jax.training.optimizer import make_optimizer
+from rin_jax.runtime.sharding import MeshSizes
+from rin_jax.training.ema import Ema, Weight
+from rin_jax.training.optimizer import Optimizer
+from rin_jax.training.settings import Train
 
-# Fields that a checkpoint's weights depend on: a run can only go on under the same ones.
-ARCHITECTURE = (
-    "data.image_size", "data.channels", "data.num_classes",
-    "model.patch_size", "model.num_blocks", "model.depth", "model.num_latents",
-    "model.latent_dim", "model.interface_dim", "model.num_heads", "model.routing_heads",
-    "model.latent_mlp_ratio", "model.interface_mlp_ratio",
-    "diffusion.prediction_type", "optimizer.name",
-)  # fmt: skip
-
-
-# Fields of the sections that are read one by one; the others go to what they configure.
-FIELDS = {
-    "data": (
-        "name", "split", "data_dir", "image_size", "channels", "num_classes", "flip",
-        "num_threads", "prefetch",
-    ),
-    "train": (
-        "batch_size", "num_steps", "accumulation_steps", "max_skipped_steps", "init_from",
-        "log_every_steps", "sample_every_steps",
-    ),
-    "ema": ("decays", "power_lengths", "snapshot_every_steps"),
-    "checkpoint": ("every_steps", "keep", "keep_every_steps", "keep_best"),
-    "evaluation": ("num_samples", "batch_size"),
-    "mesh": ("data", "fsdp", "tensor"),
+# Attributes of the network that may change while its weights are used.
+NOT_ARCHITECTURE = ("remat", "dtype", "dropout", "drop_path")
+# Fields that configurations of older checkpoints and exports lack, and what their code had instead.
+SINCE_FORMAT_2 = {
+    "latent_positions": "learned", "interface_positions": "learned", "latent_self_cond": True,
+    "interface_self_cond": False, "norm_context": False, "time_on_latents": True,
+    "label_on_latents": True, "cond_route": "read", "cond_dim": None, "time_scale": 1000.0,
 }  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """What the section `sampler` says beside the sampling procedure and its guidance.
+
+    Attributes:
+      guide: workdir of a weaker network that guides (autoguidance); None: no such network.
+      guide_checkpoint: step of its checkpoint; None: the newest.
+      images_per_device: drawn at once; an image is the same only under the same number.
+    """
+
+    guide: str | None
+    guide_checkpoint: int | None
+    images_per_device: int
+
+    def __post_init__(self):
+        at_least_one("sampler", self, "images_per_device")
+        if self.guide is None and self.guide_checkpoint is not None:
+            raise ConfigError(
+                f"sampler.guide_checkpoint is {self.guide_checkpoint}, but sampler.guide is not "
+                "set; set it to the guide's workdir."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,23 +72,38 @@ class Experiment:
 
     Attributes:
       config: the resolved configuration; no value is missing but those that may be.
-      rin: the network.
-      objective: the training loss.
-      sampler: the sampling procedure.
-      guidance: what guides it.
-      optimizer: the optax transformation.
+      seed: of all randomness of a run.
+      data, train, ema, checkpoint, evaluation, mesh: the sections of these names.
+      rin: the network, section `model`.
+      objective: the training loss, section `diffusion`.
+      sampler, guidance, generation: the three parts of section `sampler`.
+      optimizer: the optax transformation of section `optimizer`.
       learning_rate: its schedule.
       averages: the running averages of the parameters, by name.
     """
 
     config: ml_collections.FrozenConfigDict
+    seed: int
+    data: Data
     rin: RIN
     objective: Objective
     sampler: Sampler
     guidance: Guidance
+    generation: Generation
     optimizer: optax.GradientTransformation
     learning_rate: optax.Schedule
-    averages: dict[str, ema.Weight]
+    train: Train
+    ema: Ema
+    averages: dict[str, Weight]
+    checkpoint: Policy
+    evaluation: Evaluation
+    mesh: MeshSizes
+
+
+SECTIONS = (
+    "data", "model", "diffusion", "sampler", "optimizer", "train", "ema", "checkpoint",
+    "evaluation", "mesh",
+)  # fmt: skip
 
 
 def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
@@ -86,222 +112,133 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
     Raises:
       ConfigError: with the field, the values that disagree and the remedy.
     """
-    with config_errors():
-        return _make_experiment(config)
-
-
-@contextlib.contextmanager
-def config_errors() -> Iterator[None]:
-    """Turns a ValueError or ImportError of what a configuration describes into a ConfigError."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except (ValueError, ImportError) as error:
-        raise ConfigError(str(error)) from error
-
-
-def _make_experiment(config: ml_collections.ConfigDict) -> Experiment:
-    for section in FIELDS:
-        check_section(config, section)
-    config = _resolve_data(config)
-    data, train = config.data, config.train
-    rin = _call(
+    sections = config.to_dict()
+    check_fields("", sections, ("seed", *SECTIONS))
+    data = section(Data, "data", sections).resolved()
+    sections["data"] = dataclasses.asdict(data)
+    rin = section(
         RIN,
         "model",
-        config.model,
-        image_shape=(data.image_size, data.image_size, data.channels),
+        sections,
+        example_shape=(data.image_size, data.image_size, data.channels),
         num_classes=data.num_classes,
     )
-    diffusion = config.diffusion.to_dict()
-    process = {
-        field: diffusion.pop(field)
-        for field in ("prediction_type", "input_scale", "normalize_input")
-        if field in diffusion
-    }
-    process = _call(Process, "diffusion", process)
-    objective = _call(
-        Objective,
-        "diffusion",
-        _with_schedule(diffusion, "diffusion"),
-        process=process,
-    )
-    sampler, guidance = _make_sampler(config, process)
-    optimizer, learning_rate = _call(
-        make_optimizer, "optimizer", config.optimizer, num_steps=train.num_steps
-    )
-    _check_train(config)
+    objective = make_objective(sections["diffusion"])
+    sampler, guidance, generation = make_sampler(sections["sampler"], objective.process)
+    check_guidance(guidance, generation, objective, data)
+    train = section(Train, "train", sections)
+    optimizer, learning_rate = section(Optimizer, "optimizer", sections).make(train.num_steps)
+    ema = section(Ema, "ema", sections)
     return Experiment(
-        config=ml_collections.FrozenConfigDict(config),
+        config=ml_collections.FrozenConfigDict(sections),
+        seed=sections["seed"],
+        data=data,
         rin=rin,
         objective=objective,
         sampler=sampler,
         guidance=guidance,
+        generation=generation,
         optimizer=optimizer,
         learning_rate=learning_rate,
-        averages=ema.make_averages(config.ema.decays, config.ema.power_lengths),
+        train=train,
+        ema=ema,
+        averages=ema.weights(),
+        checkpoint=section(Policy, "checkpoint", sections),
+        evaluation=section(Evaluation, "evaluation", sections),
+        mesh=section(MeshSizes, "mesh", sections),
     )
 
 
-def _make_sampler(
-    config: ml_collections.ConfigDict, process: Process
-) -> tuple[Sampler, Guidance]:
-    """The section `sampler`: the sampler itself, its guidance, and what sample.py reads."""
-    section = config.sampler.to_dict()
-    own = (
-        "guidance_scale", "guidance_interval", "guidance_latents", "guide", "guide_checkpoint",
-        "images_per_device",
-    )  # fmt: skip
-    _require("sampler", section, own)
-    scale, interval, latents, guide, checkpoint, images = (section.pop(field) for field in own)
-    sampler = _call(Sampler, "sampler", _with_schedule(section, "sampler"), process=process)
-    guidance = Guidance(scale, tuple(interval), latents)
-    if images < 1:
-        raise ConfigError(f"sampler.images_per_device is {images}; it must be at least 1.")
-    if guide is None and checkpoint is not None:
-        raise ConfigError(
-            f"sampler.guide_checkpoint is {checkpoint}, but sampler.guide is not set; set it to "
-            "the guide's workdir."
-        )
+def fields_of(kind: type, *derived: str) -> tuple[str, ...]:
+    """The fields of a dataclass that a section gives: all but Flax's own and `derived`."""
+    left_out = {*derived, *(("parent", "name") if issubclass(kind, nn.Module) else ())}
+    names = (field.name for field in dataclasses.fields(kind) if field.init)
+    return tuple(name for name in names if name not in left_out)
+
+
+def section(kind: type, name: str, sections: Mapping[str, Any], **derived: Any) -> Any:
+    """The object of a section of a configuration."""
+    check_fields(name, sections[name], fields_of(kind, *derived))
+    return kind(**sections[name], **derived)
+
+
+def check_fields(name: str, given: Iterable[str], wanted: Sequence[str]) -> None:
+    """Raises ConfigError at a field that is unknown, with the nearest name, or missing."""
+    prefix = f"{name}." if name else ""
+    for field in given:
+        if field not in wanted:
+            near = difflib.get_close_matches(field, wanted, n=1)
+            hint = f"; did you mean {prefix}{near[0]}?" if near else "."
+            raise ConfigError(f"unknown field {prefix}{field}{hint}")
+    for field in wanted:
+        if field not in given:
+            raise ConfigError(f"section {name or 'config'}: missing field {field!r}.")
+
+
+def make_objective(given: Mapping[str, Any]) -> Objective:
+    """The training loss of the section `diffusion`."""
+    of_process, own = fields_of(Process), fields_of(Objective, "process")
+    check_fields("diffusion", given, (*of_process, *own))
+    process = Process(**{field: given[field] for field in of_process})
+    fields = {field: given[field] for field in own}
+    return Objective(process=process, **fields | {"schedule": schedule_of("diffusion", given)})
+
+
+def make_sampler(
+    given: Mapping[str, Any], process: Process
+) -> tuple[Sampler, Guidance, Generation]:
+    """The sampling procedure, its guidance and the rest of the section `sampler`."""
+    of_guidance = {f"guidance_{field}": field for field in fields_of(Guidance)}
+    own, rest = fields_of(Sampler, "process"), fields_of(Generation)
+    check_fields("sampler", given, (*own, *of_guidance, *rest))
+    fields = {field: given[field] for field in own}
+    sampler = Sampler(process=process, **fields | {"schedule": schedule_of("sampler", given)})
+    guidance = Guidance(**{field: given[name] for name, field in of_guidance.items()})
+    return sampler, guidance, Generation(**{field: given[field] for field in rest})
+
+
+def schedule_of(name: str, given: Mapping[str, Any]) -> Schedule:
+    """The noise schedule of a section."""
+    try:
+        return make_schedule(**given["schedule"])
+    except ConfigError as error:
+        raise ConfigError(f"{name}.schedule: {error}") from error
+
+
+def check_guidance(
+    guidance: Guidance, generation: Generation, objective: Objective, data: Data
+) -> None:
+    """Raises ConfigError if nothing is there that could guide, or what is there does not."""
+    scale, guide = guidance.scale, generation.guide
     if guide is not None and not scale:
         raise ConfigError(
             f"sampler.guide is {guide!r}, but sampler.guidance_scale is 0; set it above 0."
         )
-    if scale and guide is None and not config.data.num_classes:
-        raise ConfigError(
-            f"sampler.guidance_scale is {scale}, but the network has no classes; set it to 0, or "
-            "sampler.guide to the workdir of a weaker network."
+    if scale and guide is None and not (data.num_classes and objective.cond_dropout):
+        why = (
+            "diffusion.cond_dropout is 0: the network never learns to go without a label"
+            if data.num_classes
+            else "the network has no classes"
         )
-    if scale and guide is None and not config.diffusion.cond_dropout:
         raise ConfigError(
-            f"sampler.guidance_scale is {scale}, but diffusion.cond_dropout is 0: the network "
-            "never learns to go without a label; set one of them, or sampler.guide to the workdir "
-            "of a weaker network."
-        )
-    return sampler, guidance
-
-
-def _resolve_data(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Fills in image size, channels and classes from the data set where they are not set."""
-    config = ml_collections.ConfigDict(config.to_dict())
-    data = config.data
-    if None in (data.image_size, data.channels, data.num_classes):
-        info = catalog.describe(data.name, data.split, data.data_dir, data.image_size)
-        if data.image_size is None:
-            data.image_size = declared_size(info)
-        data.channels = info.image_shape[-1] if data.channels is None else data.channels
-        if data.num_classes is None:
-            data.num_classes = info.num_classes
-        check_labels(data, info.num_classes)
-    return config
-
-
-def declared_size(info: catalog.DatasetInfo) -> int:
-    """The height and width of all images of a data set; ConfigError if they are not one number."""
-    height, width, _ = info.image_shape
-    if height is None or height != width:
-        raise ConfigError(
-            f"data.image_size is not set and the images of {info.name!r} have no single "
-            f"square size ({height} x {width}); set --config.data.image_size."
-        )
-    return height
-
-
-def check_labels(data: ml_collections.ConfigDict, labels: int) -> None:
-    """Raises ConfigError if a data set with `labels` classes does not fit data.num_classes."""
-    if data.num_classes and not labels:
-        raise ConfigError(
-            f"data.num_classes is {data.num_classes}, but {data.name!r} has no labels; set it to 0."
-        )
-    if data.num_classes and labels > data.num_classes:
-        raise ConfigError(
-            f"data.num_classes is {data.num_classes}, but {data.name!r} has labels "
-            f"0..{labels - 1}; set at least {labels}, or 0 for an unconditional model."
+            f"sampler.guidance_scale is {scale}, but {why}; set it to 0, or sampler.guide to the "
+            "workdir of a weaker network."
         )
 
 
-def _with_schedule(section: Mapping[str, Any], name: str) -> dict[str, Any]:
-    _require(name, section, ("schedule",))
-    try:
-        schedule = make_schedule(**section["schedule"])
-    except ValueError as error:
-        raise ConfigError(f"{name}.schedule: {error}") from error
-    return {**section, "schedule": schedule}
-
-
-def _call(function: Callable, section: str, fields: Mapping[str, Any], **derived: Any) -> Any:
-    """function(**fields, **derived) with an error that names unknown or missing fields."""
-    allowed = [p for p in inspect.signature(function).parameters if p not in ("parent", "name")]
-    allowed += ["name"] if function is not RIN else []
-    fields = dict(fields)
-    _check_fields(section, fields, allowed)
-    try:
-        inspect.signature(function).bind(**fields, **derived)
-    except TypeError as error:
-        raise ConfigError(f"section {section}: {error}.") from error
-    return function(**fields, **derived)
-
-
-def check_section(config: ml_collections.ConfigDict, section: str) -> None:
-    """Raises ConfigError at a field of one of FIELDS' sections that is unknown or missing."""
-    _check_fields(section, config[section], FIELDS[section])
-    _require(section, config[section], FIELDS[section])
-
-
-def _check_fields(section: str, fields: Iterable[str], allowed: Sequence[str]) -> None:
-    """Raises ConfigError at a field that the section does not have, with the nearest name."""
-    for field in fields:
-        if field not in allowed:
-            near = difflib.get_close_matches(field, allowed, n=1)
-            hint = f"; did you mean {section}.{near[0]}?" if near else "."
-            raise ConfigError(f"unknown field {section}.{field}{hint}")
-
-
-def _require(section: str, fields: Mapping[str, Any], wanted: Iterable[str]) -> None:
-    """Raises ConfigError at a field that is missing."""
-    for field in wanted:
-        if field not in fields:
-            raise ConfigError(f"section {section}: missing field {field!r}.")
-
-
-def _check_train(config: ml_collections.ConfigDict) -> None:
-    train = config.train
-    for section, field in (
-        ("train", "batch_size"), ("train", "num_steps"), ("train", "accumulation_steps"),
-        ("train", "log_every_steps"), ("train", "sample_every_steps"),
-        ("train", "max_skipped_steps"), ("data", "num_threads"), ("data", "prefetch"),
-        ("checkpoint", "every_steps"), ("checkpoint", "keep"),
-        ("evaluation", "batch_size"), ("evaluation", "num_samples"),
-    ):  # fmt: skip
-        value = config[section][field]
-        if not value >= 1:
-            raise ConfigError(f"{section}.{field} is {value}; it must be at least 1.")
-    if train.batch_size % train.accumulation_steps:
-        raise ConfigError(
-            f"train.batch_size {train.batch_size} is not divisible by train.accumulation_steps "
-            f"{train.accumulation_steps}; choose a divisor."
-        )
-    if config.ema.snapshot_every_steps and not config.ema.power_lengths:
-        raise ConfigError(
-            f"ema.snapshot_every_steps is {config.ema.snapshot_every_steps}, but there is no power "
-            "average to store; set ema.power_lengths, for instance (0.05, 0.1), or leave it out."
-        )
-
-
-def device_mesh(config: ml_collections.FrozenConfigDict, devices: list | None = None) -> Mesh:
-    """The mesh of a configuration over all devices, or over those given.
+def device_mesh(experiment: Experiment, devices: list | None = None) -> Mesh:
+    """The mesh of an experiment over all devices, or over those given.
 
     Raises:
       ConfigError: the axes do not fit the devices, or `tensor` the heads or hidden widths.
     """
-    with config_errors():
-        mesh = sharding.make_mesh(**config.mesh, devices=devices)
-    model, tensor = config.model, mesh.shape["tensor"]
+    mesh = sharding.make_mesh(**dataclasses.asdict(experiment.mesh), devices=devices)
+    rin, tensor = experiment.rin, mesh.shape["tensor"]
     for field, split in (
-        ("num_heads", model.num_heads),
-        ("routing_heads", model.routing_heads),
-        ("latent_mlp_ratio x latent_dim", model.latent_mlp_ratio * model.latent_dim),
-        ("interface_mlp_ratio x interface_dim", model.interface_mlp_ratio * model.interface_dim),
+        ("num_heads", rin.num_heads),
+        ("routing_heads", rin.routing_heads),
+        ("latent_mlp_ratio x latent_dim", rin.latent_mlp_ratio * rin.latent_dim),
+        ("interface_mlp_ratio x interface_dim", rin.interface_mlp_ratio * rin.interface_dim),
     ):
         if split % tensor:
             raise ConfigError(
@@ -311,9 +248,9 @@ def device_mesh(config: ml_collections.FrozenConfigDict, devices: list | None = 
     return mesh
 
 
-def check_devices(config: ml_collections.FrozenConfigDict, mesh: Mesh) -> None:
+def check_devices(experiment: Experiment, mesh: Mesh) -> None:
     """Raises ConfigError if a micro-batch does not split evenly over data x fsdp."""
-    train, shards = config.train, sharding.batch_shards(mesh)
+    train, shards = experiment.train, sharding.batch_shards(mesh)
     micro_batch = train.batch_size // train.accumulation_steps
     if micro_batch % shards:
         raise ConfigError(
@@ -323,27 +260,34 @@ def check_devices(config: ml_collections.FrozenConfigDict, mesh: Mesh) -> None:
         )
 
 
-def check_architecture(
-    config: ml_collections.FrozenConfigDict, saved: Mapping[str, Any], where: str
-) -> None:
-    """Raises ConfigError naming each field in which a checkpoint's architecture differs."""
+def saved_config(saved: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """The configuration that a checkpoint or an export keeps, with the fields it may lack."""
+    config = copy.deepcopy(dict(saved))
+    config["model"] = SINCE_FORMAT_2 | config["model"]
+    return ml_collections.ConfigDict(config)
 
-    def values(tree):
-        paths = (path.split(".") for path in ARCHITECTURE)
-        return [tree.get(section, {}).get(field) for section, field in paths]
 
-    current = json.loads(json.dumps(config.to_dict()))  # tuples are lists in a checkpoint
+def architecture(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the weights depend on, by field: the network's attributes and the process's."""
+    of_model = fields_of(RIN, "example_shape", "num_classes", *NOT_ARCHITECTURE)
+    plain = json.loads(json.dumps(config))  # tuples are lists in a checkpoint
+    of_data = ("image_size", "channels", "num_classes")
+    parts = {"data": of_data, "model": of_model, "diffusion": fields_of(Process)}
+    return {f"{name}.{field}": plain[name][field] for name in parts for field in parts[name]}
 
+
+def check_architecture(experiment: Experiment, saved: Mapping[str, Any], where: str) -> None:
+    """Raises ConfigError naming each field in which saved weights are of another architecture.
+
+    `saved`: the configuration that was kept with the weights, `where` is what has them.
+    """
+    now = architecture(experiment.config.to_dict())
+    before = architecture(saved_config(saved).to_dict())
     differences = [
-        f"{path}: checkpoint {before!r}, now {now!r}"
-        for path, before, now in zip(
-            ARCHITECTURE, values(saved), values(current), strict=True
-        )
-        if before != now
+        f"{field}: checkpoint {before[field]!r}, now {now[field]!r}"
+        for field in now
+        if before[field] != now[field]
     ]
     if differences:
-        raise ConfigError(
-            f"{where} belongs to another architecture:\n  "
-            + "\n  ".join(differences)
-            + "\nUse another --workdir, or the checkpoint's values."
-        )
+        listed = "\n  ".join([f"{where} belongs to another architecture:", *differences])
+        raise ConfigError(f"{listed}\nUse another --workdir, or the checkpoint's values.")

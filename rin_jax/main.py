@@ -4,12 +4,14 @@ Flags, start-up and dispatch; what a job does is in its own file.
 """
 
 import sys
+from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 TOGETHER = ("train", "sample", "evaluate", "reconstruct")  # what all processes of a run do together
-MODES = (*TOGETHER, "prepare", "plan", "export", "import")
+MODES = (*TOGETHER, "prepare", "plan", "export", "import_pix2seq")
+sys.path.append(str(Path(__file__).parents[1]))  # configs/ lies beside rin_jax/
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -57,7 +59,7 @@ SOURCE = flags.DEFINE_string(
     None,
     "--mode=prepare: a folder of your own images that becomes the data set data.name: a folder "
     "a class, or labels.csv (columns file, label), or dataset.json, or no classes. "
-    "--mode=import: a TensorFlow checkpoint of the authors' released code, or its folder.",
+    "--mode=import_pix2seq: a TensorFlow checkpoint of the authors' released code, or its folder.",
 )
 DOWNLOADED = flags.DEFINE_string(
     "downloaded",
@@ -88,8 +90,9 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # the libraries' own progress is not the user's
     from rin_jax import ConfigError
     from rin_jax.runtime import cluster, exits, preemption, processes
+    from rin_jax.training.metrics import NotFiniteError
 
-    codes = {ConfigError: 2, FloatingPointError: 3, cluster.ProcessError: 1}
+    codes = {ConfigError: 2, NotFiniteError: 3, cluster.ProcessError: 1}
     try:
         check_flags(MODE.value)
         if MODE.value in TOGETHER:
@@ -114,12 +117,12 @@ def check_flags(mode: str) -> None:
     """Raises ConfigError at a flag that the mode needs and lacks, or has and does not read."""
     from rin_jax import ConfigError
 
-    for flag, *needing in ((WORKDIR, *TOGETHER, "export", "import"), (TO, "export"),
-                           (SOURCE, "import")):  # fmt: skip
+    for flag, *needing in ((WORKDIR, *TOGETHER, "export", "import_pix2seq"),
+                           (TO, "export"), (SOURCE, "import_pix2seq")):  # fmt: skip
         if flag.value is None and mode in needing:
             raise ConfigError(f"--mode={mode} needs --{flag.name}=DIR.")
     for flag, *readers in (
-        (SOURCE, "prepare", "import"), (DOWNLOADED, "prepare"), (CLASSES, "sample"),
+        (SOURCE, "prepare", "import_pix2seq"), (DOWNLOADED, "prepare"), (CLASSES, "sample"),
         (NUM, "sample"), (CHECKPOINT, "sample"), (EXPORT, "sample"), (PICTURES, "sample"),
         (TOPOLOGY, "plan"), (NUM_SLICES, "plan"), (LENGTH, "reconstruct"),
         (EMA, "sample", "evaluate", "export"), (TO, "export"), (GRID, "export"),
@@ -170,10 +173,10 @@ def run(mode: str, watch=None) -> None:
         export(
             CONFIG.value, WORKDIR.value, TO.value, EMA.value, GRID.value, ONNX.value, PUSH.value
         )
-    elif mode == "import":
-        from rin_jax.jobs.import_pix2seq import import_reference
+    elif mode == "import_pix2seq":
+        from rin_jax.jobs.import_pix2seq import import_pix2seq
 
-        import_reference(CONFIG.value, WORKDIR.value, SOURCE.value)
+        import_pix2seq(CONFIG.value, WORKDIR.value, SOURCE.value)
     else:
         from rin_jax.jobs.evaluate import evaluate
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from rin_jax.interop import pix2seq
-from rin_jax.network.rin import NO_LABEL, RIN
+from rin_jax.network.conditioning import NO_LABEL
+from rin_jax.network.rin import RIN
 
 DIRECTORY = Path(
     os.environ.get("RIN_PARITY_DIR") or Path(__file__).resolve().parents[2] / "shared" / "parity"
@@ -63,11 +64,11 @@ def network(name: str) -> tuple[RIN, dict]:
 
 
 def denoiser(rin: RIN, params: dict):
-    """denoise_fn of a network for samplers and losses; the key is not used."""
+    """denoise_fn of a network for samplers and losses; their condition is labels, or None."""
 
     @jax.jit
-    def denoise(xt, gamma, cond, prev_latents, key=None):
-        del key
+    def denoise(xt, gamma, labels, prev_latents):
+        cond = {} if labels is None else {"label": labels}
         return rin.apply({"params": params}, xt, gamma, cond, prev_latents)
 
     return denoise

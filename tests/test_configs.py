@@ -1,6 +1,7 @@
 """The published experiments: what their files promise is what they build."""
 
 import importlib.util
+import json
 import math
 import os
 import subprocess
@@ -8,12 +9,12 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import pytest
 
-from rin_jax.experiment import make_experiment
+from rin_jax.experiment import SINCE_FORMAT_2, make_experiment
 from rin_jax.network.cost import forward_flops
+from rin_jax.network.partitioning import param_shapes
 from rin_jax.network.rin import RIN
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -35,7 +36,9 @@ GFLOPS = {
     "cifar10": "8.6",
 }
 PUBLISHED = sorted(PARAMETERS)
-EVERY = sorted(path.stem for path in CONFIGS.glob("*.py"))
+SHARED = ("__init__", "released")  # no experiments
+EVERY = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem not in SHARED)
+RESOLVED = Path(__file__).with_name("resolved_configs.json")  # of every file, field by field
 
 
 def load(name: str):
@@ -63,14 +66,7 @@ def fields(tree, path: str = "") -> set[str]:
 
 
 def count_parameters(rin: RIN) -> int:
-    params = jax.eval_shape(
-        rin.init,
-        jax.random.key(0),
-        jax.ShapeDtypeStruct((1, *rin.image_shape), jnp.float32),
-        jax.ShapeDtypeStruct((1,), jnp.float32),
-        jax.ShapeDtypeStruct((1,), jnp.int32),
-    )["params"]
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(param_shapes(rin)))
 
 
 def rounded_like(value: float, text: str) -> str:
@@ -85,6 +81,26 @@ def test_every_published_experiment_has_a_file():
 @pytest.mark.parametrize("name", EVERY)
 def test_has_the_fields_of_the_demo(name):
     assert fields(load(name).get_config()) == fields(load("digits").get_config())
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("variant", ["", "tiny"])
+def test_resolves_to_what_is_written_down(name, variant):
+    """An experiment changes only on purpose: its line in the table changes with it."""
+    table = json.loads(RESOLVED.read_text())
+    column = table["configurations"].index(f"{name}:{variant}".rstrip(":"))
+    expected = {field: row[column % len(row)] for field, row in table["fields"].items()}
+    expected |= {f"model.{field}": value for field, value in SINCE_FORMAT_2.items()}
+    config = make_experiment(load(name).get_config(variant)).config.to_dict()
+    assert flat(json.loads(json.dumps(config))) == expected
+
+
+def flat(tree, path: str = "") -> dict:
+    """{path: value}; schedules and decays, whose parameters depend on their name, are values."""
+    if not isinstance(tree, dict) or path.endswith((".schedule", ".decay")):
+        return {path: tree}
+    parts = (flat(value, f"{path}.{key}".lstrip(".")) for key, value in tree.items())
+    return {field: value for part in parts for field, value in part.items()}
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -9,7 +9,7 @@ MOST_LINES, MOST_LINES_OF_A_FUNCTION, MOST_ROOMS = 300, 100, 11
 
 # A room -> the rooms that it may import. `training` has two rows: what an experiment is made of
 # lies below it, what uses an experiment above.
-RECIPE = "training.ema", "training.optimizer"
+RECIPE = "training.ema", "training.optimizer", "training.settings"
 ROOMS = {
     "network": set(),
     "diffusion": set(),
@@ -23,10 +23,10 @@ ROOMS = {
     "sampling": {"experiment", "network", "diffusion", "runtime", "checkpointing"},
     "training": {"sampling", "experiment", "network", "diffusion", "runtime", "checkpointing",
                  RECIPE},
-    "interop": {"sampling", "experiment", "network", "diffusion", "runtime"},
+    "interop": {"sampling", "experiment", "network", "runtime"},
     "jobs": {"interop", "training", "sampling", "experiment", "checkpointing", "network",
-             "diffusion", "data", "evaluation", "runtime", RECIPE},
-    "main": {"jobs", "runtime"},
+             "data", "evaluation", "runtime", RECIPE},
+    "main": {"jobs", "runtime", "training"},
     "__init__": {"interop"},
 }  # fmt: skip
 

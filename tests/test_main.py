@@ -79,7 +79,8 @@ def test_train_sample_evaluate_and_again(tmp_path):
         (["--config=configs/digits.py", "--config.data.name=digts"], ["digts", "digits"]),
         (["--config=configs/digits.py", "--config.mesh.fsdp=3"], ["error: mesh.data", "fsdp 3"]),
         (["--config=configs/digits.py", "--mode=export"], ["error: --mode=export needs --to=DIR"]),
-        (["--config=configs/digits.py", "--mode=import"], ["--mode=import needs --source=DIR"]),
+        (["--config=configs/digits.py", "--mode=import_pix2seq"],
+         ["--mode=import_pix2seq needs --source=DIR"]),
         (["--config=configs/digits.py", "--onnx"], ["error: --onnx is for --mode=export"]),
         (["--config=configs/digits.py", "--export=a"], ["error: --export is for --mode=sample"]),
         (["--config=configs/digits.py", "--mode=sample", "--export=a", "--checkpoint=3"],
@@ -148,10 +149,10 @@ def test_a_missing_field_is_named(section, field):
 
 
 def test_a_batch_that_does_not_split_over_the_devices():
-    config = make_experiment(tiny.config(train__accumulation_steps=4)).config
-    check_devices(config, sharding.make_mesh(2, 2, 2))  # tensor does not split the batch
+    experiment = make_experiment(tiny.config(train__accumulation_steps=4))
+    check_devices(experiment, sharding.make_mesh(2, 2, 2))  # tensor does not split the batch
     with pytest.raises(ConfigError, match=r"16 / train.accumulation_steps 4 = 4 .* divisible by 8"):
-        check_devices(config, sharding.make_mesh(2, 4, 1))
+        check_devices(experiment, sharding.make_mesh(2, 4, 1))
 
 
 def test_a_mesh_that_does_not_fit():
@@ -166,9 +167,9 @@ def test_a_mesh_that_does_not_fit():
 
 
 def test_tensor_parallelism_that_does_not_split_the_heads():
-    config = make_experiment(tiny.config(mesh={"data": 2, "fsdp": 1, "tensor": 4})).config
+    experiment = make_experiment(tiny.config(mesh={"data": 2, "fsdp": 1, "tensor": 4}))
     with pytest.raises(ConfigError, match=r"mesh.tensor 4 does not divide model.num_heads 2"):
-        device_mesh(config)
+        device_mesh(experiment)
 
 
 def test_unset_data_fields_follow_the_data_set():

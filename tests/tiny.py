@@ -5,7 +5,9 @@ import copy
 import ml_collections
 import numpy as np
 
-from rin_jax.experiment import Experiment, make_experiment
+from rin_jax.checkpointing.checkpoints import Checkpoints, Policy, folder
+from rin_jax.experiment import SINCE_FORMAT_2, Experiment, make_experiment
+from rin_jax.training.state import items_of, metadata_of
 
 TINY = {
     "seed": 0,
@@ -13,7 +15,7 @@ TINY = {
         "patch_size": 4, "num_blocks": 2, "depth": 1, "num_latents": 6, "latent_dim": 16,
         "interface_dim": 8, "num_heads": 2, "routing_heads": 2, "latent_mlp_ratio": 2,
         "interface_mlp_ratio": 2, "dropout": 0.1, "drop_path": 0.1, "remat": "none",
-        "dtype": "float32",
+        "dtype": "float32", **SINCE_FORMAT_2,
     },
     "diffusion": {
         "schedule": {"name": "sigmoid", "start": -3.0, "end": 3.0, "tau": 0.9},
@@ -73,3 +75,11 @@ def batches(count: int, size: int = 16) -> list[dict[str, np.ndarray]]:
         }
         for _ in range(count)
     ]
+
+
+def save(workdir, experiment: Experiment, states: dict, policy: Policy | None = None) -> None:
+    """Checkpoints of a run that never ran: {step: state}; step x batch size images are read."""
+    with Checkpoints(folder(str(workdir)), policy) as saver:
+        for step, state in states.items():
+            images = step * experiment.train.batch_size
+            saver.save(step, items_of(state), metadata_of(state, experiment, images))

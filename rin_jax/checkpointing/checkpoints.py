@@ -1,12 +1,12 @@
 """Checkpoints: saved asynchronously, checked, restored on whatever devices are there.
 
-    WORKDIR/checkpoints/STEP/   params, opt_state and every average (ema_NAME), a part each
-    WORKDIR/snapshots/STEP/     the power averages alone, for averages of other lengths (ema.py)
+    WORKDIR/checkpoints/STEP/   params, opt_state and every average (ema_NAME), an item each
+    WORKDIR/snapshots/STEP/     the power averages alone, from which others can be computed
     WORKDIR/damaged/STEP...     what was found damaged and moved aside
 
-Every checkpoint carries a format version, facts (the resolved configuration, the number of images
-read, ...), a hash of these and a digest of each array (digests.py), all compared when it is
-restored. No random state: it follows from the step.
+Every checkpoint has metadata (the resolved configuration, the number of examples read, ...) with a
+format version, a checksum of each array and a hash of all this, which are compared when it is
+restored. There is no random state in it: that follows from the step.
 """
 
 import dataclasses
@@ -20,11 +20,31 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from rin_jax.checkpointing.checksums import tree_digests
+from rin_jax import ConfigError, at_least_one
+from rin_jax.checkpointing.checksums import tree_checksums
 from rin_jax.runtime import processes
-from rin_jax.training.state import TrainState
 
 FORMAT = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """The section `checkpoint` of a configuration: when checkpoints are saved, and which stay.
+
+    Attributes:
+      every_steps: steps between two checkpoints.
+      keep: how many of the newest stay.
+      keep_every_steps: those of multiples of this step stay too; None: none of them.
+      keep_best: how many with the lowest mean loss stay too.
+    """
+
+    every_steps: int
+    keep: int
+    keep_every_steps: int | None
+    keep_best: int
+
+    def __post_init__(self):
+        at_least_one("checkpoint", self, "every_steps", "keep")
 
 
 class DamagedError(ValueError):
@@ -38,19 +58,24 @@ class Saved:
     Attributes:
       step: steps taken.
       path: its folder.
-      facts: what was saved with it.
-      digests: those of its arrays, by path.
+      metadata: what was saved with it.
+      checksums: those of its arrays, by path.
     """
 
     step: int
     path: epath.Path
-    facts: dict[str, Any]
-    digests: dict[str, int]
+    metadata: dict[str, Any]
+    checksums: dict[str, int]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration of the run."""
+        return self.metadata["config"]
 
     @property
     def emas(self) -> list[str]:
         """The names of the averages in it."""
-        return self.facts["emas"]
+        return self.metadata["emas"]
 
 
 class Checkpoints:
@@ -58,25 +83,17 @@ class Checkpoints:
 
     Args:
       path: the folder, local or any that etils.epath knows (gs://...).
-      keep: how many of the newest stay; None keeps all.
-      keep_every_steps: those of multiples of this step stay too, if given.
-      keep_best: how many with the lowest loss given to `save` stay too.
+      policy: which checkpoints stay; None keeps all.
     """
 
-    def __init__(
-        self,
-        path: epath.Path,
-        keep: int | None = None,
-        keep_every_steps: int | None = None,
-        keep_best: int = 0,
-    ):
+    def __init__(self, path: epath.Path, policy: Policy | None = None):
         policies = ocp.training.preservation_policies
-        kept = [policies.PreserveAll() if keep is None else policies.LatestN(keep)]
-        if keep_every_steps:
-            kept.append(policies.EveryNSteps(keep_every_steps))
-        if keep_best:
+        kept = [policies.LatestN(policy.keep) if policy else policies.PreserveAll()]
+        if policy and policy.keep_every_steps:
+            kept.append(policies.EveryNSteps(policy.keep_every_steps))
+        if policy and policy.keep_best:
             loss = operator.itemgetter("loss")
-            kept.append(policies.BestN(get_metric_fn=loss, reverse=True, n=keep_best))
+            kept.append(policies.BestN(get_metric_fn=loss, reverse=True, n=policy.keep_best))
         context = ocp.Context()  # processes wait for each other by step; two folders may save one
         context.multiprocessing.barrier_sync_key_prefix = path.name
         self._checkpointer = ocp.training.Checkpointer(
@@ -95,51 +112,31 @@ class Checkpoints:
     def save(
         self,
         step: int,
-        parts: Mapping[str, Any],
-        facts: Mapping[str, Any],
+        items: Mapping[str, Any],
+        metadata: Mapping[str, Any],
         loss: float | None = None,
     ) -> None:
         """Starts saving pytrees of arrays by name; waits first for the save before.
 
-        `facts` must be JSON. The arrays may be given away (donated) when this returns.
-        """
-        self._checkpointer.wait()
-        metadata = {"format": FORMAT, "facts": facts, "digests": tree_digests(dict(parts))}
-        metadata = json.loads(json.dumps(metadata))  # as of now: it is written later
-        self._checkpointer.save_checkpointables_async(
-            step,
-            dict(parts),
-            force=True,
-            custom_metadata={**metadata, "sha256": _hash(metadata)},
-            metrics=None if loss is None else {"loss": loss},
-        )
-
-    def save_state(
-        self,
-        state: TrainState,
-        step: int,
-        config: Mapping[str, Any],
-        images_read: int,
-        window: Mapping[str, Any],
-        loss: float | None = None,
-    ) -> None:
-        """Starts saving the state of a run after `step`, with what it needs to go on.
+        The arrays may be given away (donated) when this returns.
 
         Args:
-          state: of the run.
           step: steps taken.
-          config: the resolved configuration.
-          images_read: the position in the data.
-          window: what is known of the steps since the last log line (`window.Window.facts`).
+          items: the pytrees.
+          metadata: JSON.
           loss: the mean loss, by which the best are kept.
         """
-        facts = {
-            "config": config,
-            "emas": list(state.emas),
-            "images_read": images_read,
-            "window": window,
-        }
-        self.save(step, state_parts(state), facts, loss)
+        self._checkpointer.wait()
+        # "facts" and "digests" are format 2's names of metadata and checksums
+        custom = {"format": FORMAT, "facts": metadata, "digests": tree_checksums(dict(items))}
+        custom = json.loads(json.dumps(custom))  # as of now: it is written later
+        self._checkpointer.save_checkpointables_async(
+            step,
+            dict(items),
+            force=True,
+            custom_metadata={**custom, "sha256": _hash(custom)},
+            metrics=None if loss is None else {"loss": loss},
+        )
 
     def has(self, step: int) -> bool:
         """Whether that step is there, complete."""
@@ -160,29 +157,13 @@ def folder(workdir: str, name: str = "checkpoints") -> epath.Path:
     return path if "://" in str(workdir) else path.absolute()
 
 
-def state_parts(state: TrainState) -> dict[str, Any]:
-    """A state, or its shapes, as the parts of a checkpoint."""
-    averages = {f"ema_{name}": params for name, params in state.emas.items()}
-    return {"params": state.params, "opt_state": state.opt_state, **averages}
-
-
-def state_of_parts(parts: Mapping[str, Any], step: int, abstract: TrainState) -> TrainState:
-    """The state that `state_parts` took apart."""
-    return TrainState(
-        step=jax.device_put(jax.numpy.int32(step), abstract.step.sharding),
-        params=parts["params"],
-        emas={name: parts[f"ema_{name}"] for name in abstract.emas},
-        opt_state=parts["opt_state"],
-    )
-
-
 def find(path: epath.Path) -> tuple[list[Saved], dict[int, str]]:
     """The checkpoints in a folder, newest first, and why others there are damaged, by step.
 
     Nothing is read but their metadata, and no device is used.
 
     Raises:
-      ValueError: one was written by another format version.
+      ConfigError: one was written by another format version.
     """
     steps = sorted((int(p.name) for p in _entries(path) if p.name.isdigit()), reverse=True)
     found, damaged = [], {}
@@ -206,7 +187,7 @@ def _read_metadata(path: epath.Path, step: int) -> Saved:
     if "format" not in metadata:
         raise DamagedError("its metadata has no format version")
     if metadata["format"] != FORMAT:
-        raise ValueError(
+        raise ConfigError(
             f"{path} has checkpoint format {metadata['format']}; this version reads format "
             f"{FORMAT}. Use the version of rin_jax that wrote it."
         )
@@ -221,10 +202,10 @@ def _first_line(error: Exception) -> str:
 
 
 def load(saved: Saved, abstract: Mapping[str, Any]) -> dict[str, Any]:
-    """Parts of a checkpoint, laid out as the shapes in `abstract` say; all processes together.
+    """Items of a checkpoint, laid out as the shapes in `abstract` say; all processes together.
 
     Raises:
-      DamagedError: in all processes, if any of them cannot read its share or a digest differs.
+      DamagedError: in all processes, if any of them cannot read its part or a checksum differs.
     """
     loaded, reason = None, ""
     index = jax.process_index()
@@ -240,27 +221,10 @@ def load(saved: Saved, abstract: Mapping[str, Any]) -> dict[str, Any]:
     reasons = [text for text in processes.gather("reading a checkpoint", reason) if text]
     if reasons:
         raise DamagedError(reasons[0])
-    for name, value in tree_digests(loaded).items():
-        if saved.digests.get(name) != value:
-            raise DamagedError(f"{name} is not what was saved (digest {value})")
+    for name, value in tree_checksums(loaded).items():
+        if saved.checksums.get(name) != value:
+            raise DamagedError(f"{name} is not what was saved (checksum {value})")
     return loaded
-
-
-def load_newest(
-    found: Sequence[Saved], abstract: Mapping[str, Any]
-) -> tuple[Saved, dict[str, Any], dict[int, str]]:
-    """The newest checkpoint that can be restored, its parts, and why newer ones cannot, by step.
-
-    Raises:
-      DamagedError: none can.
-    """
-    damaged: dict[int, str] = {}
-    for saved in found:
-        try:
-            return saved, load(saved, abstract), damaged
-        except DamagedError as error:
-            damaged[saved.step] = str(error)
-    raise DamagedError("; ".join(describe_damage(damaged)))
 
 
 def describe_damage(damaged: Mapping[int, str]) -> Iterator[str]:

@@ -1,10 +1,11 @@
-"""Digests of arrays: numbers that change with any bit, the same on any devices.
+"""Checksums of arrays: numbers that change with any bit, the same on any devices.
 
-    digest(x) = sum_i (2 i + 1) c bits_i   modulo 2^32,   c odd
+    checksum(x) = sum_i (2 i + 1) c bits_i   modulo 2^32,   c odd
 
 over the elements in row-major order, bits_i as an unsigned integer. The factor of an element is
-odd, so that a change of one element always changes the digest; of several, but for one chance in
-2^32. Integer sums do not depend on their order: an array has the same digest however it is sharded.
+odd, so that a change of one element always changes the checksum; of several, but for one chance in
+2^32. Integer sums do not depend on their order: an array has the same checksum however it is
+sharded.
 """
 
 from typing import Any
@@ -16,8 +17,7 @@ UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 ODD = 0x9E3779B1
 
 
-@jax.jit
-def digest(x: jax.Array) -> jax.Array:
+def checksum(x: jax.Array) -> jax.Array:
     """uint32 scalar; x may have any shape and a dtype of up to 32 bits, not bool."""
     bits = jax.lax.bitcast_convert_type(x, UNSIGNED[x.dtype.itemsize]).astype(jnp.uint32)
     index = jnp.zeros(x.shape, jnp.uint32)
@@ -29,11 +29,16 @@ def digest(x: jax.Array) -> jax.Array:
     return jnp.sum((2 * index + 1) * jnp.uint32(ODD) * bits, dtype=jnp.uint32)
 
 
-def tree_digests(tree: Any) -> dict[str, int]:
-    """The digest of every leaf by its path, PART/LAYER/... ."""
+@jax.jit
+def _checksums(leaves: list[jax.Array]) -> jax.Array:
+    return jnp.stack([checksum(leaf) for leaf in leaves])
+
+
+def tree_checksums(tree: Any) -> dict[str, int]:
+    """The checksum of every leaf by its path, PART/LAYER/...; one program for all of them."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    # one after the other: XLA:CPU cannot have hundreds of collective programs in flight
+    values = jax.device_get(_checksums([leaf for _, leaf in leaves])) if leaves else []
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): int(digest(leaf))
-        for path, leaf in leaves
+        jax.tree_util.keystr(path, simple=True, separator="/"): int(value)
+        for (path, _), value in zip(leaves, values, strict=True)
     }

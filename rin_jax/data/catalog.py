@@ -2,7 +2,7 @@
 
 Owns what a data set is here: a TFDS name with one image feature of 8 bits and perhaps one class
 label. Under a name there may be the set as TFDS prepared it and, for each image size, a copy of
-ours (`shards.py`) in the folder NAME_SIZEpx; the copy of the size that is wanted comes first.
+ours (`shard_writer.py`) in the folder NAME_SIZEpx; the copy of the size that is wanted comes first.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from absl import logging
 from etils import epath
 from tensorflow_datasets.core.download import checksums
 
+from rin_jax import ConfigError
 from rin_jax.data import digits  # noqa: F401  (the import registers the name "digits")
 
 
@@ -52,8 +53,8 @@ def describe(name: str, split: str, data_dir: str | None, image_size: int | None
       image_size: height and width to train at; None if the data set is to tell.
 
     Raises:
-      ValueError: no such name, no such split, or no image of 8 bits in the data set.
-      ImportError: the description itself needs TensorFlow.
+      ConfigError: no such name, no such split, no image of 8 bits in the data set, or its
+        description itself needs TensorFlow, which is not installed.
     """
     return info(name, split, find_builder(name, data_dir, image_size))
 
@@ -111,21 +112,21 @@ def tfds_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
         stem = name.partition("/")[0].partition(":")[0]
         nearest = difflib.get_close_matches(stem, known, n=5, cutoff=0.5)
         hint = f"nearest names: {', '.join(nearest)}" if nearest else "no name is near it"
-        raise ValueError(
+        raise ConfigError(
             f"data.name: neither TFDS nor {folder_of(data_dir)} has a data set "
             f"{name!r}{other_sizes(name, data_dir)}; {hint}"
         ) from None
     except ImportError as error:
         raise _missing_package(f"describing {name!r}", error) from error
     except (AssertionError, ValueError) as error:  # an unknown configuration or version
-        raise ValueError(f"data.name: {name!r} cannot be opened: {error}") from error
+        raise ConfigError(f"data.name: {name!r} cannot be opened: {error}") from error
 
 
-def _missing_package(doing: str, error: ImportError) -> ImportError:
-    cause = str(error).splitlines()[-1]  # TFDS puts the record that it was at before it
-    return ImportError(
+def _missing_package(doing: str, error: ImportError) -> ConfigError:
+    cause = str(error).splitlines()[-1]  # TFDS writes the record that it was at before it
+    return ConfigError(
         f"data.name: {doing} needs a package that is missing ({cause}); if it is TensorFlow, "
-        f'install it for this, training does without: pip install "rin-jax[tf]"'
+        f'install it for this (training does not need it): pip install "rin-jax[tf]"'
     )
 
 
@@ -144,7 +145,7 @@ def feature_keys(name: str, builder: tfds.core.DatasetBuilder) -> tuple[str, str
     image, label = _choose(found_images, "image"), _choose(labels, "label")
     if image is None:
         found = f"several ({', '.join(found_images)})" if found_images else "none"
-        raise ValueError(
+        raise ConfigError(
             f"data.name: {name!r} must have one image feature of 8 bits but has {found}; "
             f"choose another data set"
         )
@@ -166,7 +167,7 @@ def info(name: str, split: str, builder: tfds.core.DatasetBuilder) -> DatasetInf
         try:
             num_examples = builder.info.splits[split].num_examples
         except (KeyError, ValueError) as error:
-            raise ValueError(
+            raise ConfigError(
                 f"data.split: {split!r} is not a split of data.name={name!r}; "
                 f"{builder.data_path} has {', '.join(builder.info.splits)}; choose one of these, "
                 f"or run the same command once with --mode=prepare"
@@ -194,8 +195,8 @@ def prepare_with_tfds(
         names; the only way for a data set that one has to fetch by hand.
 
     Raises:
-      ImportError: the preparation needs TensorFlow, which is not installed.
-      ValueError: files are missing or cannot be fetched, or the disk is full.
+      ConfigError: the preparation needs TensorFlow, which is not installed; files are missing or
+        cannot be fetched; or the disk is full.
     """
     config = tfds.download.DownloadConfig(try_download_gcs=False, manual_dir=downloaded)
     if downloaded is not None:
@@ -209,7 +210,7 @@ def prepare_with_tfds(
         # was first: its copy is complete, then, and serves.
         if builder.data_path.exists():
             return
-        raise ValueError(
+        raise ConfigError(
             f"data.name: TFDS cannot prepare {name!r} in {builder.data_path}: {str(error).strip()}"
             f"\nWith the files fetched by other means, give their folder: --downloaded=FOLDER"
         ) from error
@@ -230,7 +231,7 @@ def trust_files(builder: tfds.core.DatasetBuilder, downloaded: str) -> None:
 
 
 def require_tensorflow(doing: str) -> None:
-    """Raises ImportError, with the remedy, where TensorFlow is not installed."""
+    """Raises ConfigError, with the remedy, where TensorFlow is not installed."""
     try:
         import tensorflow  # noqa: F401
     except ImportError as error:

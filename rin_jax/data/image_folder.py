@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from rin_jax import ConfigError
 from rin_jax.data import preprocessing
 from rin_jax.data.originals import Image
 
@@ -80,12 +81,12 @@ def open_folder(
       channels: 1 (grey) or 3 (colour), of all images.
 
     Raises:
-      ValueError: no images; a class without images; labels that are missing, of no image or
+      ConfigError: no images; a class without images; labels that are missing, of no image or
         outside the classes; images that may or may not have classes.
     """
     folder = pathlib.Path(root)
     if not folder.is_dir():
-        raise ValueError(f"--source={root} is not a folder; name the folder that has the images")
+        raise ConfigError(f"--source={root} is not a folder; name the folder that has the images")
     files = sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
@@ -93,17 +94,17 @@ def open_folder(
     )
     if not files:
         known = ", ".join(sorted(EXTENSIONS))
-        raise ValueError(f"--source={root} has no image (files that end in {known})")
+        raise ConfigError(f"--source={root} has no image (files that end in {known})")
     tables = [table for table in _TABLES if (folder / table).exists()]
     if len(tables) > 1:
-        raise ValueError(f"--source={root} has {' and '.join(tables)}; keep one of them")
+        raise ConfigError(f"--source={root} has {' and '.join(tables)}; keep one of them")
     if tables:
         read = _read_json if tables[0] == "dataset.json" else _read_csv
         labels, names = _by_table(folder / tables[0], read(folder / tables[0]), files)
     else:
         labels, names = _by_folders(folder, files)
     if labels is not None and num_classes is not None and len(names) > num_classes:
-        raise ValueError(
+        raise ConfigError(
             f"data.num_classes is {num_classes}, but --source={root} has labels "
             f"0..{len(names) - 1}; set at least {len(names)}"
         )
@@ -129,13 +130,13 @@ def _by_folders(
     tops = [file.partition("/")[0] if "/" in file else None for file in files]
     loose = [file for file, top in zip(files, tops, strict=True) if top not in classes]
     if loose:
-        raise ValueError(
+        raise ConfigError(
             f"--source={folder} has folders and also images beside them ({_some(loose)}): move "
             f"these into a folder of their class, or add labels.csv (columns file, label)"
         )
     empty = sorted(set(classes) - set(tops))
     if empty:
-        raise ValueError(
+        raise ConfigError(
             f"--source={folder}: no image in {len(empty)} of {len(classes)} class folders "
             f"({_some(empty)}); delete these folders or put images in"
         )
@@ -152,13 +153,13 @@ def _by_table(
         ("has no label for some images", sorted(set(files) - set(rows))),
     ):
         if names:
-            raise ValueError(f"{table} {what}: {_some(names)} ({len(names)} in all)")
+            raise ConfigError(f"{table} {what}: {_some(names)} ({len(names)} in all)")
     values = set(rows.values())
     if all(value.lstrip("-").isdecimal() for value in values):
         numbers = {int(value) for value in values}
         negative = sorted(file for file, value in rows.items() if int(value) < 0)
         if negative:
-            raise ValueError(f"{table}: labels below 0 at {_some(negative)}")
+            raise ConfigError(f"{table}: labels below 0 at {_some(negative)}")
         names = tuple(str(number) for number in range(max(numbers) + 1))
         return [int(rows[file]) for file in files], names
     classes = sorted(values)
@@ -172,7 +173,7 @@ def _read_json(table: pathlib.Path) -> dict[str, str] | None:
             return None
         return {file: str(int(label)) for file, label in labels}
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
+        raise ConfigError(
             f'{table} cannot be read ({error!r}); write {{"labels": [["FILE", INTEGER], ...]}}'
         ) from error
 
@@ -181,14 +182,14 @@ def _read_csv(table: pathlib.Path) -> dict[str, str]:
     with table.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         if not {"file", "label"} <= set(reader.fieldnames or ()):
-            raise ValueError(
+            raise ConfigError(
                 f"{table} has the columns {reader.fieldnames}; its first line must name file "
                 f"and label"
             )
         rows = {}
         for row in reader:
             if not row["label"]:
-                raise ValueError(f"{table}, line {reader.line_num}: no label")
+                raise ConfigError(f"{table}, line {reader.line_num}: no label")
             rows[row["file"]] = row["label"].strip()
     return rows
 

@@ -1,8 +1,8 @@
 """Where the images of a data set to be prepared come from: TFDS, in whatever format it is there.
 
-`folder.py` is the other origin. Both give the same: `name`, `split`, `channels`, `class_names`,
-`fingerprint`, a length, and `read(start, stop)`, which gives (what to call it, load) for each
-image; load() decodes it and gives (uint8 [H, W, C], class or None).
+`image_folder.py` is the other origin. Both give the same: `name`, `split`, `channels`,
+`class_names`, `fingerprint`, a length, and `read(start, stop)`, which gives (what to call it, load)
+for each image; load() decodes it and gives (uint8 [H, W, C], class or None).
 """
 
 import dataclasses
@@ -23,6 +23,9 @@ class TfdsOriginal:
 
     ArrayRecord is read without TensorFlow, other formats (TFRecord, say) with it. Reading from
     several threads is safe.
+
+    Raises:
+      ConfigError: TensorFlow is needed and not installed.
     """
 
     info: catalog.DatasetInfo

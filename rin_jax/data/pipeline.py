@@ -5,8 +5,7 @@ order is a function of (seed, step) alone: grain shuffles indices, epoch after e
 p of P takes the p-th block of each global batch, so that any number of processes reads the same
 global batches, row for row, and a run resumes from its step. Records are fetched a batch at a
 time; a data set that fits is kept decoded in memory from its first epoch on. A batch is a dict
-and what the network is conditioned on is an entry of it. Random augmentation is not done here
-but on the device.
+and a label is an entry of it. Random augmentation is done on the device and not here.
 """
 
 import os
@@ -16,6 +15,7 @@ from concurrent import futures
 import grain.python as grain
 import numpy as np
 
+from rin_jax import ConfigError
 from rin_jax.data import preprocessing
 from rin_jax.data.source import ImageSource
 
@@ -26,28 +26,19 @@ Batch = dict[str, np.ndarray]
 
 def train_batches(
     source: ImageSource,
-    *,
-    image_size: int,
-    channels: int,
     batch_size: int,
     seed: int,
     start: int,
-    num_threads: int,
-    prefetch: int,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
     """This process's part of the global batches that follow after `start` images, without end.
 
     Args:
-      source: of the records.
-      image_size: height and width S of the images given.
-      channels: 1 (grey) or 3 (colour).
+      source: of the records; its `data` gives the image size S, channels C, threads and prefetch.
       batch_size: images of all processes together.
       seed: of the order, in [0, 2**32).
       start: images already read, by batches of whatever size.
-      num_threads: threads that read and decode records; never more than processors.
-      prefetch: batches prepared ahead.
       process_index, process_count: which part this process reads.
 
     Returns:
@@ -55,22 +46,24 @@ def train_batches(
       "label": int32 [B], where B = batch_size // process_count.
 
     Raises:
-      ValueError: before anything is read, if a field does not suit the data set or the
-        processes; while reading, if a record is damaged or its label is none of the classes.
+      ConfigError: before anything is read, if the batch does not suit the data set or the
+        processes; while reading, if a label is none of the classes or an image has channels that
+        do not suit.
+      ReadError: while reading, if a record cannot be read.
     """
     if batch_size % process_count:
-        raise ValueError(
+        raise ConfigError(
             f"train.batch_size={batch_size} is not divisible by the {process_count} processes; "
             f"choose a multiple of {process_count}"
         )
     if len(source) < batch_size:
         info = source.info
-        raise ValueError(
+        raise ConfigError(
             f"data.name={info.name!r}, data.split={info.split!r} has {len(source)} records, "
             f"fewer than one batch of train.batch_size={batch_size}; choose a smaller batch or a "
             f"larger split"
         )
-    reader = _Reader(source, image_size, channels, num_threads)
+    reader = _Reader(source)
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     rows = batch_size // process_count
 
@@ -81,28 +74,26 @@ def train_batches(
 
     batches = grain.MapDataset.range((len(order) - start) // batch_size).map(indices)
     batches = batches.map(_Memory(reader) if reader.num_bytes <= _MEMORY_BYTES else reader)
-    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=source.data.prefetch)
     return iter(batches.to_iter_dataset(options))
 
 
-def fixed_examples(
-    source: ImageSource, *, image_size: int, channels: int, num: int, num_threads: int
-) -> Batch:
+def fixed_examples(source: ImageSource, num: int) -> Batch:
     """The first `num` records in storage order (all, if there are fewer), as one batch.
 
-    Arguments and errors as `train_batches`.
+    Batch and errors as those of `train_batches`.
     """
-    return _Reader(source, image_size, channels, num_threads)(np.arange(min(num, len(source))))
+    return _Reader(source)(np.arange(min(num, len(source))))
 
 
 class _Reader:
     """Reads and preprocesses the records of given indices, int [B]."""
 
-    def __init__(self, source: ImageSource, image_size: int, channels: int, num_threads: int):
+    def __init__(self, source: ImageSource):
         self.num_records = len(source)
-        self.num_bytes = len(source) * image_size**2 * channels
-        self._source, self._image_size, self._channels = source, image_size, channels
-        self._num_threads = min(num_threads, os.cpu_count())  # more would only hinder each other
+        self.num_bytes = len(source) * source.data.image_size**2 * source.data.channels
+        self._source, self._data = source, source.data
+        self._num_threads = min(self._data.num_threads, os.cpu_count())  # more hinder each other
         self._threads = futures.ThreadPoolExecutor(self._num_threads, thread_name_prefix="rin-data")
 
     def __call__(self, indices: np.ndarray) -> Batch:
@@ -112,10 +103,8 @@ class _Reader:
 
     def _read(self, indices: np.ndarray) -> Batch:
         records = [self._source[index] for index in indices.tolist()]
-        pixels = [
-            preprocessing.preprocess(record["image"], self._image_size, self._channels)
-            for record in records
-        ]
+        size, channels = self._data.image_size, self._data.channels
+        pixels = [preprocessing.preprocess(record["image"], size, channels) for record in records]
         batch = {"image": np.stack(pixels)}
         if "label" in records[0]:
             batch["label"] = np.array([record["label"] for record in records], np.int32)

@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from rin_jax import ConfigError
+
 _WHITE = 255
 _JPEG = b"\xff\xd8"
 _READ = {  # (grey, part of the size) -> how OpenCV decodes
@@ -34,7 +36,7 @@ def preprocess(image: np.ndarray, image_size: int, channels: int) -> np.ndarray:
       uint8 [S, S, channels]; it may share memory with `image`.
 
     Raises:
-      ValueError: colour is stored and grey wanted, or another unsuitable number of channels.
+      ConfigError: colour is stored and grey wanted, or another unsuitable number of channels.
     """
     check_channels(image.shape[-1], channels)
     image = centre_square(image)
@@ -45,9 +47,9 @@ def preprocess(image: np.ndarray, image_size: int, channels: int) -> np.ndarray:
 
 
 def check_channels(stored: int, channels: int) -> None:
-    """Raises ValueError if images stored with so many channels cannot be read as `channels`."""
+    """Raises ConfigError if images stored with so many channels cannot be read as `channels`."""
     if (stored, channels) not in ((1, 1), (1, 3), (3, 3)):
-        raise ValueError(
+        raise ConfigError(
             f"data.channels={channels} does not suit images stored with {stored}: grey (1) is "
             f"read as 1 or 3, colour (3) as 3 only; set data.channels to one of these or choose "
             f"another data.name"

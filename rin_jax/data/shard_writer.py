@@ -1,8 +1,9 @@
 """Writing a data set of our own: square PNG images of one size, as ArrayRecord, for TFDS.
 
-Owns the files of a prepared data set. Each shard is a fixed range of the original's images, made
-by one thread and kept when it is complete, so that the work goes on where it stopped. The result
-is an ordinary TFDS data set: `tfds.data_source("NAME_SIZEpx", data_dir=...)` opens it.
+Owns the shards; `prepared_set.py` has the files beside them. Each shard is a fixed range of the
+original's images, made by one thread and kept when it is complete, so that the work goes on where
+it stopped. The result is an ordinary TFDS data set: `tfds.data_source("NAME_SIZEpx", data_dir=...)`
+opens it.
 """
 
 import collections
@@ -23,35 +24,22 @@ from concurrent import futures
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
+from rin_jax import ConfigError
 from rin_jax.data import preprocessing
-from rin_jax.data.image_folder import FolderOriginal
-from rin_jax.data.originals import TfdsOriginal
+from rin_jax.data.prepared_set import (
+    Original,
+    Shard,
+    file_name,
+    make_features,
+    make_report,
+    publish,
+    write_whole,
+)
 
-Original = TfdsOriginal | FolderOriginal
-
-FORMAT = 1  # of the records; another format is another folder's business
+FORMAT = 1  # of the records; a split that was begun in another format is not gone on with
 _SHARD_BYTES = 2**27  # of pixels, about
 _FEWEST, _MOST = 16, 1024  # shards
 _MAX_SKIPPED = 0.01  # share of all images; ten may be skipped in any case
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """What is known of a written shard.
-
-    Attributes:
-      records: images in it.
-      bytes: of the file.
-      enlarged: images whose shorter side was below the training size.
-      classes: images of each class.
-      skipped: [what, why] of each image that was left out.
-    """
-
-    records: int
-    bytes: int
-    enlarged: int
-    classes: dict[int, int]
-    skipped: list[tuple[str, str]]
 
 
 def shard_ranges(num_images: int, image_size: int, channels: int) -> list[range]:
@@ -83,7 +71,7 @@ def write(
       enlarged, what was skipped and why, images of each class, bytes.
 
     Raises:
-      ValueError: too many unreadable images; another process writes this data set; it was begun
+      ConfigError: too many unreadable images; another process writes this data set; it was begun
         with other images; the disk is full. What is written is kept.
     """
     plan = {
@@ -101,43 +89,37 @@ def write(
         with _full_disk(folder):
             shards = _write_all(original, folder, staging, image_size, num_threads, progress)
             if not sum(shard.records for shard in shards):
-                raise ValueError(_too_many(original, shards))
-            report = _report(original, image_size, shards)
-            _publish(folder, staging, original, report)
+                raise ConfigError(_too_many(original, shards))
+            report = make_report(original, image_size, shards)
+            publish(folder, staging, original, report)
     shutil.rmtree(staging)
     return report
 
 
-def read_report(folder: pathlib.Path, split: str) -> dict | None:
-    """The report of a finished split, or None."""
-    path = folder / f"report-{split}.json"
-    return json.loads(path.read_text()) if path.exists() else None
-
-
 @contextlib.contextmanager
 def _only_one(staging: pathlib.Path) -> Iterator[None]:
-    """Holds the folder for this process; the system lets go if the process ends in any way."""
+    """Locks the folder for this process; the system unlocks it when the process ends in any way."""
     with (staging / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(
+        except BlockingIOError as error:
+            raise ConfigError(
                 f"another process is preparing {staging.parent.name} in {staging}; wait for it"
             ) from error
         yield
 
 
 def _check_plan(staging: pathlib.Path, plan: dict) -> None:
-    """Holds the shards that are there to the plan that they were made by."""
+    """Raises ConfigError if the shards that are there were made by another plan."""
     path = staging / "plan.json"
     before = json.loads(path.read_text()) if path.exists() else plan
     changed = [key for key, value in plan.items() if before[key] != value]
     if changed:
-        raise ValueError(
+        raise ConfigError(
             f"{staging} was begun from other images or settings (changed: {', '.join(changed)}); "
             f"delete that folder to begin anew, or bring back what was changed"
         )
-    _write_whole(path, json.dumps(plan))
+    write_whole(path, json.dumps(plan))
 
 
 @contextlib.contextmanager
@@ -148,7 +130,7 @@ def _full_disk(folder: pathlib.Path) -> Iterator[None]:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         if not (full or "No space left" in str(error)):
             raise
-        raise ValueError(
+        raise ConfigError(
             f"data.data_dir: no space is left for {folder}; the shards that are complete are "
             f"kept: free some and run the same command again, or move the folder"
         ) from error
@@ -168,7 +150,7 @@ def _write_all(
     finished: list[Shard] = []
 
     def write_one(index: int) -> Shard:
-        name = _file_name(folder, original.split, index, len(ranges))
+        name = file_name(folder, original.split, index, len(ranges))
         shard = _finished_shard(folder, staging, name)
         if shard is None:
             draft = staging / f"{name}.draft"
@@ -177,12 +159,12 @@ def _write_all(
                 draft.rename(staging / name)
             finally:
                 draft.unlink(missing_ok=True)
-            _write_whole(staging / f"{name}.json", json.dumps(dataclasses.asdict(shard)))
+            write_whole(staging / f"{name}.json", json.dumps(dataclasses.asdict(shard)))
         else:
             progress(len(ranges[index]))
         finished.append(shard)
         if sum(len(done.skipped) for done in finished) > max(10, _MAX_SKIPPED * len(original)):
-            raise ValueError(_too_many(original, finished))
+            raise ConfigError(_too_many(original, finished))
         return shard
 
     with futures.ThreadPoolExecutor(min(num_threads, os.cpu_count())) as threads:
@@ -211,7 +193,7 @@ def _write_shard(
     progress: Callable[[int], None],
     stop: threading.Event,
 ) -> Shard:
-    features = _features(original, image_size)
+    features = make_features(original, image_size)
     serializer = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info())
     enlarged = 0
     classes, skipped = collections.Counter(), []
@@ -255,64 +237,6 @@ def _finished_shard(folder: pathlib.Path, staging: pathlib.Path, name: str) -> S
     return Shard(**fields)
 
 
-def _publish(folder: pathlib.Path, staging: pathlib.Path, original: Original, report: dict) -> None:
-    """Moves the shards to their place and, last, makes the split known to TFDS."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in staging.glob("*.array_record-*-of-?????"):
-        path.rename(folder / path.name)
-    _write_whole(folder / f"report-{original.split}.json", json.dumps(report, indent=2))
-    template = tfds.core.ShardedFileTemplate(
-        data_dir=folder,
-        dataset_name=folder.parent.name,
-        filetype_suffix="array_record",
-        template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-    )
-    reports = [json.loads(path.read_text()) for path in sorted(folder.glob("report-*.json"))]
-    splits = [
-        tfds.core.SplitInfo(
-            name=one["split"],
-            shard_lengths=one["shard_lengths"],
-            num_bytes=one["bytes"],
-            filename_template=template.replace(split=one["split"]),
-        )
-        for one in reports
-    ]
-    tfds.folder_dataset.write_metadata(
-        data_dir=folder,
-        features=_features(original, report["image_size"]),
-        split_infos=splits,
-        filename_template=template,
-        check_data=False,  # would need TensorFlow; each shard was checked
-        description=f"{original.name} at {report['image_size']} pixels: the largest central "
-        "square of each image, antialiased bicubic resize, PNG.",
-    )
-
-
-def _features(original: Original, image_size: int) -> tfds.features.FeaturesDict:
-    shape = (image_size, image_size, original.channels)
-    features = {"image": tfds.features.Image(shape=shape, encoding_format="png")}
-    if original.class_names:
-        features["label"] = tfds.features.ClassLabel(names=list(original.class_names))
-    return tfds.features.FeaturesDict(features)
-
-
-def _report(original: Original, image_size: int, shards: list[Shard]) -> dict:
-    classes = sum((collections.Counter(shard.classes) for shard in shards), collections.Counter())
-    return {
-        "name": original.name,
-        "split": original.split,
-        "original": original.fingerprint,
-        "image_size": image_size,
-        "channels": original.channels,
-        "written": sum(shard.records for shard in shards),
-        "bytes": sum(shard.bytes for shard in shards),
-        "enlarged": sum(shard.enlarged for shard in shards),
-        "classes": {name: classes[label] for label, name in enumerate(original.class_names)},
-        "skipped": [list(image) for shard in shards for image in shard.skipped],
-        "shard_lengths": [shard.records for shard in shards],
-    }
-
-
 def _too_many(original: Original, shards: list[Shard]) -> str:
     skipped = [image for shard in shards for image in shard.skipped]
     shown = "".join(f"\n  {what}: {why}" for what, why in skipped[:10])
@@ -321,14 +245,3 @@ def _too_many(original: Original, shards: list[Shard]) -> str:
         f"images of {original.name!r} ({len(original)} in all) cannot be read; at most "
         f"{_MAX_SKIPPED:.0%} of all, or ten, are left out without an error:{shown}"
     )
-
-
-def _file_name(folder: pathlib.Path, split: str, index: int, count: int) -> str:
-    return f"{folder.parent.name}-{split}.array_record-{index:05d}-of-{count:05d}"
-
-
-def _write_whole(path: pathlib.Path, text: str) -> None:
-    """Writes a file that is there as a whole or not at all."""
-    draft = path.with_name(f"{path.name}.draft")
-    draft.write_text(text)
-    draft.rename(path)

@@ -1,68 +1,72 @@
 """The records of a prepared data set, read at random without TensorFlow.
 
-Owns the look at the files before training, the reading of a record and the words for what is
-wrong with one. Nothing is prepared here but the digits, which lie in a Python package.
+Owns the look at the files before training, the reading of a record, what happens when that fails
+and the words for it. Nothing is prepared here but the digits, which lie in a Python package.
 """
 
 import hashlib
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from concurrent import futures
+from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
 from array_record.python import array_record_module
 from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
+from rin_jax import ConfigError
 from rin_jax.data import catalog, digits, preprocessing
+from rin_jax.data.dataset import Data
 
+TRIES, PAUSE = 3, 0.5  # of reading a record; seconds before the second try, twice that later
 _THREADS = 16  # that look at files together
+
+
+class ReadError(OSError):
+    """A record that could not be read at any try, with its file and its position there.
+
+    It may be the network or a disk: not a mistake of the user, and the same command may go on.
+    """
 
 
 class ImageSource:
     """The records of one split, in storage order.
 
     Record i is {"image": uint8 [H, W, C]} and, if info.num_classes > 0, "label": int. An image is
-    decoded for training at `image_size`, see `images.decode`. Reading from several threads is
-    safe.
+    decoded for training at `data.image_size`, see `preprocessing.decode`. Reading from several
+    threads is safe; it raises ReadError, or ConfigError at a label that is none of the classes.
 
     Attributes:
-      info: the DatasetInfo.
+      data: the section that the source was opened with.
+      info: what is known of the split.
     """
 
-    def __init__(
-        self,
-        builder: tfds.core.DatasetBuilder,
-        info: catalog.DatasetInfo,
-        image_size: int,
-    ):
-        self.info, split = info, info.split
-        self._image_size = image_size
-        self._image_key, self._label_key = catalog.feature_keys(info.name, builder)
-        self._files = builder.info.splits[split].file_instructions
-        _check_files(info.name, self._files)
-        self._records = builder.as_data_source(
-            split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+    def __init__(self, builder: tfds.core.DatasetBuilder, data: Data):
+        self.data, self.info = data, catalog.info(data.name, data.split, builder)
+        self._builder = builder
+        self._image_key, self._label_key = catalog.feature_keys(data.name, builder)
+        self._files = builder.info.splits[data.split].file_instructions
+        _check_files(data.name, self._files)
+        self._records = self._open()
+
+    def _open(self):
+        return self._builder.as_data_source(
+            self.data.split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
         )
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict:
-        try:
-            stored = self._stored(index)
-            (encoded,) = stored[self._image_key].bytes_list.value
-            image = preprocessing.decode(encoded, self.info.image_shape[-1], self._image_size)
-        except Exception as error:
-            raise ValueError(f"{self.place(index)} cannot be read: {error}") from error
-        return {"image": image, **self._label(index, stored)}
+        image, label = self._read(index, lambda stored: (self._image(stored), self._label(stored)))
+        return {"image": image, **({} if label is None else {"label": self._class(index, label)})}
 
     def label(self, index: int) -> int:
-        """The class of a record, without decoding its image.
-
-        Raises:
-          ValueError: it is none of the classes.
-        """
-        return self._label(index, self._stored(index))["label"]
+        """The class of a record, without decoding its image."""
+        return self._class(index, self._read(index, self._label))
 
     def place(self, index: int) -> str:
         """The file of a record and the record's position in it, for messages."""
@@ -72,20 +76,41 @@ class ImageSource:
             index -= file.take
         raise IndexError(index)
 
-    def _stored(self, index: int) -> Mapping:
-        """The features of a record; TFDS's own way to them takes five times as long."""
-        return tf_example_pb2.Example.FromString(self._records[index]).features.feature
+    def _read(self, index: int, decode: Callable[[Mapping], Any]) -> Any:
+        """decode(features of a record), tried again if it fails."""
+        for attempt in range(TRIES):
+            try:
+                if attempt:
+                    time.sleep(PAUSE * attempt)
+                    self._records = self._open()  # an open file that went stale stays so
+                # TFDS's own way to the features takes five times as long
+                record = self._records[index]
+                return decode(tf_example_pb2.Example.FromString(record).features.feature)
+            except Exception as error:
+                failure = error
+                logging.warning("%s, try %d: %s", self.place(index), attempt + 1, error)
+        raise ReadError(
+            f"{self.place(index)} cannot be read, after {TRIES} tries: {failure}; if the file is "
+            "damaged, copy it anew, or delete its folder and run once with --mode=prepare"
+        ) from failure
 
-    def _label(self, index: int, stored: Mapping) -> dict:
+    def _image(self, stored: Mapping) -> np.ndarray:
+        (encoded,) = stored[self._image_key].bytes_list.value
+        return preprocessing.decode(encoded, self.info.image_shape[-1], self.data.image_size)
+
+    def _label(self, stored: Mapping) -> int | None:
         if self._label_key is None:
-            return {}
+            return None
         (label,) = stored[self._label_key].int64_list.value
+        return label
+
+    def _class(self, index: int, label: int) -> int:
         if not 0 <= label < self.info.num_classes:
-            raise ValueError(
+            raise ConfigError(
                 f"data.name={self.info.name!r}: the label of record {index} is {label}, outside "
                 f"[0, {self.info.num_classes}); choose a data.split with labels"
             )
-        return {"label": label}
+        return label
 
     @property
     def fingerprint(self) -> str:
@@ -93,59 +118,62 @@ class ImageSource:
         digest = hashlib.sha256(str([(file.skip, file.take) for file in self._files]).encode())
         digest.update(str((self.info.image_shape, self.info.class_names)).encode())
         for index in {0, len(self) // 2, len(self) - 1}:
-            digest.update(self._stored(index)[self._image_key].bytes_list.value[0])
+            digest.update(self._read(index, lambda x: x[self._image_key].bytes_list.value[0]))
         return digest.hexdigest()
 
 
-def open_source(
-    name: str, split: str, data_dir: str | None, image_size: int, channels: int
-) -> ImageSource:
+def open_source(data: Data) -> ImageSource:
     """Opens one split for training, after a look at each of its files.
 
     Args:
-      name, split, data_dir: see `catalog.describe`.
-      image_size: height and width to train at.
-      channels: 1 (grey) or 3 (colour).
+      data: with an image size and channels.
 
     Raises:
-      ValueError: as `catalog.describe`; the channels do not suit; it is not prepared, or in a
+      ConfigError: as `catalog.describe`; the channels do not suit; it is not prepared, or in a
         format without random access; a file is missing or damaged.
     """
-    builder = catalog.find_builder(name, data_dir, image_size)
-    stored = catalog.info(name, split, builder).image_shape[-1]
+    builder = catalog.find_builder(data.name, data.data_dir, data.image_size)
+    stored = catalog.info(data.name, data.split, builder).image_shape[-1]
     if stored is not None:  # else each record tells
-        preprocessing.check_channels(stored, channels)
+        preprocessing.check_channels(stored, data.channels)
     if isinstance(builder, digits.Digits) and not builder.is_prepared():
-        catalog.prepare_with_tfds(name, builder, None)
-        builder = catalog.find_builder(name, data_dir, image_size)
+        catalog.prepare_with_tfds(data.name, builder, None)
+        builder = catalog.find_builder(data.name, data.data_dir, data.image_size)
     if not builder.is_prepared():
-        raise ValueError(
-            f"data.name={name!r} is not prepared in {catalog.folder_of(data_dir)}"
-            f"{catalog.other_sizes(name, data_dir)}; run the same command once with --mode=prepare"
+        raise ConfigError(
+            f"data.name={data.name!r} is not prepared in {catalog.folder_of(data.data_dir)}"
+            f"{catalog.other_sizes(data.name, data.data_dir)}; run the same command once with "
+            "--mode=prepare"
         )
     if not catalog.has_random_access(builder):
-        raise ValueError(
-            f"data.name={name!r} is in {builder.data_path} in a format without random access; run "
-            f"the same command once with --mode=prepare, which writes a copy as array_record"
+        raise ConfigError(
+            f"data.name={data.name!r} is in {builder.data_path} in a format without random access; "
+            "run the same command once with --mode=prepare, which writes a copy as array_record"
         )
-    return ImageSource(builder, catalog.info(name, split, builder), image_size)
+    return ImageSource(builder, data)
 
 
 def _check_files(name: str, files: list) -> None:
-    """Raises ValueError at a file that is missing or has not the records that it should have."""
+    """Raises ConfigError if a file is missing or does not have the records that it should have."""
 
     def problem(file) -> str | None:
-        if not epath.Path(file.filename).exists():
-            return f"{file.filename} is missing"
+        path = epath.Path(file.filename)
+        if not path.exists():
+            return f"{path} is missing"
+        try:
+            with path.open("rb") as stream:  # OSError here: of the disk or the network, not ours
+                stream.read(1)
+        except PermissionError as error:
+            return f"{path} cannot be opened: {error}"
         try:
             reader = array_record_module.ArrayRecordReader(file.filename)
             records = reader.num_records()
             reader.close()
         except Exception as error:
-            return f"{file.filename} cannot be opened: {error}"
+            return f"{path} cannot be opened: {error}"
         if records != file.examples_in_shard:
             return (
-                f"{file.filename} is damaged: it has {records} records instead of "
+                f"{path} is damaged: it has {records} records instead of "
                 f"{file.examples_in_shard}, so that record {records} is the first one missing"
             )
         return None
@@ -153,7 +181,7 @@ def _check_files(name: str, files: list) -> None:
     with futures.ThreadPoolExecutor(_THREADS) as threads:
         problems = [text for text in threads.map(problem, files) if text]
     if problems:
-        raise ValueError(
+        raise ConfigError(
             f"data.name={name!r}: {problems[0]} ({len(problems)} of {len(files)} files are so); "
             f"copy it anew, or delete its folder and run once with --mode=prepare"
         )

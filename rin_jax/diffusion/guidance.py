@@ -20,6 +20,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rin_jax import ConfigError
+
 Array = jax.Array
 # denoise_fn(xt, gamma, cond, prev_latents) -> (prediction, latents)
 DenoiseFn = Callable[[Array, Array, Any, Any], tuple[Array, Any]]
@@ -45,18 +47,17 @@ class Guidance:
 
     def __post_init__(self):
         if self.scale < 0:
-            raise ValueError(
+            raise ConfigError(
                 f"sampler.guidance_scale is {self.scale}; 0 is no guidance, positive is stronger."
             )
         if len(self.interval) != 2 or not 0 <= self.interval[0] < self.interval[1] <= 1:
-            raise ValueError(
+            raise ConfigError(
                 f"sampler.guidance_interval is {self.interval}; it must be (low, high) with "
                 "0 <= low < high <= 1, values of gamma."
             )
         if self.latents not in LATENTS:
-            raise ValueError(
-                f"sampler.guidance_latents is {self.latents!r}; choose one of "
-                f"{', '.join(LATENTS)}."
+            raise ConfigError(
+                f"sampler.guidance_latents is {self.latents!r}; choose one of {', '.join(LATENTS)}."
             )
 
     @property

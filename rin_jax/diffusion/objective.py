@@ -13,13 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rin_jax import ConfigError
 from rin_jax.diffusion import process as process_lib
+from rin_jax.diffusion.guidance import DenoiseFn
 from rin_jax.diffusion.process import Process, expand
 from rin_jax.diffusion.schedules import Schedule
 
 Array = jax.Array
-# denoise_fn(xt, gamma, cond, prev_latents, key) -> (prediction, latents)
-TrainDenoiseFn = Callable[[Array, Array, Any, Any, Array], tuple[Array, Any]]
 
 LOSS_TYPES = ("eps", "x0", "v")
 
@@ -62,16 +62,17 @@ class Objective:
 
     def __post_init__(self):
         if self.loss_type not in LOSS_TYPES:
-            raise ValueError(
-                f"diffusion.loss_type is {self.loss_type!r}; "
-                f"choose one of {', '.join(LOSS_TYPES)}."
+            raise ConfigError(
+                f"diffusion.loss_type is {self.loss_type!r}; choose one of {', '.join(LOSS_TYPES)}."
             )
         for name in ("self_cond_rate", "cond_dropout"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"diffusion.{name} is {getattr(self, name)}; it is a share, 0..1.")
+                raise ConfigError(
+                    f"diffusion.{name} is {getattr(self, name)}; it is a share, 0..1."
+                )
 
     def draw(self, key: Array, shape: tuple[int, ...]) -> Draws:
-        """Draws for a batch of images of `shape` [B, ...]."""
+        """Draws for a batch of examples of `shape` [B, ...]."""
         batch = shape[0]
         keys = jax.random.split(key, 4)
         return Draws(
@@ -85,38 +86,37 @@ class Objective:
 
     def loss(
         self,
-        denoise_fn: TrainDenoiseFn,
+        first_pass: DenoiseFn,
+        second_pass: DenoiseFn,
         drop_cond: Callable[[Any, Array], Any],
-        images: Array,
+        x: Array,
         cond: Any,
         draws: Draws,
-        key: Array,
     ) -> Array:
         """Mean squared error of a batch, a float32 scalar.
 
         Args:
-          denoise_fn: the network with its parameters; `key` seeds its dropout.
+          first_pass, second_pass: the network with its parameters, once for each pass: each has
+            its own dropout.
           drop_cond: (cond, keep bool [B]) -> cond with the others' condition hidden.
-          images: [B, ...] in [-1, 1].
-          cond: condition, any pytree that denoise_fn understands.
+          x: examples [B, ...] in [-1, 1].
+          cond: condition, any pytree that the passes understand.
           draws: the batch's randomness.
-          key: PRNG key; both passes draw their own dropout.
         """
-        x0 = images * self.process.input_scale
+        x0 = x * self.process.input_scale
         gamma = self.schedule(draws.t)
         xt = process_lib.add_noise(x0, draws.eps, gamma)
         net_input = self.process.network_input(xt)
-        first_key, second_key = jax.random.split(key)
 
         prev_latents = None
         if self.self_cond_rate:
             first_cond = drop_cond(cond, draws.keep_cond[:, 0])
-            _, prev_latents = denoise_fn(net_input, gamma, first_cond, None, first_key)
+            _, prev_latents = first_pass(net_input, gamma, first_cond, None)
             prev_latents = jax.tree.map(
                 lambda z: jax.lax.stop_gradient(z) * expand(draws.self_cond, z), prev_latents
             )
         second_cond = drop_cond(cond, draws.keep_cond[:, 1])
-        prediction, _ = denoise_fn(net_input, gamma, second_cond, prev_latents, second_key)
+        prediction, _ = second_pass(net_input, gamma, second_cond, prev_latents)
         return self.error(prediction, x0, xt, draws.eps, gamma)
 
     def error(self, prediction: Array, x0: Array, xt: Array, eps: Array, gamma: Array) -> Array:

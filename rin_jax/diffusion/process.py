@@ -3,14 +3,16 @@
     xt = sqrt(gamma) x0 + sqrt(1 - gamma) eps
     v  = sqrt(gamma) eps - sqrt(1 - gamma) x0
 
-x0 is the image in [-1, 1] times `input_scale` (arXiv 2301.10972 section 2.2). All float32;
-gamma is [B], images are [B, ...].
+x0 is the example x in [-1, 1] times `input_scale` (arXiv 2301.10972 section 2.2). All float32;
+gamma is [B], examples are [B, ...] of any rank.
 """
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
+
+from rin_jax import ConfigError
 
 Array = jax.Array
 TINY = 1e-9  # keeps 1 - gamma from dividing by zero where a schedule reaches gamma = 1
@@ -49,7 +51,7 @@ def eps_from_x0(xt: Array, x0: Array, gamma: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Process:
-    """How images are scaled and noised, and how a network's output is read.
+    """How examples are scaled and noised, and how a network's output is read.
 
     Attributes:
       prediction_type: what the network predicts: "eps", "x0" or "v".
@@ -63,12 +65,12 @@ class Process:
 
     def __post_init__(self):
         if self.prediction_type not in PREDICTION_TYPES:
-            raise ValueError(
+            raise ConfigError(
                 f"diffusion.prediction_type is {self.prediction_type!r}; "
                 f"choose one of {', '.join(PREDICTION_TYPES)}."
             )
         if not self.input_scale > 0:
-            raise ValueError(f"diffusion.input_scale is {self.input_scale}; it must be positive.")
+            raise ConfigError(f"diffusion.input_scale is {self.input_scale}; it must be positive.")
 
     def network_input(self, xt: Array) -> Array:
         """What the network sees of xt [B, ...]: xt, or xt / std(xt) with its mean kept."""
@@ -99,6 +101,6 @@ class Process:
         x0 = self.clip(self.to_x0_eps(prediction, xt, gamma)[0])
         return x0, eps_from_x0(xt, x0, gamma)
 
-    def to_images(self, x0: Array) -> Array:
-        """x0 in [-b, b] back to images in [-1, 1]."""
+    def unscale(self, x0: Array) -> Array:
+        """x0 in [-b, b] back to examples in [-1, 1]."""
         return x0 / self.input_scale

@@ -9,8 +9,12 @@ shape of its argument.
 
 A sampler takes equal steps of t, so its schedule is its time grid: neither the network nor an
 update rule sees anything of a time but its gamma.
+
+A family is one entry of SCHEDULES. It has the formula twice: as a function of JAX, and as text that
+an export writes into programs without JAX (the model card's, the PyTorch file's).
 """
 
+import dataclasses
 import difflib
 import functools
 import inspect
@@ -19,6 +23,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from rin_jax import ConfigError
 
 Array = jax.Array
 Schedule = Callable[[Array], Array]
@@ -76,14 +82,48 @@ def _between(function: Schedule, t: Array, start: float, end: float) -> Array:
     return jnp.clip(gamma, MIN_GAMMA, 1.0)
 
 
-SCHEDULES: dict[str, Callable[..., Array]] = {
-    "offset_cosine": offset_cosine,
-    "cosine": cosine,
-    "sigmoid": sigmoid,
-    "linear": linear,
-    "logarithmic": logarithmic,
-    "logsnr": uniform_logsnr,
-    "edm": edm,
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A family of schedules.
+
+    Attributes:
+      gamma: gamma(t, **parameters) in JAX.
+      formula: the same at one float t in [0, 1], as a Python expression of t, the parameters,
+        `math`'s cos, exp, log and pi, and `between` of FOREIGN_BETWEEN.
+    """
+
+    gamma: Callable[..., Array]
+    formula: str
+
+    @property
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        """Name -> what the signature of `gamma` says of it, without t."""
+        parameters = dict(inspect.signature(self.gamma).parameters)
+        del parameters["t"]
+        return parameters
+
+
+FOREIGN_BETWEEN = f"""\
+def between(f, t, start, end):
+    gamma = (f(start + (end - start) * t) - f(end)) / (f(start) - f(end))
+    return min(max(gamma, {MIN_GAMMA}), 1.0)
+"""
+
+SCHEDULES: dict[str, Family] = {
+    "offset_cosine": Family(offset_cosine, "cos((t + small) / (1 + stretch) * pi / 2) ** 2"),
+    "cosine": Family(
+        cosine, "between(lambda u: max(cos(u * pi / 2), 0.0) ** (2 * tau), t, start, end)"
+    ),
+    "sigmoid": Family(sigmoid, "between(lambda u: 1 / (1 + exp(u / tau)), t, start, end)"),
+    "linear": Family(linear, f"max(1.0 - t, {MIN_GAMMA})"),
+    "logarithmic": Family(
+        logarithmic, "between(log, t, *((end, start) if reverse else (start, end)))"
+    ),
+    "logsnr": Family(uniform_logsnr, "1 / (1 + exp((start - end) * t - start))"),
+    "edm": Family(
+        edm,
+        "1 / (1 + (sigma_min ** (1 / rho) * (1 - t) + sigma_max ** (1 / rho) * t) ** (2 * rho))",
+    ),
 }
 
 
@@ -91,29 +131,23 @@ def make_schedule(name: str, **parameters: float) -> Schedule:
     """gamma(t) from a family's name and all its parameters.
 
     Raises:
-      ValueError: unknown family, or missing or unknown parameters, with what is there.
+      ConfigError: unknown family, or missing or unknown parameters, with what is there.
     """
     if name not in SCHEDULES:
         near = difflib.get_close_matches(name, SCHEDULES, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"no schedule {name!r}; choose one of {', '.join(SCHEDULES)}.{hint}")
-    function = SCHEDULES[name]
+        raise ConfigError(f"no schedule {name!r}; choose one of {', '.join(SCHEDULES)}.{hint}")
+    family = SCHEDULES[name]
     try:
-        inspect.signature(function).bind(None, **parameters)
+        inspect.signature(family.gamma).bind(None, **parameters)
     except TypeError as error:
-        wanted = [p for p in inspect.signature(function).parameters if p != "t"]
-        raise ValueError(
-            f"schedule {name!r} takes {wanted}, not {sorted(parameters)}: {error}."
+        raise ConfigError(
+            f"schedule {name!r} takes {list(family.parameters)}, not {sorted(parameters)}: {error}."
         ) from error
-    return functools.partial(function, **parameters)
+    return functools.partial(family.gamma, **parameters)
 
 
 def logsnr(gamma: Array) -> Array:
     """log(gamma / (1 - gamma)), finite for gamma in [0, 1] by clipping to [1e-9, 1 - 6e-8]."""
     gamma = jnp.clip(gamma, MIN_GAMMA, 1 - np.finfo(np.float32).epsneg)
     return jnp.log(gamma) - jnp.log1p(-gamma)
-
-
-def gamma_of_logsnr(value: Array) -> Array:
-    """The inverse of `logsnr`."""
-    return jax.nn.sigmoid(value)

@@ -150,7 +150,7 @@ def _head(title: str) -> str:
 def _known(description: Mapping[str, Any]) -> list[tuple[str, str]]:
     config, network = description["config"], description["network"]
     data, train = config["data"], config["train"]
-    height, width, channels = network["image_shape"]
+    height, width, channels = network["example_shape"]
     names = description["class_names"]
     classes = str(network["num_classes"] or "none: unconditional")
     if names and len(names) <= 20:
@@ -210,7 +210,7 @@ def _latents(network: Mapping[str, Any]) -> str:
     latents = f"[B, {network['num_latents']}, {network['latent_dim']}]"
     if not network["interface_self_cond"]:
         return latents
-    height, width, _ = network["image_shape"]
+    height, width, _ = network["example_shape"]
     tokens = height * width // network["patch_size"] ** 2
     interface = f"[B, {tokens}, {network['interface_dim']}]"
     return f'{{"latents": {latents}, "interface": {interface}}}'
@@ -222,7 +222,7 @@ def _use(description: Mapping[str, Any], onnx: bool) -> list[str]:
     sampler, classes = config["sampler"], network["num_classes"]
     labels = [i % classes if classes else -1 for i in range(4)]
     formula = schedule_formula(**sampler["schedule"])
-    height, width, channels = network["image_shape"]
+    height, width, channels = network["example_shape"]
     values = {
         "labels": labels, "keyword": f", labels={labels}" if classes else "",
         "tensor": f", torch.tensor({labels})" if classes else "",

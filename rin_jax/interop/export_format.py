@@ -17,9 +17,10 @@ import numpy as np
 from etils import epath
 
 from rin_jax.interop import safetensors, tensors
+from rin_jax.network.partitioning import param_shapes
 from rin_jax.network.rin import RIN
 
-FORMAT = 1
+FORMAT = 2
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
@@ -111,7 +112,7 @@ def read_weights(
     path = folder / WEIGHTS
     if not path.exists():
         raise ValueError(f"{folder} has no {WEIGHTS}.")
-    wanted = {name: leaf.shape for name, leaf in tensors.flatten(tensors.param_shapes(rin)).items()}
+    wanted = {name: leaf.shape for name, leaf in tensors.flatten(param_shapes(rin)).items()}
     with path.open("rb") as file:
         reader = safetensors.Reader(file, str(path))
         problems = [f"{name}: missing" for name in wanted if name not in reader.shapes]

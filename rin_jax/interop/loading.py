@@ -26,12 +26,13 @@ from rin_jax import ConfigError
 from rin_jax.experiment import (
     Experiment,
     check_architecture,
-    config_errors,
     device_mesh,
     make_experiment,
+    saved_config,
 )
 from rin_jax.interop import export_format, hub, programs, web
-from rin_jax.network.rin import NO_LABEL
+from rin_jax.network import conditioning
+from rin_jax.network.conditioning import NO_LABEL
 from rin_jax.runtime import sharding
 from rin_jax.sampling.generate import make_generate
 
@@ -91,9 +92,11 @@ class Model:
         Raises:
           ValueError: labels that the model does not know, or not `num` of them.
         """
-        if labels is None and self.experiment.rin.num_classes:
-            labels = np.arange(num) % self.experiment.rin.num_classes
-        return self._generate(seed)(self.params, np.arange(num), self._labels(labels, num))
+        known = self.experiment.rin.num_classes
+        if labels is None and known:
+            labels = np.arange(num) % known
+        cond = conditioning.of_labels(self._labels(labels, num), known)
+        return self._generate(seed)(self.params, np.arange(num), cond)
 
     def sample_from(self, noise: Array, labels=None, keys: Array | None = None) -> Array:
         """Images float32 [B, H, W, C] in [-1, 1], not clipped, from given noise of that shape.
@@ -118,7 +121,7 @@ class Model:
         """
         batch = xt.shape[0]
         if latents is None:
-            shapes = programs.latent_shapes(self.experiment.rin, batch)
+            shapes = self.experiment.rin.abstract_latents(batch)
             latents = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         return self._denoiser(self.params, xt, gamma, self._labels(labels, batch), latents)
 
@@ -161,16 +164,17 @@ def load(source: str, experiment: Experiment | None = None) -> Model:
       ConfigError: there is no such export, or it is damaged, changed, incomplete, of another
         format version or architecture; the message names the file, tensor or field.
     """
-    with config_errors(), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         path = find(source, stack)
         description = export_format.read(path)
-        config = ml_collections.ConfigDict({**description.config, "mesh": ANY_DEVICES})
+        config = saved_config(description.config)
+        config.mesh = ANY_DEVICES
         own = make_experiment(config)
         export_format.check_network(path / export_format.CONFIG, description.network, own.rin)
         if experiment is None:
             experiment = own
-        check_architecture(experiment.config, description.config, f"the export {source}")
-        mesh = device_mesh(experiment.config)
+        check_architecture(experiment, description.config, f"the export {source}")
+        mesh = device_mesh(experiment)
         place = sharding.replicated(mesh)
         params = export_format.read_weights(
             path, description.sha256, experiment.rin, lambda array: jax.device_put(array, place)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from rin_jax.interop import tensors
+from rin_jax.network.partitioning import param_shapes
 from rin_jax.network.rin import RIN
 
 ATTENTION = {
@@ -66,7 +67,7 @@ def network(config: Mapping[str, Any], num_classes: int) -> RIN:
     route = "decoupled" if config["cond_decoupled_read"] else "read"
     route = "write" if config["cond_tape_writable"] else route
     return RIN(
-        image_shape=(config["image_height"], config["image_width"], config["image_channels"]),
+        example_shape=(config["image_height"], config["image_width"], config["image_channels"]),
         num_classes=num_classes,
         patch_size=config["patch_size"],
         num_blocks=len(depths),
@@ -90,6 +91,8 @@ def network(config: Mapping[str, Any], num_classes: int) -> RIN:
         cond_route=route,
         cond_dim=config["cond_dim"] or None,
         time_scale=config["time_scaling"],
+        remat="none",
+        dtype="float32",
     )
 
 
@@ -101,7 +104,7 @@ def import_params(weights: Mapping[str, np.ndarray], rin: RIN) -> dict[str, Any]
     """
     names = reference_names(rin)
     problems, used, params = [], set(), {}
-    for path, leaf in tensors.flatten(tensors.param_shapes(rin)).items():
+    for path, leaf in tensors.flatten(param_shapes(rin)).items():
         ours = path.replace(".", "/")
         found = [weights.get(f"tape/{name}") for name in names[ours].ravel()]
         used.update(f"tape/{name}" for name in names[ours].ravel())

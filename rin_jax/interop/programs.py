@@ -11,10 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from rin_jax.experiment import Experiment
-from rin_jax.network.rin import NO_LABEL, RIN
+from rin_jax.network import conditioning
+from rin_jax.sampling.denoiser import denoiser as network_denoiser
+from rin_jax.sampling.denoiser import guided
 
 Array = jax.Array
 # denoiser(params, xt [B, H, W, C], gamma [B], labels [B], latents) -> (prediction, latents)
@@ -33,8 +34,8 @@ def make_denoiser(experiment: Experiment) -> Denoiser:
     rin, process = experiment.rin, experiment.sampler.process
 
     def denoiser(params, xt, gamma, labels, latents):
-        labels = labels if rin.num_classes else None
-        return rin.apply({"params": params}, process.network_input(xt), gamma, labels, latents)
+        cond = conditioning.of_labels(labels, rin.num_classes)
+        return network_denoiser(rin, params)(process.network_input(xt), gamma, cond, latents)
 
     return denoiser
 
@@ -48,9 +49,6 @@ def make_sampler(experiment: Experiment) -> Sampler:
     rin, sampler = experiment.rin, experiment.sampler
 
     def images_of(params, noise, labels, keys):
-        def denoise_fn(xt, gamma, cond, prev_latents):
-            return rin.apply({"params": params}, xt, gamma, cond, prev_latents)
-
         def fresh(i):
             def draw(key):
                 key = jax.random.wrap_key_data(key, impl="threefry2x32")
@@ -58,19 +56,8 @@ def make_sampler(experiment: Experiment) -> Sampler:
 
             return jax.vmap(draw)(keys)
 
-        if not rin.num_classes:
-            return sampler.sample(denoise_fn, noise, None, fresh)
-        null = jnp.full_like(labels, NO_LABEL)
-        guided = experiment.guidance.classifier_free(denoise_fn, null)
-        return sampler.sample(guided, noise, labels, fresh)
+        cond = conditioning.of_labels(labels, rin.num_classes)
+        denoise_fn = guided(experiment.guidance, network_denoiser(rin, params), None, cond)
+        return sampler.sample(denoise_fn, noise, cond, fresh)
 
     return images_of
-
-
-def latent_shapes(rin: RIN, batch: Any) -> Any:
-    """Shapes of the latents that a pass takes and returns; `batch` may be symbolic."""
-    latents = jax.ShapeDtypeStruct((batch, rin.num_latents, rin.latent_dim), jnp.float32)
-    if not rin.interface_self_cond:
-        return latents
-    interface = jax.ShapeDtypeStruct((batch, rin.num_tokens, rin.interface_dim), jnp.float32)
-    return {"latents": latents, "interface": interface}

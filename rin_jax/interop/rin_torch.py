@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, scaled_dot_product_attention, silu
 
-FORMAT, NO_LABEL = 1, -1  # of config.json; the label of an example without a class
+FORMAT, NO_LABEL = 2, -1  # of config.json; the label of an example without a class
 TINY, MIN_GAMMA = 1e-9, 1e-9  # the least divisor, and the least signal power of a schedule
 SAMPLERS = {  # what this file can do of the sampler's fields
     "name": ("ddim", "ddpm_large", "ddpm_small"), "eta": (0.0,), "latents": ("carry",),
@@ -157,7 +157,7 @@ class Stem(nn.Linear):
     """Images to interface tokens: linear patches, LayerNorm, positions."""
 
     def __init__(self, net: dict):
-        height, width, channels = net["image_shape"]
+        height, width, channels = net["example_shape"]
         side, dim = net["patch_size"], net["interface_dim"]
         super().__init__(side**2 * channels, dim)
         self.side, self.norm, grid = side, norm(dim), (height // side, width // side)
@@ -174,7 +174,7 @@ class Readout(nn.Module):
 
     def __init__(self, net: dict):
         super().__init__()
-        self.shape, self.side, width = net["image_shape"], net["patch_size"], net["interface_dim"]
+        self.shape, self.side, width = net["example_shape"], net["patch_size"], net["interface_dim"]
         self.norm, self.out = norm(width), nn.Linear(width, self.side**2 * self.shape[2])
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -205,7 +205,7 @@ class RIN(nn.Module):
         super().__init__()
         net, config = description["network"], description["config"]
         self.net, self.diffusion, self.sampler = net, config["diffusion"], config["sampler"]
-        self.image_shape, self.class_names = tuple(net["image_shape"]), description["class_names"]
+        self.image_shape, self.class_names = tuple(net["example_shape"]), description["class_names"]
         latent, interface = net["latent_dim"], net["interface_dim"]
         self.stem = Stem(net)
         labelled = net["label_on_latents"] and net["num_classes"] > 0

@@ -13,6 +13,7 @@ from jax import export
 
 from rin_jax.experiment import Experiment
 from rin_jax.interop import programs, tensors
+from rin_jax.network.partitioning import param_shapes
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 DENOISER, SAMPLER = "denoiser.stablehlo", "sampler.stablehlo"
@@ -22,13 +23,13 @@ def write(folder: epath.Path, experiment: Experiment) -> None:
     """Writes both programs. Their arguments are those of `programs`, with flat parameters."""
     rin = experiment.rin
     (batch,) = export.symbolic_shape("batch")
-    params = tensors.flatten(tensors.param_shapes(rin))
-    images = jax.ShapeDtypeStruct((batch, *rin.image_shape), jnp.float32)
+    params = tensors.flatten(param_shapes(rin))
+    images = jax.ShapeDtypeStruct((batch, *rin.example_shape), jnp.float32)
     gamma = jax.ShapeDtypeStruct((batch,), jnp.float32)
     labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
     keys = jax.ShapeDtypeStruct((batch, 2), jnp.uint32)
     denoiser = programs.make_denoiser(experiment), (
-        images, gamma, labels, programs.latent_shapes(rin, batch),
+        images, gamma, labels, rin.abstract_latents(batch),
     )  # fmt: skip
     sampler = programs.make_sampler(experiment), (images, labels, keys)
     for name, (program, arguments) in ((DENOISER, denoiser), (SAMPLER, sampler)):

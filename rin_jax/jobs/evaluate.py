@@ -1,4 +1,4 @@
-"""The job that measures a run's newest checkpoint: classifier agreement of its samples."""
+"""The job that measures a run's newest checkpoint: whether its samples show the class asked for."""
 
 import json
 
@@ -7,16 +7,17 @@ import numpy as np
 from etils import epath
 
 from rin_jax import ConfigError
-from rin_jax.checkpointing.restore import load_ema
 from rin_jax.data import pipeline
 from rin_jax.data.source import open_source
-from rin_jax.evaluation.agreement import label_agreement
-from rin_jax.experiment import config_errors, device_mesh, make_experiment
-from rin_jax.runtime import reports
+from rin_jax.evaluation.classifier import Classifier
+from rin_jax.experiment import device_mesh, make_experiment
+from rin_jax.network import conditioning
+from rin_jax.runtime import console
 from rin_jax.sampling.generate import make_generate
+from rin_jax.sampling.weights import load_ema
 
 REAL_IMAGES = 5000  # the classifier learns from at most this many,
-IMAGES_PER_CLASS = 20  # needs at least so many of each class,
+IMAGES_PER_CLASS = 20  # needs about so many of each class,
 LARGEST_IMAGE = 32  # and reads no larger images
 
 
@@ -33,50 +34,48 @@ def evaluate(config, workdir: str, ema: str | None = None) -> dict[str, float]:
             f"--mode=evaluate measures whether samples show their class, for 2 to "
             f"{REAL_IMAGES // IMAGES_PER_CLASS} classes; data.num_classes is {num_classes}."
         )
-    if config.data.image_size > LARGEST_IMAGE:
+    if experiment.data.image_size > LARGEST_IMAGE:
         raise ConfigError(
             f"--mode=evaluate reads images up to {LARGEST_IMAGE} pixels; data.image_size is "
-            f"{config.data.image_size}."
+            f"{experiment.data.image_size}."
         )
-    data = config.data
-    with config_errors():
-        real = pipeline.fixed_examples(
-            open_source(data.name, data.split, data.data_dir, data.image_size, data.channels),
-            image_size=data.image_size,
-            channels=data.channels,
-            num=REAL_IMAGES,
-            num_threads=data.num_threads,
-        )
-    mesh = device_mesh(config)
+    real = pipeline.fixed_examples(open_source(experiment.data), REAL_IMAGES)
+    mesh = device_mesh(experiment)
     step, name, params = load_ema(experiment, mesh, workdir, ema)
-    generate = make_generate(experiment, mesh, config.seed)
+    generate = make_generate(experiment, mesh, experiment.seed)
 
-    count, size = config.evaluation.num_samples, config.evaluation.batch_size
+    count, size = experiment.evaluation.num_samples, experiment.evaluation.batch_size
     labels = np.arange(count, dtype=np.int32) % num_classes
-    progress = reports.Progress(0, count, 1)
+    progress = console.Progress(0, count, 1)
     images = []
     for first in range(0, count, size):
         rows = np.arange(first, min(first + size, count))
         padded = np.resize(rows, size)  # the last batch has the size of the others: one program
-        images.append(generate(params, padded, labels[padded])[: len(rows)])
-        reports.say(progress.line(progress.update(int(rows[-1]) + 1)))
-    figures = label_agreement(real["image"], real["label"], np.concatenate(images), labels)
+        cond = conditioning.of_labels(labels[padded], num_classes)
+        images.append(generate(params, padded, cond)[: len(rows)])
+        console.say(progress.line(progress.update(int(rows[-1]) + 1)))
+    classifier = Classifier(real["image"], real["label"])
+    agreement = classifier.agreement(np.concatenate(images), labels)
     record = {
         "step": step,
-        **figures,
+        "agreement": agreement,
+        "classifier_accuracy": classifier.accuracy,
         "num_samples": count,
         "weights": name,
         "seed": config.seed,
         "sampler": config.sampler.to_dict(),
-        "data": {"name": data.name, "split": data.split, "real_images": len(real["image"])},
+        "data": {
+            "name": experiment.data.name,
+            "split": experiment.data.split,
+            "real_images": len(real["image"]),
+        },
     }
     path = epath.Path(workdir) / "evaluation" / f"{step:08d}-{name}.json"
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record, indent=2) + "\n")
-    reports.say(
-        f"step {step}: {100 * figures['agreement']:.1f} % of {count} samples are labelled as asked "
-        f"(the classifier: {100 * figures['classifier_accuracy']:.1f} % of held-out real images); "
-        f"{path}"
+    console.say(
+        f"step {step}: a classifier reads {100 * agreement:.1f} % of {count} samples as asked, "
+        f"and {100 * classifier.accuracy:.1f} % of held-out real images as labelled; {path}"
     )
     return record

@@ -20,19 +20,21 @@ from etils import epath
 
 from rin_jax import ConfigError
 from rin_jax.checkpointing import restore
-from rin_jax.checkpointing.restore import load_ema
 from rin_jax.data import catalog
 from rin_jax.experiment import (
     Experiment,
     check_architecture,
-    config_errors,
     device_mesh,
     make_experiment,
+    saved_config,
 )
 from rin_jax.interop import card, export_format, hub, onnx, stablehlo
 from rin_jax.interop.loading import ANY_DEVICES, Model
-from rin_jax.runtime import reports
-from rin_jax.sampling.generate import GRID_COLUMNS, grid_labels, make_generate
+from rin_jax.network import conditioning
+from rin_jax.runtime import console, files
+from rin_jax.sampling import grids
+from rin_jax.sampling.generate import make_generate
+from rin_jax.sampling.weights import load_ema
 
 GRID_FILE = "samples.png"
 TORCH_FILE = pathlib.Path(__file__).parents[1] / "interop" / "rin_torch.py"
@@ -54,16 +56,14 @@ def export(
         export's, or a package that is missing; before anything is written.
     """
     path = epath.Path(to)
-    with config_errors():
-        check_target(path, with_onnx, push)
+    check_target(path, with_onnx, push)
     model = checkpoint_model(config, workdir, ema)
     records = evaluations(workdir, model.step)
     write(path, model, records, with_grid=with_grid, with_onnx=with_onnx)
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.params))
-    reports.say(f"step {model.step} ({model.ema}, {size:,} parameters) exported: {path}")
+    console.say(f"step {model.step} ({model.ema}, {size:,} parameters) exported: {path}")
     if push:
-        with config_errors():
-            reports.say(f"pushed: {hub.push(str(path), push)}")
+        console.say(f"pushed: {hub.push(str(path), push)}")
     return path
 
 
@@ -93,7 +93,7 @@ def write(
         sha256=export_format.write_weights(path, model.params, metadata),
     )
     if with_grid:
-        reports.write_png(path / GRID_FILE, sample_grid(model))
+        files.write_png(path / GRID_FILE, sample_grid(model))
     stablehlo.write(path, experiment)
     (path / TORCH_FILE.name).write_text(TORCH_FILE.read_text())
     fields = dataclasses.asdict(description)
@@ -105,11 +105,11 @@ def write(
 
 
 def check_target(path: epath.Path, with_onnx: bool, push: str | None) -> None:
-    """Raises ValueError or ImportError at what would stop the export later."""
+    """Raises ConfigError at what would stop the export later."""
     if path.exists() and any(path.iterdir()) and not (path / export_format.WEIGHTS).exists():
-        raise ValueError(f"--to={path} has files that are no export; name a new or empty folder.")
+        raise ConfigError(f"--to={path} has files that are no export; name a new or empty folder.")
     if (with_onnx or push) and "://" in str(path):
-        raise ValueError(f"--to={path}: --onnx and --push need a folder on this machine.")
+        raise ConfigError(f"--to={path}: --onnx and --push need a folder on this machine.")
     if with_onnx:
         onnx.check()
     if push:
@@ -126,33 +126,32 @@ def checkpoint_model(config: ml_collections.ConfigDict, workdir: str, ema: str |
     names = class_names(experiment)
     found, _ = restore.find(workdir)
     if found:  # or load_ema says so
-        where = f"checkpoint {found[0].step} in {workdir}"
-        check_architecture(experiment.config, found[0].facts["config"], where)
-        sampler = experiment.config.sampler.to_dict()
-        merged = ml_collections.ConfigDict(
-            {**found[0].facts["config"], "sampler": sampler, "mesh": ANY_DEVICES}
+        check_architecture(
+            experiment, found[0].config, f"checkpoint {found[0].step} in {workdir}"
         )
-        merged.data.data_dir = None
-        experiment = make_experiment(merged)
-    if experiment.config.sampler.guide is not None:
+        own = saved_config(found[0].config)
+        own.sampler, own.mesh = experiment.config.sampler.to_dict(), ANY_DEVICES
+        own.data.data_dir = None
+        experiment = make_experiment(own)
+    guide = experiment.generation.guide
+    if guide is not None:
         raise ConfigError(
-            f"sampler.guide is {experiment.config.sampler.guide}, but an export holds one network; "
-            "leave the guide out."
+            f"sampler.guide is {guide}, but an export holds one network; leave the guide out."
         )
-    mesh = device_mesh(experiment.config, jax.local_devices()[:1])
-    step, ema, params = load_ema(experiment, mesh, workdir, ema)
-    return Model(experiment, params, mesh, names, step, ema)
+    mesh = device_mesh(experiment, jax.local_devices()[:1])
+    found_ema = load_ema(experiment, mesh, workdir, ema)
+    return Model(experiment, found_ema.params, mesh, names, found_ema.step, found_ema.name)
 
 
 def class_names(experiment: Experiment) -> tuple[str, ...] | None:
     """Names of the classes; None where the data set is not known on this machine."""
-    data = experiment.config.data
+    data = experiment.data
     if not data.num_classes:
         return ()
     try:
         info = catalog.describe(data.name, data.split, data.data_dir, data.image_size)
     except (ValueError, ImportError) as error:
-        reports.say(f"class names are not known here: {error}")
+        console.say(f"class names are not known here: {error}")
         return None
     return info.class_names or None
 
@@ -160,11 +159,15 @@ def class_names(experiment: Experiment) -> tuple[str, ...] | None:
 def sample_grid(model: Model) -> np.ndarray:
     """The picture of --mode=sample, a row of it at a time."""
     experiment = model.experiment
-    generate = make_generate(experiment, model.mesh, experiment.config.seed)
-    labels = grid_labels(experiment.rin.num_classes).reshape(-1, GRID_COLUMNS)
+    num_classes = experiment.rin.num_classes
+    generate = make_generate(experiment, model.mesh, experiment.seed)
+    labels = grids.grid_labels(num_classes).reshape(-1, grids.COLUMNS)
     indices = np.arange(labels.size).reshape(labels.shape)
-    rows = [generate(model.params, *row) for row in zip(indices, labels, strict=True)]
-    return reports.grid(np.concatenate(rows), GRID_COLUMNS)
+    rows = [
+        generate(model.params, i, conditioning.of_labels(row, num_classes))
+        for i, row in zip(indices, labels, strict=True)
+    ]
+    return grids.grid(np.concatenate(rows), grids.COLUMNS)
 
 
 def evaluations(workdir: str, step: int) -> list[dict[str, Any]]:

@@ -14,13 +14,13 @@ from etils import epath
 from rin_jax import ConfigError
 from rin_jax.checkpointing import restore
 from rin_jax.checkpointing.checkpoints import Checkpoints, folder
-from rin_jax.experiment import Experiment, config_errors, device_mesh, make_experiment
+from rin_jax.experiment import Experiment, device_mesh, make_experiment
 from rin_jax.interop import pix2seq, tf_checkpoint
-from rin_jax.runtime import reports
-from rin_jax.training.state import create_state
+from rin_jax.runtime import console
+from rin_jax.training.state import create_state, items_of, metadata_of
 
 
-def import_reference(config: ml_collections.ConfigDict, workdir: str, source: str) -> int:
+def import_pix2seq(config: ml_collections.ConfigDict, workdir: str, source: str) -> int:
     """Writes the checkpoint and WORKDIR/import.json, which accounts for every variable.
 
     Returns:
@@ -31,32 +31,30 @@ def import_reference(config: ml_collections.ConfigDict, workdir: str, source: st
         begun already.
     """
     experiment = make_experiment(config)
-    with config_errors():
-        begun, _ = restore.find(workdir)
-        if begun:
-            raise ConfigError(
-                f"{workdir} has a checkpoint of step {begun[0].step} already; name another "
-                "--workdir."
-            )
-        found = tf_checkpoint.read(source)
-        params = pix2seq.import_params(found.params or found.average, experiment.rin)
-        average = pix2seq.import_params(found.average or found.params, experiment.rin)
+    begun, _ = restore.find(workdir)
+    if begun:
+        raise ConfigError(
+            f"{workdir} has a checkpoint of step {begun[0].step} already; name another --workdir."
+        )
+    found = tf_checkpoint.read(source)
+    params = pix2seq.import_params(found.params or found.average, experiment.rin)
+    average = pix2seq.import_params(found.average or found.params, experiment.rin)
     step = found.step or 0
-    mesh = device_mesh(experiment.config)
-    state = create_state(experiment, mesh, experiment.config.seed)
+    mesh = device_mesh(experiment)
+    state = create_state(experiment, mesh, experiment.seed)
     state = state.replace(
         step=jax.device_put(state.step + step, state.step.sharding),
         params=_placed(params, state.params),
         emas={name: _placed(average, like) for name, like in state.emas.items()},
     )
-    config = experiment.config
+    metadata = metadata_of(state, experiment, step * experiment.train.batch_size)
     with Checkpoints(folder(workdir)) as saver:
-        saver.save_state(state, step, config.to_dict(), step * config.train.batch_size, {})
+        saver.save(step, items_of(state), metadata)
     report = account(found, experiment) | {"source": source, "step": step}
     path = epath.Path(workdir) / "import.json"
     path.write_text(json.dumps(report, indent=2) + "\n")
-    reports.say(_summary(report, found))
-    reports.say(f"checkpoint of step {step} in {workdir}; each variable is in {path}")
+    console.say(_summary(report, found))
+    console.say(f"checkpoint of step {step} in {workdir}; each variable is in {path}")
     return step
 
 

@@ -1,9 +1,10 @@
 """The job that prepares a data set at the training size and shows what the network will see.
 
-A data set of TFDS, or a folder of images, becomes a TFDS data set of our own (`data/shards.py`);
-one that is prepared already is only shown.
+A data set of TFDS, or a folder of images, becomes a TFDS data set of our own
+(`data/shard_writer.py`); one that is prepared already is only shown.
 """
 
+import dataclasses
 import re
 import sys
 import time
@@ -16,12 +17,14 @@ import tqdm
 from etils import epath
 
 from rin_jax import ConfigError
-from rin_jax.data import catalog, pipeline, shard_writer
-from rin_jax.data.image_folder import open_folder
+from rin_jax.data import catalog, pipeline, prepared_set, shard_writer
+from rin_jax.data.dataset import Data, declared_size
+from rin_jax.data.image_folder import FolderOriginal, open_folder
 from rin_jax.data.originals import TfdsOriginal
 from rin_jax.data.source import ImageSource, open_source
-from rin_jax.experiment import check_section, config_errors, declared_size
-from rin_jax.runtime import reports
+from rin_jax.experiment import section
+from rin_jax.runtime import console, files
+from rin_jax.sampling import grids
 from rin_jax.training.step import prepare_images
 
 PREVIEW = 64  # images
@@ -35,37 +38,35 @@ def prepare(config, workdir: str | None, folder: str | None, downloaded: str | N
     Args:
       config: of the experiment; only its section data and the seed are read.
       workdir: where the preview goes; None: to the files of the data set.
-      folder: images of the user's own (`data/folder.py`) that become the data set.
+      folder: images of the user's own (`data/image_folder.py`) that become the data set.
       downloaded: a folder with files that TFDS would otherwise fetch.
 
     Raises:
       ConfigError: with what is wrong and the remedy; what was written is kept.
     """
-    with config_errors():
-        check_section(config, "data")
-        if "://" in str(catalog.folder_of(config.data.data_dir)):
-            raise ConfigError(
-                f"data.data_dir is {config.data.data_dir!r}; a data set is prepared on a disk of "
-                "this machine: name a folder on it and copy that afterwards."
-            )
-        data = config.data.copy_and_resolve_references()
-        split = re.match(r"\w*", data.split)[0]
-        if folder is None:
-            original = _tfds_original(data, split, downloaded)
-        else:
-            original = _folder_original(data, split, folder)
-        if original is not None:
-            _write(original, data)
-        source = open_source(
-            data.name, data.split, data.data_dir, data.image_size, data.channels or 3
+    data = section(Data, "data", config.to_dict())
+    if "://" in str(catalog.folder_of(data.data_dir)):
+        raise ConfigError(
+            f"data.data_dir is {data.data_dir!r}; a data set is prepared on a disk of this "
+            "machine: name a folder on it and copy that afterwards."
         )
-        report = shard_writer.read_report(epath.Path(source.info.folder), split)
-        if report is not None:
-            reports.say(_describe(report))
-        return _show(source, data, config.seed, workdir)
+    split = re.match(r"\w*", data.split)[0]
+    if folder is None:
+        data, original = _tfds_original(data, split, downloaded)
+    else:
+        original = _folder_original(data, split, folder)
+    if original is not None:
+        _write(original, data)
+    info = catalog.describe(data.name, data.split, data.data_dir, data.image_size)
+    channels = data.channels or info.image_shape[-1] or 3
+    source = open_source(dataclasses.replace(data, channels=channels, prefetch=1))
+    report = prepared_set.read_report(epath.Path(info.folder), split)
+    if report is not None:
+        console.say(_describe(report))
+    return _show(source, config.seed, workdir)
 
 
-def _folder_original(data, split: str, folder: str):
+def _folder_original(data: Data, split: str, folder: str) -> FolderOriginal:
     if not NAME.fullmatch(data.name):
         raise ConfigError(
             f"data.name is {data.name!r}; name the new data set with small letters, digits and _."
@@ -80,28 +81,30 @@ def _folder_original(data, split: str, folder: str):
     return open_folder(folder, data.name, split, data.num_classes, data.channels or 3)
 
 
-def _tfds_original(data, split: str, downloaded: str | None) -> TfdsOriginal | None:
-    """What has to be written anew; None if the data set is there at the size already."""
+def _tfds_original(
+    data: Data, split: str, downloaded: str | None
+) -> tuple[Data, TfdsOriginal | None]:
+    """(data with an image size, what has to be written or None if it is there at that size)."""
     if data.image_size is not None:
         copy = catalog.sized_folder(data.name, data.data_dir, data.image_size)
         if split in catalog.find_splits(copy):
-            return None
+            return data, None
     builder = catalog.tfds_builder(data.name, data.data_dir)
     catalog.feature_keys(data.name, builder)  # refused before a download
     if not builder.is_prepared():
-        reports.say(f"TFDS prepares {data.name} in {builder.data_path}")
+        console.say(f"TFDS prepares {data.name} in {builder.data_path}")
         catalog.prepare_with_tfds(data.name, builder, downloaded)
         builder = catalog.tfds_builder(data.name, data.data_dir)
     info = catalog.info(data.name, split, builder)
     if data.image_size is None:
-        data.image_size = declared_size(info)
+        data = dataclasses.replace(data, image_size=declared_size(info))
     stored = info.image_shape[:2]
     if catalog.has_random_access(builder) and stored == (data.image_size, data.image_size):
-        return None
-    return TfdsOriginal(info, builder)
+        return data, None
+    return data, TfdsOriginal(info, builder)
 
 
-def _write(original, data) -> None:
+def _write(original: TfdsOriginal | FolderOriginal, data: Data) -> None:
     folder = catalog.sized_folder(data.name, data.data_dir, data.image_size)
     if original.split in catalog.find_splits(folder):
         raise ConfigError(
@@ -109,7 +112,7 @@ def _write(original, data) -> None:
             "prepare it anew, or choose another data.name."
         )
     pixels = len(original) * data.image_size**2 * original.channels
-    reports.say(
+    console.say(
         f"preparing {len(original):,} images of {data.name} ({original.split}) at "
         f"{data.image_size} pixels in {folder}; without compression {pixels / 1e9:,.2f} GB"
     )
@@ -118,7 +121,7 @@ def _write(original, data) -> None:
     with tqdm.tqdm(total=len(original), unit=" images", mininterval=patience) as bar:
         shard_writer.write(original, folder, data.image_size, data.num_threads, bar.update)
     seconds = time.monotonic() - since
-    reports.say(f"{reports.duration(seconds)}, {len(original) / seconds:,.0f} images/s")
+    console.say(f"{console.duration(seconds)}, {len(original) / seconds:,.0f} images/s")
 
 
 def _describe(report: dict) -> str:
@@ -143,24 +146,12 @@ def _describe_classes(classes: Sequence[tuple[str, int]]) -> list[str]:
     return [f"{len(classes)} classes, from {low:,} images ({fewest}) to {high:,} ({most})"]
 
 
-def _show(source: ImageSource, data, seed: int, workdir: str | None) -> epath.Path:
+def _show(source: ImageSource, seed: int, workdir: str | None) -> epath.Path:
     """Writes preview.png: the first images of training with their labels, and a histogram."""
     num = min(PREVIEW, len(source))
-    channels = data.channels or source.info.image_shape[-1] or 3
-    batch = next(
-        pipeline.train_batches(
-            source,
-            image_size=data.image_size,
-            channels=channels,
-            batch_size=num,
-            seed=seed,
-            start=0,
-            num_threads=data.num_threads,
-            prefetch=1,
-        )
-    )
+    batch = next(pipeline.train_batches(source, num, seed=seed, start=0))
     plain = prepare_images(batch["image"], jax.random.key(seed), flip=False)
-    seen = np.asarray(prepare_images(batch["image"], jax.random.key(seed), flip=data.flip))
+    seen = np.asarray(prepare_images(batch["image"], jax.random.key(seed), flip=source.data.flip))
     flipped = (seen != np.asarray(plain)).any(axis=(1, 2, 3))
     names = source.info.class_names
     captions = [names[label] for label in batch["label"]] if names else [""] * num
@@ -168,14 +159,14 @@ def _show(source: ImageSource, data, seed: int, workdir: str | None) -> epath.Pa
         f"{name} <>" if turned else name for name, turned in zip(captions, flipped, strict=True)
     ]
     pixels = np.rint((seen + 1) * 127.5).astype(np.uint8)
-    picture = reports.captioned_grid(pixels, captions, columns=8)
+    picture = grids.captioned_grid(pixels, captions, columns=8)
     if names:
         counted = min(COUNTED, len(source))
         counts = np.bincount([source.label(i) for i in range(counted)], minlength=len(names))
         title = f"labels of the first {counted:,} of {len(source):,} images"
-        picture = reports.stack(picture, reports.histogram(counts, title))
-        reports.say("\n".join([title, *_describe_classes(list(zip(names, counts, strict=True)))]))
+        picture = grids.stack(picture, grids.histogram(counts, title))
+        console.say("\n".join([title, *_describe_classes(list(zip(names, counts, strict=True)))]))
     path = epath.Path(workdir or source.info.folder) / "preview.png"
-    reports.write_png(path, picture)
-    reports.say(f"{num} images as the network sees them (<> is flipped): {path}")
+    files.write_png(path, picture)
+    console.say(f"{num} images as the network sees them (<> is flipped): {path}")
     return path

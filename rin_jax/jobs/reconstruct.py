@@ -4,17 +4,18 @@ Source: arXiv 2312.02696 section 3.2 (EDM2).
 """
 
 import jax
+import ml_collections
 
 from rin_jax import ConfigError
 from rin_jax.checkpointing import checkpoints
 from rin_jax.checkpointing.checkpoints import Checkpoints, DamagedError, describe_damage, folder
-from rin_jax.experiment import check_architecture, config_errors, device_mesh, make_experiment
-from rin_jax.runtime import reports
+from rin_jax.experiment import check_architecture, device_mesh, make_experiment
+from rin_jax.runtime import console
+from rin_jax.sampling.weights import abstract_params
 from rin_jax.training import ema
-from rin_jax.training.state import abstract_params
 
 
-def reconstruct(config, workdir: str, length: float) -> str:
+def reconstruct(config: ml_collections.ConfigDict, workdir: str, length: float) -> str:
     """Writes WORKDIR/reconstructed/power_LENGTH/STEP and a table of coefficients beside it.
 
     STEP is that of the newest snapshot; `--ema=power_LENGTH` finds it. Returns the table.
@@ -23,21 +24,18 @@ def reconstruct(config, workdir: str, length: float) -> str:
       ConfigError: a length out of its range, or no snapshots of these parameters.
     """
     experiment = make_experiment(config)
-    with config_errors():
-        ema.exponent(length)
-        found, damaged = checkpoints.find(folder(workdir, "snapshots"))
+    ema.exponent(length)
+    found, damaged = checkpoints.find(folder(workdir, "snapshots"))
     for line in describe_damage(damaged):
-        reports.say(f"snapshots: {line}; it is left out")
+        console.say(f"snapshots: {line}; it is left out")
     if not found:
         raise ConfigError(
             f"no snapshots in {workdir}; set ema.power_lengths, for instance (0.05, 0.1), and "
             "ema.snapshot_every_steps before training."
         )
     newest = found[0]
-    check_architecture(
-        experiment.config, newest.facts["config"], f"snapshot {newest.step} in {workdir}"
-    )
-    mesh = device_mesh(experiment.config)
+    check_architecture(experiment, newest.config, f"snapshot {newest.step} in {workdir}")
+    mesh = device_mesh(experiment)
     abstract = abstract_params(experiment.rin, mesh)
     stored = [(saved, name) for saved in reversed(found) for name in saved.emas]
     profiles = [(saved.step, float(name.removeprefix("power_"))) for saved, name in stored]
@@ -52,7 +50,7 @@ def reconstruct(config, workdir: str, length: float) -> str:
         out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract),
     )
     total = zeros()
-    progress = reports.Progress(0, len(stored), 1)
+    progress = console.Progress(0, len(stored), 1)
     for number, ((saved, name), weight) in enumerate(zip(stored, weights, strict=True), start=1):
         try:
             params = checkpoints.load(saved, {f"ema_{name}": abstract})[f"ema_{name}"]
@@ -61,14 +59,14 @@ def reconstruct(config, workdir: str, length: float) -> str:
                 f"{saved.path} is damaged: {damage}. Move it away; the rest is enough."
             ) from damage
         total = add(total, params, jax.numpy.float32(weight))
-        reports.say(progress.line(progress.update(number)))
+        console.say(progress.line(progress.update(number)))
 
     name = ema.power_name(length)
     path = folder(workdir, "reconstructed") / name
-    facts = {"config": experiment.config.to_dict(), "emas": [name]}
+    metadata = {"config": experiment.config.to_dict(), "emas": [name]}
     checkpoints.remove(path / str(newest.step))
     with Checkpoints(path) as saver:
-        saver.save(newest.step, {f"ema_{name}": total}, facts)
+        saver.save(newest.step, {f"ema_{name}": total}, metadata)
     lines = [f"{name} at step {newest.step}; relative error of the profile {error:.2%}"]
     lines += [f"{'snapshot':>10} {'average':>14} {'coefficient':>12}"]
     for (saved, stored_name), weight in zip(stored, weights, strict=True):
@@ -76,5 +74,5 @@ def reconstruct(config, workdir: str, length: float) -> str:
     table = "\n".join(lines)
     if jax.process_index() == 0:
         (path / f"{newest.step}.txt").write_text(f"{table}\n")
-    reports.say(f"{table}\n--ema={name} uses it: {path / str(newest.step)}")
+    console.say(f"{table}\n--ema={name} uses it: {path / str(newest.step)}")
     return table

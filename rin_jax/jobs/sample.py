@@ -19,22 +19,18 @@ import numpy as np
 from etils import epath
 
 from rin_jax import ConfigError
-from rin_jax.checkpointing.restore import load_ema
 from rin_jax.data import catalog
-from rin_jax.experiment import config_errors, device_mesh, make_experiment
+from rin_jax.experiment import device_mesh, make_experiment
 from rin_jax.interop.loading import Model, load
-from rin_jax.network.rin import NO_LABEL
-from rin_jax.runtime import reports
-from rin_jax.sampling import trace
-from rin_jax.sampling.generate import (
-    GRID_COLUMNS,
-    GRID_ROWS,
-    grid_labels,
-    guide_experiment,
-    make_generate,
-)
+from rin_jax.network import conditioning
+from rin_jax.network.conditioning import NO_LABEL
+from rin_jax.runtime import console, files
+from rin_jax.sampling import grids, trace
+from rin_jax.sampling.generate import guide_experiment, make_generate
+from rin_jax.sampling.weights import load_ema
 
 RULES = ("all", "balanced", "random")
+GRID = grids.ROWS * grids.COLUMNS
 PICTURED = 8  # images whose way is shown
 
 
@@ -61,26 +57,27 @@ def sample(
       show: whether to draw trajectories and reads of the first images as well.
     """
     experiment = make_experiment(config)
-    seed = experiment.config.seed
-    labels = choose_labels(classes, num, experiment.rin.num_classes, seed)
-    with config_errors():
-        experiment.sampler.check_grid()
+    seed, num_classes = experiment.seed, experiment.rin.num_classes
+    labels = choose_labels(classes, num, num_classes, seed)
+    experiment.sampler.check_grid()
     guide_experiment(experiment)  # its mistakes too, before anything is loaded
     if export is None:
-        mesh = device_mesh(experiment.config)
-        step, name, params = load_ema(experiment, mesh, workdir, ema, checkpoint)
-        model = Model(experiment, params, mesh, None, step, name)
+        mesh = device_mesh(experiment)
+        found = load_ema(experiment, mesh, workdir, ema, checkpoint)
+        model = Model(experiment, found.params, mesh, None, found.step, found.name)
     else:
         model = load(export, experiment)
     folder = epath.Path(workdir) / "samples" / f"{model.step:08d}"
     images = generate_all(model, seed, labels)
     if show:
-        trajectory = trace.trace(experiment, model.mesh, model.params, seed, labels[:PICTURED])
+        few = np.arange(min(PICTURED, len(labels)))
+        cond = conditioning.of_labels(labels[few], num_classes)
+        trajectory = trace.trace(experiment, model.mesh, model.params, seed, few, cond)
     if jax.process_index() == 0:
         write(model, folder, images, labels)
         if show:
             trace.write(folder, trajectory)
-    reports.say(
+    console.say(
         f"{len(labels)} samples of step {model.step} ({model.ema} weights): {folder}.png and "
         f"{folder}"
     )
@@ -101,7 +98,7 @@ def choose_labels(
     """
     if num is not None and num < 1:
         raise ConfigError(f"--num is {num}; it must be at least 1.")
-    count = GRID_ROWS * GRID_COLUMNS if num is None else num
+    count = GRID if num is None else num
     if not num_classes:
         if classes:
             raise ConfigError(
@@ -126,7 +123,7 @@ def choose_labels(
         draws = [np.random.default_rng((seed, i)).integers(num_classes) for i in range(count)]
         return np.array(draws, np.int32)
     chosen = [parse_label(text, num_classes) for text in classes]
-    return np.resize(np.int32(chosen or np.unique(grid_labels(num_classes))), count)
+    return np.resize(np.int32(chosen or np.unique(grids.grid_labels(num_classes))), count)
 
 
 def parse_label(text: str, num_classes: int) -> int:
@@ -142,28 +139,29 @@ def parse_label(text: str, num_classes: int) -> int:
 def generate_all(model: Model, seed: int, labels: np.ndarray) -> np.ndarray:
     """Images of all labels, in parts as large as the mesh takes at once, with a line for each."""
     generate = make_generate(model.experiment, model.mesh, seed)
-    part = model.config.sampler.images_per_device * model.mesh.size
-    progress = reports.Progress(0, len(labels), 1)
+    part = model.experiment.generation.images_per_device * model.mesh.size
+    progress = console.Progress(0, len(labels), 1)
     images = []
     for first in range(0, len(labels), part):
         rows = np.arange(first, min(first + part, len(labels)))
-        images.append(generate(model.params, rows, labels[rows]))
-        reports.say(progress.line(progress.update(int(rows[-1]) + 1)))
+        cond = conditioning.of_labels(labels[rows], model.experiment.rin.num_classes)
+        images.append(generate(model.params, rows, cond))
+        console.say(progress.line(progress.update(int(rows[-1]) + 1)))
     return np.concatenate(images)
 
 
 def write(model: Model, folder: epath.Path, images: np.ndarray, labels: np.ndarray) -> None:
     """The grid, each image, the arrays and the record."""
     config, names = model.config, class_names(model.config, model.class_names or ())
-    first = np.argsort(labels[: GRID_ROWS * GRID_COLUMNS], kind="stable")
+    first = np.argsort(labels[:GRID], kind="stable")
     if names:
         captions = [names[label] for label in labels[first]]
-        grid = reports.captioned_grid(images[first], captions, GRID_COLUMNS)
+        grid = grids.captioned_grid(images[first], captions, grids.COLUMNS)
     else:
-        grid = reports.grid(images[first], GRID_COLUMNS)
-    reports.write_png(folder.parent / f"{folder.name}.png", grid)
+        grid = grids.grid(images[first], grids.COLUMNS)
+    files.write_png(folder.parent / f"{folder.name}.png", grid)
     for i, image in enumerate(images):
-        reports.write_png(folder / f"{i:06d}.png", image)
+        files.write_png(folder / f"{i:06d}.png", image)
     arrays = io.BytesIO()
     np.savez(arrays, images=images, labels=labels, indices=np.arange(len(labels)), seed=config.seed)
     (folder / "samples.npz").write_bytes(arrays.getvalue())
@@ -184,7 +182,7 @@ def class_names(config, known: Sequence[str]) -> list[str]:
     """A name for each class: as `known`, else as the data set's if that is here, else a number."""
     data, names = config.data, known
     if data.num_classes and not known:
-        with contextlib.suppress(ValueError, ImportError):  # samples need no data set
+        with contextlib.suppress(ConfigError):  # samples need no data set
             info = catalog.describe(data.name, data.split, data.data_dir, data.image_size)
             names = info.class_names
     names = list(names[: data.num_classes])

@@ -1,4 +1,4 @@
-"""The job that trains: builds everything from a configuration, runs the loop, reports.
+"""The job that trains: builds everything from a configuration, then runs the loop.
 
 A step's randomness follows from the seed and the step alone, its data from the images read before,
 so a run that stops and goes on under the same command is the run that never stopped.
@@ -11,36 +11,29 @@ import time
 from collections.abc import Iterator
 
 import jax
+import ml_collections
 import numpy as np
 from clu import parameter_overview
 from etils import epath
 from jax.sharding import Mesh
 
 from rin_jax import ConfigError
-from rin_jax.checkpointing import restore
-from rin_jax.checkpointing.checkpoints import Checkpoints, folder, state_parts
-from rin_jax.checkpointing.checksums import tree_digests
+from rin_jax.checkpointing.checkpoints import Checkpoints, folder
+from rin_jax.checkpointing.checksums import tree_checksums
 from rin_jax.data import pipeline
 from rin_jax.data.source import ImageSource, open_source
-from rin_jax.experiment import (
-    Experiment,
-    check_devices,
-    check_labels,
-    config_errors,
-    device_mesh,
-    make_experiment,
-)
+from rin_jax.experiment import Experiment, check_devices, device_mesh, make_experiment
 from rin_jax.network import cost
-from rin_jax.runtime import chips, processes, reports, sharding, workdir_lock
+from rin_jax.runtime import chips, console, processes, sharding, workdir_lock
 from rin_jax.runtime.chips import GIB
 from rin_jax.runtime.preemption import Watch
+from rin_jax.sampling.weights import abstract_params
+from rin_jax.training import curves, resume
 from rin_jax.training.loop import Saver, run_loop
-from rin_jax.training.metrics import Window
-from rin_jax.training.state import abstract_params
-from rin_jax.training.step import compile_train_step
+from rin_jax.training.state import items_of
+from rin_jax.training.step import abstract_batch, compile_train_step
 
 SHARING_SECONDS = 60.0  # network file systems show a new file late
-NO_FACTS = {"images_read": 0, "window": {}}  # of a run that begins
 
 
 def describe(experiment: Experiment, mesh: Mesh) -> str:
@@ -49,7 +42,7 @@ def describe(experiment: Experiment, mesh: Mesh) -> str:
     params = abstract_params(rin, mesh)
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     forward = cost.forward_flops(rin)
-    step = cost.training_flops(rin, bool(config.diffusion.self_cond_rate))
+    step = cost.training_flops(rin, bool(experiment.objective.self_cond_rate))
     kind = mesh.devices.flat[0].device_kind
     chip = chips.by_kind(kind)
     peak = f"{chip.peak_flops / 1e12:g} TFLOP/s bfloat16 a chip" if chip else "not known"
@@ -74,18 +67,15 @@ def describe_memory(compiled) -> str:
     )
 
 
-def open_data(config) -> ImageSource:
+def open_data(experiment: Experiment) -> ImageSource:
     """The data set of a run.
 
     Raises:
       ConfigError: it does not fit the configuration, or not that of other processes.
     """
-    data = config.data
-    with config_errors():
-        source = open_source(
-            data.name, data.split, data.data_dir, data.image_size, data.channels
-        )
-        check_labels(data, source.info.num_classes)
+    data = experiment.data
+    source = open_source(data)
+    data.check_labels(source.info.num_classes)
     processes.agree(
         f"reading {data.name}", records=len(source), fingerprint=source.fingerprint[:12]
     )
@@ -93,42 +83,31 @@ def open_data(config) -> ImageSource:
 
 
 def open_batches(
-    config, mesh: Mesh, source: ImageSource, images_read: int
+    experiment: Experiment, mesh: Mesh, source: ImageSource, images_read: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """This process's rows of the global batches that follow after `images_read` images.
 
     Raises:
-      ConfigError: the batch does not fit the data set or the processes; while reading, if a record
-        is damaged.
+      ConfigError: the batch does not fit the data set or the processes; while reading, if a label
+        is none of the classes.
+      ReadError: while reading, if a record cannot be read.
     """
-    data = config.data
-    with config_errors():
-        part, parts = sharding.batch_part(sharding.batch_sharding(mesh), jax.process_index())
-        batches = pipeline.train_batches(
-            source,
-            image_size=data.image_size,
-            channels=data.channels,
-            batch_size=config.train.batch_size,
-            seed=config.seed,
-            start=images_read,
-            num_threads=data.num_threads,
-            prefetch=data.prefetch,
-            process_index=part,
-            process_count=parts,
-        )
-    wanted = ("image", "label") if data.num_classes else ("image",)
-
-    def chosen():
-        with config_errors():
-            for batch in batches:
-                yield {name: batch[name] for name in wanted}
-
-    return chosen()
+    part, parts = sharding.batch_part(sharding.batch_sharding(mesh), jax.process_index())
+    batches = pipeline.train_batches(
+        source,
+        experiment.train.batch_size,
+        seed=experiment.seed,
+        start=images_read,
+        process_index=part,
+        process_count=parts,
+    )
+    wanted = abstract_batch(experiment)  # an unconditional model reads no labels
+    return ({name: batch[name] for name in wanted} for batch in batches)
 
 
 @contextlib.contextmanager
-def open_workdir(config, workdir: str) -> Iterator[None]:
-    """Makes the folder, which all processes must see, holds its lock and leaves the configuration.
+def open_workdir(experiment: Experiment, workdir: str) -> Iterator[None]:
+    """Makes the folder, which all processes must see, locks it and leaves the configuration.
 
     Raises:
       ConfigError: nothing can be written there, or another run writes there.
@@ -139,7 +118,8 @@ def open_workdir(config, workdir: str) -> Iterator[None]:
             try:
                 path.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(workdir_lock.hold(workdir))
-                (path / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+                text = json.dumps(experiment.config.to_dict(), indent=2)
+                (path / "config.json").write_text(f"{text}\n")
             except OSError as error:
                 raise ConfigError(
                     f"cannot write to --workdir {workdir}: {error}. Name a folder that can be "
@@ -153,64 +133,62 @@ def open_workdir(config, workdir: str) -> Iterator[None]:
         yield
 
 
-def train(config, workdir: str, watch: Watch | None = None) -> None:
+def train(config: ml_collections.ConfigDict, workdir: str, watch: Watch | None = None) -> None:
     """Trains to `train.num_steps`, from the newest checkpoint in `workdir` if there is one.
 
     `watch` hears when the run is to end before that.
     """
     watch = watch or Watch()
     experiment = make_experiment(config)
-    config = experiment.config
-    mesh = device_mesh(config)
-    check_devices(config, mesh)
-    found, unreadable = restore.find_run(experiment, workdir)
+    mesh, num_steps = device_mesh(experiment), experiment.train.num_steps
+    check_devices(experiment, mesh)
+    found, unreadable = resume.find_run(experiment, workdir)
     newest = found[0].step if found else 0
-    drawn = reports.image_path(epath.Path(workdir), "progress", newest).exists()
+    drawn = curves.image_path(epath.Path(workdir), "progress", newest).exists()
     processes.agree("resuming", checkpoints=[saved.step for saved in found], drawn=drawn)
-    if newest >= config.train.num_steps and drawn:
-        reports.say(
+    if newest >= num_steps and drawn:
+        console.say(
             f"{workdir} is trained to step {newest}; for more steps set --config.train.num_steps."
         )
         return
-    source = open_data(config)
-    beginning = None if found else restore.find_beginning(experiment)
-    open_batches(config, mesh, source, 0)  # its mistakes, before anything is written
-    with open_workdir(config, workdir), contextlib.ExitStack() as stack:
-        reports.say(describe(experiment, mesh))
+    source = open_data(experiment)
+    beginning = None if found else resume.find_beginning(experiment)
+    open_batches(experiment, mesh, source, 0)  # its mistakes, before anything is written
+    with open_workdir(experiment, workdir), contextlib.ExitStack() as stack:
+        console.say(describe(experiment, mesh))
         train_step = compile_train_step(experiment, mesh)
-        reports.say(describe_memory(train_step))
+        console.say(describe_memory(train_step))
         processes.agree("compiled")  # the first collective would not wait long for the slowest
+        images_read = 0
         if found:
-            state, facts = restore.restore_state(experiment, mesh, workdir, found, unreadable)
+            state, saved = resume.restore_state(experiment, mesh, workdir, found, unreadable)
+            images_read = saved["images_read"]
         else:
-            state, facts = restore.begin(experiment, mesh, beginning), NO_FACTS
+            state = resume.begin(experiment, mesh, beginning)
         step = int(state.step)
-        tree_digests(state_parts(state))  # compiled here, not in the first save
-        with config_errors():  # a bucket needs packages that may be missing
-            writer = reports.Writer(workdir, step, active=jax.process_index() == 0)
+        tree_checksums(items_of(state))  # compiled here, not in the first save
+        writer = curves.Writer(workdir, step, active=jax.process_index() == 0)
         stack.enter_context(contextlib.closing(writer))
         run_loop(
             experiment,
             mesh,
             train_step,
             state,
-            open_batches(config, mesh, source, facts["images_read"]),
-            facts["images_read"],
-            Window(config.train.max_skipped_steps, **facts["window"]),
-            open_saver(stack, config, workdir, step),
+            open_batches(experiment, mesh, source, images_read),
+            images_read,
+            open_saver(stack, experiment, workdir, step),
             writer,
             watch,
         )
-    reports.say(f"trained to step {config.train.num_steps}; samples and curves in {workdir}")
+    console.say(f"trained to step {num_steps}; samples and curves in {workdir}")
 
 
-def open_saver(stack: contextlib.ExitStack, config, workdir: str, step: int) -> Saver:
+def open_saver(
+    stack: contextlib.ExitStack, experiment: Experiment, workdir: str, step: int
+) -> Saver:
     """What saves the checkpoints of a run that is at `step`; complete when the stack unwinds."""
-    keep = config.checkpoint
-    checkpoints = Checkpoints(
-        folder(workdir), keep.keep, keep.keep_every_steps, keep.keep_best
-    )
+    checkpoints = stack.enter_context(Checkpoints(folder(workdir), experiment.checkpoint))
     snapshots = None
-    if config.ema.snapshot_every_steps:
+    if experiment.ema.snapshot_every_steps:
         snapshots = stack.enter_context(Checkpoints(folder(workdir, "snapshots")))
-    return Saver(config, stack.enter_context(checkpoints), snapshots, step)
+    return Saver(experiment, checkpoints, snapshots, step)

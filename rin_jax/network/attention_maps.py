@@ -6,13 +6,15 @@ arXiv 2212.11972 section 4.3 shows that a RIN reads most where the image has det
 import jax
 import jax.numpy as jnp
 
+from rin_jax.network.conditioning import Cond
+from rin_jax.network.partitioning import block_groups
 from rin_jax.network.rin import RIN
 
 Array = jax.Array
 
 
 def apply_with_reads(
-    rin: RIN, params: dict, xt: Array, gamma: Array, labels: Array | None, prev_latents
+    rin: RIN, params: dict, xt: Array, gamma: Array, cond: Cond, prev_latents
 ) -> tuple[Array, Array, Array]:
     """One denoising pass that also tells what was read: (prediction, latents, reads).
 
@@ -20,12 +22,13 @@ def apply_with_reads(
     latents and heads. A block's shares add up to 1, or less if it reads cond tokens too.
     """
     (prediction, latents), state = rin.apply(
-        {"params": params}, xt, gamma, labels, prev_latents, mutable=["intermediates"]
+        {"params": params}, xt, gamma, cond, prev_latents, mutable=["intermediates"]
     )
     seen = state["intermediates"]
-    groups = sorted(name for name in seen if name.startswith("blocks_"))
-    weights = jnp.concatenate([seen[name]["read"]["attention"]["weights"][0] for name in groups])
+    weights = jnp.concatenate(
+        [seen[group]["read"]["attention"]["weights"][0] for group in block_groups(seen)]
+    )
     shares = weights.mean(2)[..., : rin.num_tokens].swapaxes(0, 1)
-    height, width, _ = rin.image_shape
+    height, width, _ = rin.example_shape
     patches = (height // rin.patch_size, width // rin.patch_size)
     return prediction, latents, shares.reshape(*shares.shape[:2], *patches)

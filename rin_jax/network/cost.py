@@ -37,7 +37,7 @@ def multiply_adds(rin: RIN) -> collections.Counter:
             attention(written, d, m, e)
             mlp(written, d, rin.interface_mlp_ratio)
 
-    count["outside"] = 2 * n * rin.patch_size**2 * rin.image_shape[2] * d  # stem and readout
+    count["outside"] = 2 * n * rin.patch_size**2 * rin.example_shape[2] * d  # stem and readout
     time, label = (
         e if on_latents else c for on_latents in (rin.time_on_latents, rin.label_on_latents)
     )

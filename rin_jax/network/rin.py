@@ -14,35 +14,18 @@ Source: arXiv 2212.11972 section 2; details as in the authors' released code.
 """
 
 import itertools
-from collections.abc import Callable
 
 import chex
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from rin_jax.network.layers import (
-    MLP,
-    TOKENS,
-    Array,
-    CrossAttention,
-    PositionTable,
-    ScalarEmbedding,
-    SelfAttentionLayer,
-    dense,
-    layer_norm,
-)
+from rin_jax.network import conditioning
+from rin_jax.network.blocks import REMAT_POLICIES, RINBlock, scan_layers
+from rin_jax.network.conditioning import Cond
+from rin_jax.network.layers import MLP, Array, PositionTable, ScalarEmbedding, layer_norm
 from rin_jax.network.tokenizer import PatchStem, Readout
 from rin_jax.network.validation import check
-
-NO_LABEL = -1  # the label of an example without a class: its one-hot vector is zero
-
-# What the backward pass keeps of a layer instead of computing it again.
-REMAT_POLICIES: dict[str, Callable | None] = {
-    "full": None,  # nothing but the layer's input
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # results of projections
-}
-
 
 # Where cond tokens go that are not among the latents.
 COND_ROUTES = (
@@ -52,77 +35,11 @@ COND_ROUTES = (
 )
 
 
-def scan_layers(body, length: int):
-    """Lifts `body(module, carry) -> carry` to `length` layers with stacked parameters."""
-    return nn.scan(
-        lambda module, carry, _: (body(module, carry), None),
-        variable_axes={"params": 0, "intermediates": 0},
-        split_rngs={"params": True, "dropout": True},
-        length=length,
-    )
-
-
-class RINBlock(nn.Module):
-    """One read, `depth` compute layers, one write; depth 0 is a read alone.
-
-    carry = (latents [B, M, E], interface [B, N, D]) -> the same. `cond_tokens` [B, 1 or 2, any]
-    are read only: with the interface, or before it if `decoupled`.
-    """
-
-    depth: int
-    num_heads: int
-    routing_heads: int
-    latent_mlp_ratio: int
-    interface_mlp_ratio: int
-    norm_context: bool
-    decoupled: bool
-    dropout: float
-    drop_path: float
-    remat: str
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(
-        self, carry: tuple[Array, Array], cond_tokens: Array | None, train: bool
-    ) -> tuple[Array, Array]:
-        latents, interface = (nn.with_logical_constraint(tokens, TOKENS) for tokens in carry)
-        cross, layer = CrossAttention, SelfAttentionLayer
-        if self.remat != "none":
-            policy = REMAT_POLICIES[self.remat]
-            cross = nn.remat(cross, prevent_cse=False, policy=policy)
-            layer = nn.remat(layer, prevent_cse=False, policy=policy, static_argnums=(2,))
-
-        def route(name, mlp_ratio):
-            return cross(self.routing_heads, mlp_ratio, self.norm_context, self.dtype, name=name)
-
-        context = interface
-        if cond_tokens is not None and self.decoupled:
-            latents = route("read_cond", self.latent_mlp_ratio)(latents, cond_tokens)
-        elif cond_tokens is not None:
-            context = jnp.concatenate([interface, cond_tokens], axis=1)
-        latents = route("read", self.latent_mlp_ratio)(latents, context)
-        if self.depth:
-            compute = layer(
-                self.num_heads,
-                self.latent_mlp_ratio,
-                self.dropout,
-                self.drop_path,
-                self.dtype,
-                name="compute",
-            )
-            layers = scan_layers(
-                lambda module, z: module(nn.with_logical_constraint(z, TOKENS), train), self.depth
-            )
-            latents, _ = layers(compute, latents, None)
-            interface = route("write", self.interface_mlp_ratio)(interface, latents)
-        return latents, interface
-
-
 class RIN(nn.Module):
     """Class-conditional (or, with num_classes 0, unconditional) image RIN.
 
     Attributes:
-      image_shape: (H, W, C) of the images.
+      example_shape: (H, W, C) of an image.
       num_classes: number of classes; 0 removes the class token.
       patch_size: side of a square patch; divides H and W.
       num_blocks: number of read / compute / write blocks.
@@ -146,7 +63,7 @@ class RIN(nn.Module):
       dtype: compute dtype; parameters, norms, softmax and the prediction are float32.
     """
 
-    image_shape: tuple[int, int, int]
+    example_shape: tuple[int, int, int]
     num_classes: int
     patch_size: int
     num_blocks: int
@@ -158,20 +75,20 @@ class RIN(nn.Module):
     routing_heads: int
     latent_mlp_ratio: int
     interface_mlp_ratio: int
-    dropout: float = 0.0
-    drop_path: float = 0.0
-    latent_positions: str = "learned"
-    interface_positions: str = "learned"
-    latent_self_cond: bool = True
-    interface_self_cond: bool = False
-    norm_context: bool = False
-    time_on_latents: bool = True
-    label_on_latents: bool = True
-    cond_route: str = "read"
-    cond_dim: int | None = None
-    time_scale: float = 1000.0
-    remat: str = "none"
-    dtype: str = "float32"
+    dropout: float
+    drop_path: float
+    latent_positions: str
+    interface_positions: str
+    latent_self_cond: bool
+    interface_self_cond: bool
+    norm_context: bool
+    time_on_latents: bool
+    label_on_latents: bool
+    cond_route: str
+    cond_dim: int | None
+    time_scale: float
+    remat: str
+    dtype: str
 
     def __post_init__(self):
         check(self, remat=("none", *REMAT_POLICIES), cond_routes=COND_ROUTES)
@@ -180,7 +97,7 @@ class RIN(nn.Module):
     @property
     def num_tokens(self) -> int:
         """N, the number of interface tokens."""
-        height, width, _ = self.image_shape
+        height, width, _ = self.example_shape
         return (height // self.patch_size) * (width // self.patch_size)
 
     @property
@@ -193,6 +110,14 @@ class RIN(nn.Module):
         """Time and class tokens that are not among the latents."""
         return 1 + (self.num_classes > 0) - self.num_cond_latents
 
+    def abstract_latents(self, batch: int) -> jax.ShapeDtypeStruct | dict:
+        """Shapes of the latents that a pass takes and returns; `batch` may be symbolic."""
+        latents = jax.ShapeDtypeStruct((batch, self.num_latents, self.latent_dim), jnp.float32)
+        if not self.interface_self_cond:
+            return latents
+        interface = jax.ShapeDtypeStruct((batch, self.num_tokens, self.interface_dim), jnp.float32)
+        return {"latents": latents, "interface": interface}
+
     @property
     def depths(self) -> tuple[int, ...]:
         """Compute layers of each block."""
@@ -204,16 +129,16 @@ class RIN(nn.Module):
         self,
         xt: Array,
         gamma: Array,
-        labels: Array | None = None,
+        cond: Cond,
         prev_latents: Array | dict[str, Array] | None = None,
         train: bool = False,
     ) -> tuple[Array, Array | dict[str, Array]]:
         """One denoising pass.
 
         Args:
-          xt: noisy images [B, H, W, C].
+          xt: noisy examples [B, *example_shape].
           gamma: signal power [B] in [0, 1].
-          labels: int32 [B] in 0..num_classes-1, or NO_LABEL; None if num_classes is 0.
+          cond: the condition (`conditioning`), with a label if num_classes is not 0.
           prev_latents: the latents that the pass before returned; None stands for zeros.
           train: whether dropout acts (needs a "dropout" key).
 
@@ -222,8 +147,9 @@ class RIN(nn.Module):
           interface_self_cond the latents are a dict of "latents" and "interface" [B, N, D].
         """
         batch = xt.shape[0]
-        chex.assert_shape(xt, (batch, *self.image_shape))
+        chex.assert_shape(xt, (batch, *self.example_shape))
         chex.assert_shape(gamma, (batch,))
+        chex.assert_trees_all_equal_shapes(cond, conditioning.abstract(self.num_classes, batch))
         dtype = jnp.dtype(self.dtype)
         if not self.interface_self_cond:
             prev_latents = {"latents": prev_latents, "interface": None}
@@ -242,7 +168,7 @@ class RIN(nn.Module):
             interface += self._from_previous(
                 "interface", prev_latents["interface"], interface, self.interface_mlp_ratio
             )
-        bank, cond_tokens = self._cond_tokens(gamma, labels)
+        bank, cond_tokens = self._cond_tokens(gamma, cond)
         latents = jnp.concatenate(bank, axis=1)
         if self.latent_self_cond:
             latents += self._from_previous(
@@ -274,15 +200,13 @@ class RIN(nn.Module):
             carry, _ = stack(block, carry, None)
         latents, interface = carry[0], carry[1][:, : self.num_tokens]
 
-        prediction = Readout(self.patch_size, self.image_shape, dtype, name="readout")(interface)
+        prediction = Readout(self.patch_size, self.example_shape, dtype, name="readout")(interface)
         latents, interface = latents.astype(jnp.float32), interface.astype(jnp.float32)
         if self.interface_self_cond:
             return prediction, {"latents": latents, "interface": interface}
         return prediction, latents
 
-    def _cond_tokens(
-        self, gamma: Array, labels: Array | None
-    ) -> tuple[list[Array], list[Array]]:
+    def _cond_tokens(self, gamma: Array, cond: Cond) -> tuple[list[Array], list[Array]]:
         """Learned bank, time token and class token: those among the latents, and the others."""
         dtype = jnp.dtype(self.dtype)
         bank = PositionTable(
@@ -302,10 +226,9 @@ class RIN(nn.Module):
         time = ScalarEmbedding(width(self.time_on_latents), self.time_scale, dtype, name="time")
         (latents if self.time_on_latents else others).append(time(gamma))
         if self.num_classes:
-            chex.assert_shape(labels, (batch,))
-            one_hot = jax.nn.one_hot(labels, self.num_classes, dtype=dtype)
-            label = dense("label", width(self.label_on_latents), dtype)(one_hot)[:, None]
-            label = nn.with_logical_constraint(label, TOKENS)
+            label = conditioning.label_token(
+                cond, self.num_classes, width(self.label_on_latents), dtype
+            )
             (latents if self.label_on_latents else others).append(label)
         return latents, others
 

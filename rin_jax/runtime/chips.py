@@ -10,6 +10,8 @@ v5e chip is its pod's over 256 chips. 1 GB is 1e9 bytes, 1 GiB 2^30.
 
 import dataclasses
 
+from rin_jax import ConfigError
+
 GIB = 2**30
 
 
@@ -63,12 +65,12 @@ def by_topology(topology: str) -> Chip:
     """The chip of a TPU topology such as "v5e:16x16".
 
     Raises:
-      ValueError: the chip is not a TPU of the table; lists those there are.
+      ConfigError: the chip is not a TPU of the table; lists those there are.
     """
     name, _, _ = topology.partition(":")
     chip = next((chip for chip in CHIPS if chip.name == name and chip.topologies), None)
     if chip is None or ":" not in topology:
-        raise ValueError(f"unknown --topology {topology!r}; known are\n{known_topologies()}")
+        raise ConfigError(f"unknown --topology {topology!r}; known are\n{known_topologies()}")
     return chip
 
 

@@ -6,6 +6,7 @@ spans the slices, over their data-centre network, and the other two stay inside 
 """
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,8 @@ from flax import linen as nn
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from rin_jax import ConfigError
+
 AXES = ("data", "fsdp", "tensor")
 
 # The one table: logical axis of an activation or parameter -> mesh axes. An axis without a row
@@ -25,26 +28,27 @@ LOGICAL_AXES = (("batch", ("data", "fsdp")), ("heads", "tensor"), ("hidden", "te
 BATCH = PartitionSpec(dict(LOGICAL_AXES)["batch"])  # the leading axis of a batch
 SMALLEST_SHARDED = 2**16  # parameters with fewer elements in a layer are replicated
 
-# Logical names of the last axes of a parameter, by the end of its path.
-PARAMETERS = {
-    ("query", "kernel"): ("width", "heads", "head"),
-    ("key", "kernel"): ("width", "heads", "head"),
-    ("value", "kernel"): ("width", "heads", "head"),
-    ("query", "bias"): ("heads", "head"),
-    ("key", "bias"): ("heads", "head"),
-    ("value", "bias"): ("heads", "head"),
-    ("attention", "out", "kernel"): ("heads", "head", "width"),
-    ("ffn", "hidden", "kernel"): ("width", "hidden"),
-    ("ffn", "hidden", "bias"): ("hidden",),
-    ("ffn", "out", "kernel"): ("hidden", "width"),
-}
+
+@dataclasses.dataclass(frozen=True)
+class MeshSizes:
+    """The section `mesh` of a configuration: sizes of the axes; one may be -1, for the rest.
+
+    Attributes:
+      data: parts of a batch, and copies of everything else.
+      fsdp: parts of a batch, and of parameters, averages and moments.
+      tensor: parts of heads and hidden units.
+    """
+
+    data: int
+    fsdp: int
+    tensor: int
 
 
 def mesh_shape(data: int, fsdp: int, tensor: int, num_devices: int) -> tuple[int, int, int]:
     """Sizes of (data, fsdp, tensor); one of them may be -1 for "the rest".
 
     Raises:
-      ValueError: the axes do not multiply to the number of devices.
+      ConfigError: the axes do not multiply to the number of devices.
     """
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     free = [name for name, size in sizes.items() if size == -1]
@@ -52,7 +56,7 @@ def mesh_shape(data: int, fsdp: int, tensor: int, num_devices: int) -> tuple[int
     positive = all(size >= 1 or size == -1 for size in sizes.values())
     fits = fixed == num_devices or (free and fixed and num_devices % fixed == 0)
     if not positive or len(free) > 1 or not fits:
-        raise ValueError(
+        raise ConfigError(
             f"mesh.data {data} x mesh.fsdp {fsdp} x mesh.tensor {tensor} does not cover "
             f"{num_devices} devices; set one of them to -1 to infer it, the others to numbers "
             "whose product divides the devices."
@@ -65,7 +69,7 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: list | None = None) ->
     """A mesh over all devices, or over those given.
 
     Raises:
-      ValueError: the axes do not fit the devices, or `data` does not span the slices.
+      ConfigError: the axes do not fit the devices, or `data` does not span the slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = mesh_shape(data, fsdp, tensor, len(devices))
@@ -80,7 +84,7 @@ def arrange(devices: list, sizes: tuple[int, int, int]) -> np.ndarray:
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     data, fsdp, tensor = sizes
     if data % slices:
-        raise ValueError(
+        raise ConfigError(
             f"mesh.data {data} is not a multiple of the {slices} slices; fsdp {fsdp} and tensor "
             f"{tensor} stay inside a slice, so set mesh.data to a multiple of {slices} (or -1)."
         )
@@ -98,19 +102,25 @@ def logical_axes(mesh: Mesh) -> Iterator[None]:
         yield
 
 
-def parameter_spec(path: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def parameter_spec(
+    axes: tuple[str | None, ...], stacked: int, shape: tuple[int, ...], mesh: Mesh
+) -> PartitionSpec:
     """The spec of a parameter, its average or its moment.
 
     Heads and hidden units go to `tensor`. `fsdp` splits the largest other axis that it divides
     (the last of equals), never a stack of layers, which a scan runs along. Biases and norm scales
     are replicated: gathering them layer by layer would cost more than the memory is worth.
+
+    Args:
+      axes: logical names of the axes of `shape`.
+      stacked: how many of the leading axes stack layers.
+      shape: of the parameter.
+      mesh: the devices.
     """
-    stacked = any(part.startswith("blocks_") for part in path) + ("compute" in path)
     spec: list[str | None] = [None] * len(shape)
     if math.prod(shape[stacked:]) < SMALLEST_SHARDED:
         return PartitionSpec()
-    names = next((PARAMETERS[path[-n:]] for n in (2, 3) if path[-n:] in PARAMETERS), ())
-    for axis, name in enumerate(names, start=len(shape) - len(names)):
+    for axis, name in enumerate(axes):
         mesh_axis = dict(LOGICAL_AXES).get(name)
         if mesh_axis and mesh.shape[mesh_axis] > 1 and shape[axis] % mesh.shape[mesh_axis] == 0:
             spec[axis] = mesh_axis
@@ -124,16 +134,6 @@ def parameter_spec(path: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh) ->
     while spec and spec[-1] is None:
         spec.pop()
     return PartitionSpec(*spec)
-
-
-def state_sharding(abstract: Any, mesh: Mesh) -> Any:
-    """Shardings of a pytree of shaped leaves: one rule for parameters, averages and moments."""
-
-    def place(path, leaf):
-        names = tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
-        return NamedSharding(mesh, parameter_spec(names, leaf.shape, mesh))
-
-    return jax.tree_util.tree_map_with_path(place, abstract)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -157,11 +157,6 @@ def global_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
 
 
-def from_every_process(rows: np.ndarray, mesh: Mesh) -> jax.Array:
-    """A global array sharded like a batch, from the whole of it in each process."""
-    return jax.make_array_from_callback(rows.shape, batch_sharding(mesh), lambda part: rows[part])
-
-
 def batch_part(rows: NamedSharding, process_index: int) -> tuple[int, int]:
     """(i, n): the devices of a process hold the i-th of n equal parts of a batch.
 
@@ -174,7 +169,7 @@ def batch_part(rows: NamedSharding, process_index: int) -> tuple[int, int]:
     first = sorted({min(part) for part in parts.values()})
     own = parts[process_index]
     if len(own) * len(first) != size:
-        raise ValueError(
+        raise ConfigError(
             "the mesh divides a batch unevenly among the processes; let the product of mesh.data "
             "and mesh.fsdp be a multiple or a divisor of their number."
         )

@@ -1,6 +1,6 @@
 """Pictures of how a sample comes about: the estimates of x0 and the reads, step by step.
 
-Only for a few images of a seed: they equal those of the same indices in sample.py up to rounding.
+Only for a few images of a seed: they equal those of the same indices in generate.py up to rounding.
 """
 
 import functools
@@ -14,16 +14,12 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from rin_jax.experiment import Experiment
-from rin_jax.network.attention_maps import apply_with_reads
-from rin_jax.runtime import reports
-from rin_jax.sampling.generate import (
-    denoiser,
-    guided,
-    load_guide,
-    local_copy,
-    seeded_noise,
-    to_uint8,
-)
+from rin_jax.network.conditioning import Cond
+from rin_jax.runtime import files
+from rin_jax.sampling import grids
+from rin_jax.sampling.denoiser import denoiser, guided, reading_denoiser, without_reads
+from rin_jax.sampling.generate import load_guide, seeded_noise, to_uint8
+from rin_jax.sampling.weights import local_copy
 
 COLUMNS = 10  # steps in a still picture
 FRAMES = 60  # and in a moving one
@@ -44,49 +40,26 @@ class Trajectory(NamedTuple):
 
 
 def trace(
-    experiment: Experiment, mesh: Mesh, params: dict, seed: int, labels: np.ndarray
+    experiment: Experiment, mesh: Mesh, params: dict, seed: int, indices: np.ndarray, cond: Cond
 ) -> Trajectory:
-    """Samples images 0, 1, .. of a seed with `labels` [B], on one device, and watches."""
+    """Samples images `indices` [B] of a seed under `cond` of [B], on one device, and watches."""
     rin, sampler = experiment.rin, experiment.sampler
     guide = load_guide(experiment, mesh)
 
     @jax.jit
-    def run(params, guide_params, key, labels):
-        noise, noise_fn = seeded_noise(key, np.arange(len(labels)), rin.image_shape)
-        guide_fn = with_reads(denoiser(guide.experiment.rin, guide_params)) if guide else None
-        denoise_fn = guided(experiment, reading(rin, params), guide_fn, labels)
+    def run(params, guide_params, key, indices, cond):
+        noise, noise_fn = seeded_noise(key, indices, rin.example_shape)
+        guide_fn = without_reads(denoiser(guide.experiment.rin, guide_params)) if guide else None
+        denoise_fn = guided(experiment.guidance, reading_denoiser(rin, params), guide_fn, cond)
 
         def watch(x0, latents):
             first = latents[0] if experiment.guidance.carries_pair else latents
             return to_uint8(sampler.process.to_images(x0)), first["reads"]
 
-        cond = labels if rin.num_classes else None
         return sampler.watched(denoise_fn, noise, cond, noise_fn, watch)[1]
 
     weights = local_copy((params, guide.params if guide else {}), mesh)
-    return Trajectory(*jax.device_get(run(*weights, jax.random.key(seed), labels)))
-
-
-def reading(rin, params):
-    """The network as a denoise_fn whose latents carry the last pass's reads with them."""
-
-    def denoise_fn(xt, gamma, cond, prev_latents):
-        prev_latents = None if prev_latents is None else prev_latents["latents"]
-        prediction, latents, reads = apply_with_reads(rin, params, xt, gamma, cond, prev_latents)
-        return prediction, {"latents": latents, "reads": reads}
-
-    return denoise_fn
-
-
-def with_reads(denoise_fn):
-    """A guide for `reading`: it takes latents of that form and has no reads of its own."""
-
-    def wrapped(xt, gamma, cond, prev_latents):
-        prev_latents = None if prev_latents is None else prev_latents["latents"]
-        prediction, latents = denoise_fn(xt, gamma, cond, prev_latents)
-        return prediction, {"latents": latents}
-
-    return wrapped
+    return Trajectory(*jax.device_get(run(*weights, jax.random.key(seed), indices, cond)))
 
 
 def write(folder: epath.Path, trajectory: Trajectory) -> None:
@@ -95,10 +68,10 @@ def write(folder: epath.Path, trajectory: Trajectory) -> None:
     still = x0[chosen(len(x0), COLUMNS)]
     columns = still.shape[0]
     rows = still.swapaxes(0, 1).reshape(-1, *x0.shape[2:])
-    reports.write_png(folder / "trajectory.png", reports.grid(rows, columns))
-    frames = [reports.grid(x0[i], x0.shape[1]) for i in chosen(len(x0), FRAMES)]
+    files.write_png(folder / "trajectory.png", grids.grid(rows, columns))
+    frames = [grids.grid(x0[i], x0.shape[1]) for i in chosen(len(x0), FRAMES)]
     write_gif(folder / "trajectory.gif", frames)
-    reports.write_png(folder / "reads.png", reads_picture(trajectory))
+    files.write_png(folder / "reads.png", reads_picture(trajectory))
 
 
 def reads_picture(trajectory: Trajectory) -> np.ndarray:
@@ -115,7 +88,7 @@ def reads_picture(trajectory: Trajectory) -> np.ndarray:
             np.stack([heat(trajectory.x0[i, b], trajectory.reads[i, b, block]) for i in steps])
             for block in range(trajectory.reads.shape[2])
         )
-    return reports.grid(np.concatenate(panels), len(steps))
+    return grids.grid(np.concatenate(panels), len(steps))
 
 
 def heat(image: np.ndarray, share: np.ndarray) -> np.ndarray:

@@ -16,12 +16,15 @@ least-squares sense, and the averages combine by the same coefficients.
 Source: arXiv 2312.02696 section 3 and appendix C (EDM2).
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from rin_jax import ConfigError
 
 Params = Any
 # weight(t) of the parameters after step t = 1, 2, ..., float32 in (0, 1]
@@ -34,38 +37,61 @@ def power_name(length: float) -> str:
     return f"power_{length:g}"
 
 
-def make_averages(decays: Sequence[float], power_lengths: Sequence[float]) -> dict[str, Weight]:
-    """The averages of a run by name, "decay_0.9999" or "power_0.05", in the order given.
+@dataclasses.dataclass(frozen=True)
+class Ema:
+    """The section `ema` of a configuration: which averages a run keeps.
 
-    Args:
-      decays: d of the constant decays, in [0, 1).
-      power_lengths: sigma of the power functions, in (0, 0.288].
-
-    Raises:
-      ValueError: a value out of its range, one given twice, or none at all.
+    Attributes:
+      decays: d of the averages of constant decay, in [0, 1).
+      power_lengths: sigma of the power averages, in (0, 0.288].
+      snapshot_every_steps: steps between two snapshots of the power averages, from which averages
+        of other lengths can be computed after training; None: no snapshots.
     """
-    averages: dict[str, Weight] = {}
-    for decay in decays:
-        if not 0 <= decay < 1:
-            raise ValueError(f"ema.decays has {decay}; a decay is in [0, 1).")
-        averages[f"decay_{decay:g}"] = lambda t, decay=decay: jnp.float32(1 - decay)
-    for length in power_lengths:
-        averages[power_name(length)] = _power_weight(exponent(length))
-    if len(averages) != len(decays) + len(power_lengths):
-        raise ValueError(f"ema: an average is given twice: {decays}, {power_lengths}.")
-    if not averages:
-        raise ValueError("ema.decays and ema.power_lengths are both empty; give at least one.")
-    return averages
+
+    decays: tuple[float, ...]
+    power_lengths: tuple[float, ...]
+    snapshot_every_steps: int | None
+
+    def __post_init__(self):
+        if len(self.weights()) != len(self.decays) + len(self.power_lengths):
+            raise ConfigError(
+                f"ema: an average is given twice: {self.decays}, {self.power_lengths}."
+            )
+        if not self.weights():
+            raise ConfigError(
+                "ema.decays and ema.power_lengths are both empty; give at least one."
+            )
+        if self.snapshot_every_steps and not self.power_lengths:
+            raise ConfigError(
+                f"ema.snapshot_every_steps is {self.snapshot_every_steps}, but there is no power "
+                "average to store; set ema.power_lengths, for instance (0.05, 0.1), or leave it "
+                "out."
+            )
+
+    def weights(self) -> dict[str, Weight]:
+        """The averages by name, "decay_0.9999" or "power_0.05", in the order given.
+
+        Raises:
+          ConfigError: a decay or a length is out of its range.
+        """
+        averages: dict[str, Weight] = {}
+        for decay in self.decays:
+            if not 0 <= decay < 1:
+                raise ConfigError(f"ema.decays has {decay}; a decay is in [0, 1).")
+            averages[f"decay_{decay:g}"] = lambda t, decay=decay: jnp.float32(1 - decay)
+        for length in self.power_lengths:
+            averages[power_name(length)] = _power_weight(exponent(length))
+        return averages
 
 
 def exponent(length: float) -> float:
     """gamma of a power average of length sigma.
 
     Raises:
-      ValueError: sigma is not in (0, 0.288].
+      ConfigError: sigma is not in (0, 0.288].
     """
     if not 0 < length <= LONGEST:
-        raise ValueError(
+        raise ConfigError(
             f"power length {length}: it is a share of the training so far, in "
             f"(0, {LONGEST:.3f}], where the upper end is the plain mean."
         )

@@ -4,26 +4,29 @@ A phase that may be long (sampling) begins only when the state of its step is be
 run that is told to end in it has nothing left to do.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from rin_jax.checkpointing.checkpoints import Checkpoints
 from rin_jax.experiment import Experiment
-from rin_jax.network import cost
-from rin_jax.runtime import chips, processes, reports, sharding
+from rin_jax.network import conditioning, cost
+from rin_jax.runtime import chips, console, processes, sharding
 from rin_jax.runtime.preemption import Preempted, Watch
-from rin_jax.sampling.generate import GRID_COLUMNS, grid_labels, make_generate
+from rin_jax.sampling import grids
+from rin_jax.sampling.generate import make_generate
+from rin_jax.training import curves
 from rin_jax.training.metrics import Window, module_figures
-from rin_jax.training.state import TrainState
+from rin_jax.training.state import TrainState, items_of, metadata_of
 
 POLL = 0.2  # seconds between two looks at whether the run is to end, while it waits for data
 
 
-def utilisation(experiment: Experiment, mesh, images_per_second: float) -> dict[str, float]:
+def utilisation(experiment: Experiment, mesh: Mesh, images_per_second: float) -> dict[str, float]:
     """Images per second and chip and, where the chip's peak is known, the per cent of it used.
 
     Counted are the FLOPs of the model (`network/cost.py`), not those of rematerialisation.
@@ -32,33 +35,45 @@ def utilisation(experiment: Experiment, mesh, images_per_second: float) -> dict[
     chip = chips.by_kind(mesh.devices.flat[0].device_kind)
     if chip is None:
         return {"images_per_second_per_chip": rate}
-    flops = cost.training_flops(experiment.rin, bool(experiment.config.diffusion.self_cond_rate))
+    flops = cost.training_flops(experiment.rin, bool(experiment.objective.self_cond_rate))
     return {"images_per_second_per_chip": rate, "mfu_percent": 100 * rate * flops / chip.peak_flops}
 
 
 class Saver:
-    """Saves a run's checkpoints and snapshots, each step once."""
+    """Saves a run's checkpoints and snapshots, each step once.
 
-    def __init__(self, config, checkpoints: Checkpoints, snapshots: Checkpoints | None, step: int):
-        self._config, self._checkpoints, self._snapshots = config, checkpoints, snapshots
-        self._step = step  # the last one saved
+    Args:
+      experiment: of the run.
+      checkpoints, snapshots: where they go; a run need not keep snapshots.
+      step: the last one saved.
+    """
 
-    def save(
-        self, state: TrainState, step: int, images_read: int, window: Window, loss: float
-    ) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        checkpoints: Checkpoints,
+        snapshots: Checkpoints | None,
+        step: int,
+    ):
+        self._experiment, self._step = experiment, step
+        self._checkpoints, self._snapshots = checkpoints, snapshots
+
+    def save(self, state: TrainState, step: int, images_read: int, loss: float) -> None:
         """Starts saving the state after `step`, if that is not saved yet; `loss` ranks it."""
         if step == self._step:
             return
         self._step = step
-        config = self._config.to_dict()
-        self._checkpoints.save_state(state, step, config, images_read, window.facts(), loss)
+        metadata = metadata_of(state, self._experiment, images_read)
+        self._checkpoints.save(step, items_of(state), metadata, loss)
 
     def snapshot(self, state: TrainState, step: int) -> None:
-        """Starts saving the power averages after `step`; an earlier life may have done so."""
+        """Starts saving the power averages after `step`, unless an interrupted run has done so."""
         if self._snapshots is not None and not self._snapshots.has(step):
             powers = [name for name in state.emas if name.startswith("power_")]
-            facts = {"config": self._config.to_dict(), "emas": powers}
-            self._snapshots.save(step, {f"ema_{name}": state.emas[name] for name in powers}, facts)
+            metadata = {"config": self._experiment.config.to_dict(), "emas": powers}
+            self._snapshots.save(
+                step, {f"ema_{name}": state.emas[name] for name in powers}, metadata
+            )
 
     def wait(self) -> None:
         """Until everything is saved; from any thread."""
@@ -69,28 +84,28 @@ class Saver:
 
 def run_loop(
     experiment: Experiment,
-    mesh,
-    train_step,
+    mesh: Mesh,
+    train_step: Callable,
     state: TrainState,
     batches: Iterator,
     images_read: int,
-    window: Window,
     saver: Saver,
-    writer: reports.Writer,
+    writer: curves.Writer,
     watch: Watch,
 ) -> TrainState:
     """Steps, logs, saves and samples until `train.num_steps`; returns the last state.
 
     Raises:
-      FloatingPointError: too many steps in a row were not finite; nothing of them was saved.
+      NotFiniteError: too many steps in a row were not finite; nothing of them was saved.
       Preempted: the run was told to end; its state is saved.
     """
-    config = experiment.config
-    num_steps = config.train.num_steps
-    generate = make_generate(experiment, mesh, config.seed)
-    labels = grid_labels(experiment.rin.num_classes)
+    num_steps, num_classes = experiment.train.num_steps, experiment.rin.num_classes
+    generate = make_generate(experiment, mesh, experiment.seed)
+    labels = grids.grid_labels(num_classes)
+    cond = conditioning.of_labels(labels, num_classes)
     first_step = int(state.step)
-    progress = reports.Progress(first_step, num_steps, config.train.batch_size)
+    progress = console.Progress(first_step, num_steps, experiment.train.batch_size)
+    window = Window(experiment.train.max_skipped_steps)
     shown = next(iter(state.emas))  # the average whose samples are shown
     watch.begin()
 
@@ -101,11 +116,11 @@ def run_loop(
                 saver.snapshot(state, step)
         if due["sample"]:
             with progress.spending("samples"), watch.quiet(step, saver.wait):
-                images = generate(state.emas[shown], np.arange(len(labels)), labels)
-                writer.image(step, "progress", reports.grid(images, GRID_COLUMNS))
+                images = generate(state.emas[shown], np.arange(len(labels)), cond)
+                writer.image(step, "progress", grids.grid(images, grids.COLUMNS))
 
-    if first_step:  # an earlier life may have ended between the save and these
-        due = due_at(first_step, config)
+    if first_step:  # the run may have been interrupted between the save and these
+        due = due_at(first_step, experiment)
         lacks = str(due["sample"] and writer.lacks(first_step, "progress"))
         due["sample"] = processes.gather("drawing", lacks)[0] == "True"  # process 0 knows
         after(first_step, due)
@@ -117,13 +132,13 @@ def run_loop(
                 batch = next_unless(pool, batches, lambda done=step - 1: watch.stops_at(done))
             if batch is None:
                 window.read()
-                saver.save(state, step - 1, images_read, window, window.loss())
+                saver.save(state, step - 1, images_read, window.loss())
                 saver.wait()
                 raise Preempted
             state, metrics = train_step(state, sharding.global_batch(batch, mesh))
             window.put(step, metrics)
-            images_read += config.train.batch_size
-            due = due_at(step, config)
+            images_read += experiment.train.batch_size
+            due = due_at(step, experiment)
             if not any(due.values()):
                 continue
             window.read()
@@ -133,26 +148,26 @@ def run_loop(
                 window.clear()
                 means |= progress.update(step)
                 means |= utilisation(experiment, mesh, means["images_per_second"])
-                reports.say(progress.line(means))
+                console.say(progress.line(means))
                 writer.scalars(step, means | module_figures(jax.device_get(metrics["modules"])))
             if due["save"] or due["sample"]:
                 with progress.spending("checkpoint"):
-                    saver.save(state, step, images_read, window, loss)
+                    saver.save(state, step, images_read, loss)
             after(step, due)
     finally:
         pool.shutdown(wait=False)  # it may hang in a read
     return state
 
 
-def due_at(step: int, config) -> dict[str, bool]:
+def due_at(step: int, experiment: Experiment) -> dict[str, bool]:
     """What is due after a step; all is after the last."""
     return {
-        name: step == config.train.num_steps or (bool(every) and step % every == 0)
+        name: step == experiment.train.num_steps or (bool(every) and step % every == 0)
         for name, every in (
-            ("log", config.train.log_every_steps),
-            ("sample", config.train.sample_every_steps),
-            ("save", config.checkpoint.every_steps),
-            ("snapshot", config.ema.snapshot_every_steps),
+            ("log", experiment.train.log_every_steps),
+            ("sample", experiment.train.sample_every_steps),
+            ("save", experiment.checkpoint.every_steps),
+            ("snapshot", experiment.ema.snapshot_every_steps),
         )
     }
 

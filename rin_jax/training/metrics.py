@@ -1,8 +1,4 @@
-"""The metrics of steps between two log lines, and what is said of a step that is skipped.
-
-Means run from one log line to the next, wherever the run was interrupted: a checkpoint keeps the
-sums so far.
-"""
+"""The metrics of steps between two log lines, and what is said of a step that is skipped."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,16 +7,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from rin_jax.runtime import reports
+from rin_jax.runtime import console
 
 SCALARS = ("loss", "grad_norm", "update_norm", "param_norm")  # of which the log shows means
-BACKWARD = ("readout", "blocks", "prev_latent_norm", "prev_latent_mlp")  # other modules come after
-BLOCK_BACKWARD = ("write", "compute", "read")
+MOST_NAMED = 8  # modules in a message
+
+
+class NotFiniteError(FloatingPointError):
+    """Too many steps in a row were not finite: the run ends, with exit code 3."""
 
 
 @dataclasses.dataclass
 class Window:
-    """Metrics since the last log line.
+    """Metrics since the last log line, or since the run resumed.
 
     Attributes:
       limit: skipped steps in a row after which the run ends.
@@ -36,20 +35,6 @@ class Window:
     sums: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(SCALARS, 0.0))
     _open: tuple[int, Mapping[str, Any]] | None = None  # the newest step, not read yet
 
-    @classmethod
-    def resumed(cls, limit: int, facts: Mapping[str, Any]) -> "Window":
-        """The window that `facts` of a checkpoint tell of."""
-        return cls(limit, **facts)
-
-    def facts(self) -> dict[str, Any]:
-        """What a checkpoint keeps; all steps are read."""
-        return {
-            "count": self.count,
-            "skipped": self.skipped,
-            "in_a_row": self.in_a_row,
-            "sums": self.sums,
-        }
-
     def put(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Adds a step that may still run, and reads the one before: two are in flight at most."""
         self.read()
@@ -59,7 +44,7 @@ class Window:
         """Reads the newest step.
 
         Raises:
-          FloatingPointError: `limit` steps in a row were not finite.
+          NotFiniteError: `limit` steps in a row were not finite.
         """
         if self._open is None:
             return
@@ -74,9 +59,9 @@ class Window:
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         text = describe_skipped(step, values, jax.device_get(metrics["modules"]["grad"]))
         if self.in_a_row < self.limit:
-            reports.say(f"{text}; the step is skipped")
+            console.say(f"{text}; the step is skipped")
             return
-        raise FloatingPointError(
+        raise NotFiniteError(
             f"{text}. {self.in_a_row} steps in a row were not finite and changed nothing; "
             "training stops, the last checkpoint is kept. Lower optimizer.learning_rate or set "
             "optimizer.clip_norm, then run the same command again."
@@ -97,39 +82,16 @@ class Window:
 
 
 def describe_skipped(step: int, values: Mapping, gradients: Mapping[str, np.ndarray]) -> str:
-    """What was not finite in a step, and where in the backward pass that began."""
+    """What was not finite in a step, and which modules have gradients that are not."""
     bad = [f"{name} is {values[name]}" for name in SCALARS if not np.isfinite(values[name])]
-    module = first_nonfinite(gradients)
-    if module:
-        where = f"the first gradient that is not finite is that of {module}"
+    modules = [name for name, norm in gradients.items() if not np.isfinite(norm).all()]
+    if modules:
+        shown = ", ".join(modules[:MOST_NAMED]) + (", ..." if len(modules) > MOST_NAMED else "")
+        where = f"{len(modules)} of {len(gradients)} modules have such gradients: {shown}"
     else:
         where = "all gradients are finite"
     rate = float(values["learning_rate"])
     return f"step {step}: {', '.join(bad)}; {where}; learning rate {rate:.4g}"
-
-
-def first_nonfinite(norms: Mapping[str, np.ndarray]) -> str | None:
-    """The module and layer, nearest to the loss, whose norm is not finite; None if all are."""
-
-    def rank(place):
-        module, layer = place
-        head, _, part = module.partition(".")
-        kind = head.partition("_")[0] if part else head
-        depth = BACKWARD.index(kind) if kind in BACKWARD else len(BACKWARD)
-        inner = BLOCK_BACKWARD.index(part) if part in BLOCK_BACKWARD else len(BLOCK_BACKWARD)
-        group = -int(head.partition("_")[2]) if part else 0
-        block, *within = layer or (0,)
-        return depth, group, -block, inner, [-index for index in within]
-
-    places = [
-        (module, tuple(map(int, layer)))
-        for module, norm in norms.items()
-        for layer in np.argwhere(~np.isfinite(norm))
-    ]
-    if not places:
-        return None
-    module, layer = min(places, key=rank)
-    return f"{module}[{', '.join(map(str, layer))}]" if layer else module
 
 
 def module_figures(modules: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

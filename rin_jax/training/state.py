@@ -1,5 +1,6 @@
 """The training state: what a step changes and a checkpoint keeps. Created already sharded."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax
@@ -7,7 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from rin_jax.runtime import sharding
+from rin_jax.experiment import Experiment
+from rin_jax.network import conditioning
+from rin_jax.network.rin import RIN
+from rin_jax.sampling.weights import abstract_params, placed
 
 Array = jax.Array
 
@@ -29,15 +33,18 @@ class TrainState:
     opt_state: Any
 
 
-def new_params(rin, key: Array) -> Any:
+def new_params(rin: RIN, key: Array) -> Any:
     """Fresh parameters of a network."""
-    images = jnp.zeros((1, *rin.image_shape), jnp.float32)
-    labels = jnp.zeros((1,), jnp.int32) if rin.num_classes else None
-    return rin.init(key, images, jnp.zeros((1,)), labels)["params"]
+    shapes = (1, *rin.example_shape), (1,)
+    xt, gamma = (jnp.zeros(shape, jnp.float32) for shape in shapes)
+    cond = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), conditioning.abstract(rin.num_classes, 1)
+    )
+    return rin.init(key, xt, gamma, cond)["params"]
 
 
-def new_state(experiment, params: Any) -> TrainState:
-    """The state before the first step; `experiment` has the optimizer and the averages."""
+def new_state(experiment: Experiment, params: Any) -> TrainState:
+    """The state before the first step."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -46,27 +53,13 @@ def new_state(experiment, params: Any) -> TrainState:
     )
 
 
-def _with_shardings(shapes: Any, mesh: Mesh) -> Any:
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        shapes,
-        sharding.state_sharding(shapes, mesh),
-    )
-
-
-def abstract_params(rin, mesh: Mesh) -> Any:
-    """Shapes, dtypes and shardings of a network's parameters, without any array."""
-    shapes = jax.eval_shape(lambda key: new_params(rin, key), jax.random.key(0))
-    return _with_shardings(shapes, mesh)
-
-
-def abstract_state(experiment, mesh: Mesh) -> TrainState:
+def abstract_state(experiment: Experiment, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of an experiment's state, without any array."""
     params = abstract_params(experiment.rin, mesh)
-    return _with_shardings(jax.eval_shape(lambda p: new_state(experiment, p), params), mesh)
+    return placed(jax.eval_shape(lambda p: new_state(experiment, p), params), mesh)
 
 
-def create_state(experiment, mesh: Mesh, seed: int) -> TrainState:
+def create_state(experiment: Experiment, mesh: Mesh, seed: int) -> TrainState:
     """A fresh state; every array is made on the devices that hold it."""
 
     def init(key):
@@ -76,7 +69,29 @@ def create_state(experiment, mesh: Mesh, seed: int) -> TrainState:
     return jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
 
 
-def state_from(experiment, mesh: Mesh, params: Any) -> TrainState:
+def state_from(experiment: Experiment, mesh: Mesh, params: Any) -> TrainState:
     """The state of a run that starts from given parameters, laid out as `abstract_params`."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(experiment, mesh))
     return jax.jit(lambda p: new_state(experiment, p), out_shardings=shardings)(params)
+
+
+def items_of(state: TrainState) -> dict[str, Any]:
+    """A state, or its shapes, as the items of a checkpoint."""
+    averages = {f"ema_{name}": params for name, params in state.emas.items()}
+    return {"params": state.params, "opt_state": state.opt_state, **averages}
+
+
+def state_of(items: Mapping[str, Any], step: int, abstract: TrainState) -> TrainState:
+    """The state that `items_of` took apart."""
+    return TrainState(
+        step=jax.device_put(jnp.int32(step), abstract.step.sharding),
+        params=items["params"],
+        emas={name: items[f"ema_{name}"] for name in abstract.emas},
+        opt_state=items["opt_state"],
+    )
+
+
+def metadata_of(state: TrainState, experiment: Experiment, images_read: int) -> dict[str, Any]:
+    """What a checkpoint says of a state: configuration, averages and the position in the data."""
+    config = experiment.config.to_dict()
+    return {"config": config, "emas": list(state.emas), "images_read": images_read}

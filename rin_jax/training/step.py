@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 
 from rin_jax.diffusion.objective import Draws
 from rin_jax.experiment import Experiment
-from rin_jax.network.rin import NO_LABEL
+from rin_jax.network import conditioning
 from rin_jax.runtime import sharding
+from rin_jax.sampling.denoiser import training_denoiser
 from rin_jax.training import ema
 from rin_jax.training.optimizer import module_norms, updates_taken
 from rin_jax.training.state import TrainState, abstract_state
@@ -31,19 +32,14 @@ def prepare_images(images: Array, key: Array, flip: bool) -> Array:
 
 
 def make_loss(experiment: Experiment):
-    """loss(params, images [B, H, W, C], labels [B] or None, draws, key) -> scalar."""
+    """loss(params, x [B, ...] in [-1, 1], cond of [B], draws, key) -> scalar."""
     rin, objective = experiment.rin, experiment.objective
 
-    def drop_labels(labels, keep):
-        return None if labels is None else jnp.where(keep, labels, NO_LABEL)
-
-    def loss(params, images, labels, draws, key):
-        def denoise_fn(xt, gamma, cond, prev_latents, key):
-            return rin.apply(
-                {"params": params}, xt, gamma, cond, prev_latents, True, rngs={"dropout": key}
-            )
-
-        return objective.loss(denoise_fn, drop_labels, images, labels, draws, key)
+    def loss(params, x, cond, draws, key):
+        first_pass, second_pass = (
+            training_denoiser(rin, params, key) for key in jax.random.split(key)
+        )
+        return objective.loss(first_pass, second_pass, conditioning.drop, x, cond, draws)
 
     return loss
 
@@ -51,12 +47,11 @@ def make_loss(experiment: Experiment):
 def make_train_step(experiment: Experiment, mesh: Mesh):
     """step(state, batch) -> (state, metrics), to be compiled with the state donated.
 
-    batch: {"image": uint8 [B, H, W, C], "label": int32 [B] where the model has classes}.
+    batch: {"image": uint8 [B, H, W, C]} and the entries of the condition.
     metrics: float32 scalars loss, grad_norm, update_norm, param_norm, learning_rate; bool finite;
       modules: norms of "grad", "update" and "param" by module (`optimizer.module_norms`).
     """
-    config = experiment.config
-    accumulation = config.train.accumulation_steps
+    accumulation = experiment.train.accumulation_steps
     loss_and_grad = jax.value_and_grad(make_loss(experiment))
     rows = sharding.batch_sharding(mesh)
 
@@ -66,27 +61,28 @@ def make_train_step(experiment: Experiment, mesh: Mesh):
         spec = jax.sharding.PartitionSpec(None, *sharding.BATCH)
         return jax.lax.with_sharding_constraint(x, jax.sharding.NamedSharding(mesh, spec))
 
-    def gradients(params, images, labels, draws: Draws, key):
+    def gradients(params, x, cond, draws: Draws, key):
         if accumulation == 1:
-            return loss_and_grad(params, images, labels, draws, key)
+            return loss_and_grad(params, x, cond, draws, key)
 
         def add(total, micro):
-            index, (images, labels, draws) = micro
-            one = loss_and_grad(params, images, labels, draws, jax.random.fold_in(key, index))
+            index, (x, cond, draws) = micro
+            one = loss_and_grad(params, x, cond, draws, jax.random.fold_in(key, index))
             return jax.tree.map(jnp.add, total, one), None
 
         zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-        micros = jax.tree.map(split, (images, labels, draws))
+        micros = jax.tree.map(split, (x, cond, draws))
         total, _ = jax.lax.scan(add, zero, (jnp.arange(accumulation), micros))
         return jax.tree.map(lambda x: x / accumulation, total)
 
     def step(state: TrainState, batch: Batch):
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        key = jax.random.fold_in(jax.random.key(experiment.seed), state.step)
         flip_key, draw_key, dropout_key = jax.random.split(key, 3)
-        images = prepare_images(batch["image"], flip_key, config.data.flip)
-        draws = experiment.objective.draw(draw_key, images.shape)
-        images, draws = jax.lax.with_sharding_constraint((images, draws), rows)
-        loss, grads = gradients(state.params, images, batch.get("label"), draws, dropout_key)
+        x = prepare_images(batch["image"], flip_key, experiment.data.flip)
+        draws = experiment.objective.draw(draw_key, x.shape)
+        x, draws = jax.lax.with_sharding_constraint((x, draws), rows)
+        cond = conditioning.of_batch(batch)
+        loss, grads = gradients(state.params, x, cond, draws, dropout_key)
 
         updates, opt_state = experiment.optimizer.update(grads, state.opt_state, state.params)
         norms = {"grad": grads, "update": updates, "param": state.params}
@@ -132,8 +128,6 @@ def compile_train_step(experiment: Experiment, mesh: Mesh):
 
 def abstract_batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a global batch."""
-    size = experiment.config.train.batch_size
-    batch = {"image": jax.ShapeDtypeStruct((size, *experiment.rin.image_shape), jnp.uint8)}
-    if experiment.rin.num_classes:
-        batch["label"] = jax.ShapeDtypeStruct((size,), jnp.int32)
-    return batch
+    size, rin = experiment.train.batch_size, experiment.rin
+    images = jax.ShapeDtypeStruct((size, *rin.example_shape), jnp.uint8)
+    return {"image": images, **conditioning.abstract(rin.num_classes, size)}

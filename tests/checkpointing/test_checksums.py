@@ -1,4 +1,4 @@
-"""Digests: any changed bit is seen, and how an array is sharded is not."""
+"""Checksums: any changed bit is seen, and how an array is sharded is not."""
 
 import jax
 import jax.numpy as jnp
@@ -21,25 +21,25 @@ def exact(x: np.ndarray) -> int:
 @pytest.mark.parametrize("shape", [(), (7,), (3, 5, 2)])
 def test_the_definition(dtype, shape):
     x = np.asarray(np.random.default_rng(0).normal(size=shape) * 50).astype(dtype)
-    assert int(checksums.digest(jnp.asarray(x))) == exact(x)
+    assert int(checksums.checksum(jnp.asarray(x))) == exact(x)
 
 
 def test_any_flipped_bit_is_seen():
     rng = np.random.default_rng(1)
     x = rng.normal(size=(6, 11)).astype(np.float32)
-    before = int(checksums.digest(jnp.asarray(x)))
+    before = int(checksums.checksum(jnp.asarray(x)))
     for place in rng.choice(x.size * 32, 200, replace=False):
         bits = x.copy().reshape(-1).view(np.uint32)
         bits[place // 32] ^= np.uint32(1 << int(place % 32))
         changed = bits.view(np.float32).reshape(x.shape)
-        assert int(checksums.digest(jnp.asarray(changed))) != before
+        assert int(checksums.checksum(jnp.asarray(changed))) != before
 
 
 def test_exchanged_elements_are_seen():
     x = np.arange(12, dtype=np.float32)
     y = x.copy()
     y[[2, 7]] = y[[7, 2]]
-    assert int(checksums.digest(jnp.asarray(x))) != int(checksums.digest(jnp.asarray(y)))
+    assert int(checksums.checksum(jnp.asarray(x))) != int(checksums.checksum(jnp.asarray(y)))
 
 
 def test_the_same_on_any_mesh():
@@ -47,11 +47,19 @@ def test_the_same_on_any_mesh():
     for mesh in (sharding.make_mesh(1, 1, 1, jax.devices()[:1]), sharding.make_mesh(2, 2, 2)):
         for spec in (PartitionSpec(), PartitionSpec("fsdp", "tensor"), PartitionSpec("data")):
             array = jax.device_put(x, NamedSharding(mesh, spec))
-            assert int(checksums.digest(array)) == exact(x)
+            assert int(checksums.checksum(array)) == exact(x)
 
 
 def test_leaves_are_named_by_their_path():
     tree = {"params": {"stem": {"kernel": jnp.ones(3)}}, "opt_state": (jnp.zeros(2),)}
-    found = checksums.tree_digests(tree)
+    found = checksums.tree_checksums(tree)
     assert set(found) == {"params/stem/kernel", "opt_state/0"}
     assert found["opt_state/0"] == 0 != found["params/stem/kernel"]
+
+
+def test_one_program_for_all_leaves():
+    tree = {f"w{i}": jnp.full((i + 1,), i, jnp.float32) for i in range(20)}
+    before = checksums._checksums._cache_size()
+    found = checksums.tree_checksums(tree)
+    assert checksums._checksums._cache_size() == before + 1
+    assert found == {name: exact(np.asarray(leaf)) for name, leaf in tree.items()}

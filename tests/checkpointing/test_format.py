@@ -8,9 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from rin_jax.checkpointing import checkpoints, restore
+from rin_jax.checkpointing import checkpoints
 from rin_jax.runtime import sharding
-from rin_jax.training.state import create_state
+from rin_jax.sampling.weights import load_ema
+from rin_jax.training import resume
+from rin_jax.training.state import create_state, items_of, metadata_of
 from tests import tiny
 
 KEPT = Path(__file__).parent / "format_2"
@@ -37,18 +39,13 @@ def values(like):
 
 
 def write(workdir: Path) -> None:
-    """Makes the fixture: python -c "import tests.test_fixture as t; t.write(t.KEPT)"."""
+    """Makes the fixture: python -c "from tests.checkpointing.test_format import *; write(KEPT)"."""
     experiment = tiny.experiment(**CHANGES)
-    parts = values(checkpoints.state_parts(create_state(experiment, mesh(), 0)))
-    placed = jax.tree.map(lambda x: jax.device_put(x, sharding.replicated(mesh())), parts)
-    facts = {
-        "config": experiment.config.to_dict(), "emas": list(experiment.averages),
-        "images_read": 112,
-        "window": {"count": 1, "skipped": 0, "in_a_row": 0, "sums": {
-            "loss": 0.5, "grad_norm": 1.0, "update_norm": 2.0, "param_norm": 3.0}},
-    }  # fmt: skip
+    state = create_state(experiment, mesh(), 0)
+    items = values(items_of(state))
+    placed = jax.tree.map(lambda x: jax.device_put(x, sharding.replicated(mesh())), items)
     with checkpoints.Checkpoints(checkpoints.folder(str(workdir))) as saver:
-        saver.save(7, placed, facts, loss=0.5)
+        saver.save(7, placed, metadata_of(state, experiment, 112), loss=0.5)
 
 
 @pytest.fixture
@@ -58,19 +55,19 @@ def workdir(tmp_path):
 
 def test_a_run_goes_on_from_it(workdir):
     experiment = tiny.experiment(**CHANGES)
-    found = restore.find_run(experiment, workdir)
-    state, facts = restore.restore_state(experiment, mesh(), workdir, *found)
-    parts = jax.device_get(checkpoints.state_parts(state))
-    jax.tree.map(np.testing.assert_array_equal, parts, values(parts))
+    found = resume.find_run(experiment, workdir)
+    state, metadata = resume.restore_state(experiment, mesh(), workdir, *found)
+    items = jax.device_get(items_of(state))
+    jax.tree.map(np.testing.assert_array_equal, items, values(items))
     assert int(state.step) == 7
-    assert facts["images_read"] == 112
-    assert facts["window"]["sums"]["param_norm"] == 3.0
+    assert metadata["images_read"] == 112
+    assert "time_scale" not in metadata["config"]["model"]  # older than that field
 
 
 @pytest.mark.parametrize("name", ["decay_0.9", "power_0.1"])
 def test_its_averages_are_read(workdir, name):
     experiment = tiny.experiment(**CHANGES)
-    step, _, params = restore.load_ema(experiment, mesh(), workdir, name)
+    step, _, params = load_ema(experiment, mesh(), workdir, name)
     assert step == 7
     expected = values({f"ema_{name}": params})[f"ema_{name}"]
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(params), expected)

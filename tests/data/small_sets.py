@@ -1,10 +1,13 @@
-"""Small TFDS data sets for these tests: 10 records of 6x9 colour images."""
+"""Small TFDS data sets for these tests (10 records of 6x9 colour images) and how to open them."""
 
 import io
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
+
+from rin_jax.data.dataset import Data
+from rin_jax.data.source import ImageSource, open_source
 
 NUM_RECORDS = 10
 _KIND = {"kind": tfds.features.ClassLabel(names=["even", "odd"])}
@@ -13,6 +16,17 @@ _KIND = {"kind": tfds.features.ClassLabel(names=["even", "odd"])}
 def small_image(index):
     """The image of record `index`, uint8 [6, 9, 3]."""
     return np.random.default_rng(index).integers(0, 256, (6, 9, 3), np.uint8)
+
+
+def section(name, split, data_dir, image_size, channels, **changes) -> Data:
+    """A section `data` of these fields."""
+    options = {"num_classes": None, "flip": False, "num_threads": 4, "prefetch": 2, **changes}
+    return Data(name, split, str(data_dir), image_size, channels, **options)
+
+
+def opened(*arguments, **changes) -> ImageSource:
+    """The source of such a section."""
+    return open_source(section(*arguments, **changes))
 
 
 class _SmallSet(tfds.core.GeneratorBasedBuilder, skip_registration=True):

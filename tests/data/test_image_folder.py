@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rin_jax import ConfigError
 from rin_jax.data.image_folder import open_folder
 
 
@@ -113,25 +114,25 @@ def test_fingerprint(tmp_path):
 def test_wrong_tables(tmp_path, name, text, message):
     put(tmp_path, "cat/a.png")
     (tmp_path / name).write_text(text)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         opened(tmp_path)
 
 
 def test_wrong_folders(tmp_path):
-    with pytest.raises(ValueError, match="nowhere is not a folder"):
+    with pytest.raises(ConfigError, match="nowhere is not a folder"):
         opened(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"has no image \(files that end in .*\.png"):
+    with pytest.raises(ConfigError, match=r"has no image \(files that end in .*\.png"):
         opened(tmp_path)
     put(tmp_path, *FILES)
-    with pytest.raises(ValueError, match=r"num_classes is 1, but .* labels 0\.\.1; set at least 2"):
+    with pytest.raises(ConfigError, match=r"num_classes is 1, but .* labels 0\.\.1; set .* 2"):
         opened(tmp_path, num_classes=1)
     (tmp_path / "bird").mkdir()
-    with pytest.raises(ValueError, match=r"no image in 1 of 3 class folders \(bird\); delete"):
+    with pytest.raises(ConfigError, match=r"no image in 1 of 3 class folders \(bird\); delete"):
         opened(tmp_path)
     put(tmp_path, "loose.png")
-    with pytest.raises(ValueError, match=r"also images beside them \(loose\.png\): move"):
+    with pytest.raises(ConfigError, match=r"also images beside them \(loose\.png\): move"):
         opened(tmp_path)
     (tmp_path / "labels.csv").write_text("")
     (tmp_path / "dataset.json").write_text("")
-    with pytest.raises(ValueError, match=r"dataset\.json and labels\.csv; keep one"):
+    with pytest.raises(ConfigError, match=r"dataset\.json and labels\.csv; keep one"):
         opened(tmp_path)

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from rin_jax import ConfigError
 from rin_jax.data import pipeline, source
 from tests.data import small_sets
 
@@ -15,27 +16,11 @@ def kept_in_memory(request, monkeypatch):
         monkeypatch.setattr(pipeline, "_MEMORY_BYTES", 0)
 
 
-def read(data_dir, num, **changes):
-    """`num` batches of the first 180 digits, 16 to the global batch."""
-    options = {
-        "image_size": 8,
-        "channels": 1,
-        "batch_size": 16,
-        "seed": 3,
-        "start": 0,
-        "num_threads": 4,
-        "prefetch": 2,
-        **changes,
-    }
-    opened = opened_by(options, data_dir)
+def read(data_dir, num, name="digits", split="train[:180]", image_size=8, channels=1, **changes):
+    """`num` batches of the first 180 digits, 16 to the global batch, or of another set."""
+    options = {"batch_size": 16, "seed": 3, "start": 0, **changes}
+    opened = small_sets.opened(name, split, data_dir, image_size, channels)
     return list(itertools.islice(pipeline.train_batches(opened, **options), num))
-
-
-def opened_by(options, data_dir):
-    """The source that `options` ask for; takes the options that say which."""
-    name, split = options.pop("name", "digits"), options.pop("split", "train[:180]")
-    size, channels = options["image_size"], options["channels"]
-    return source.open_source(name, split, data_dir, size, channels)
 
 
 def keys(batch):
@@ -89,9 +74,28 @@ def test_memory_and_disk_agree(digits_dir, monkeypatch):
             assert kept[key].dtype == decoded[key].dtype
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_data_set_that_fits_into_memory_is_read_once(digits_dir, monkeypatch, kept):
+    """Three epochs of grey digits that are trained on in colour."""
+    reads, stored = [], small_sets.opened("digits", "train[:180]", digits_dir, 8, 3)
+    getitem = source.ImageSource.__getitem__
+
+    def counted(self, index):
+        if self is stored:
+            reads.append(index)
+        return getitem(self, index)
+
+    monkeypatch.setattr(source.ImageSource, "__getitem__", counted)
+    size = 180 * 8 * 8 * 3
+    monkeypatch.setattr(pipeline, "_MEMORY_BYTES", size if kept else size - 1)
+    list(itertools.islice(pipeline.train_batches(stored, 18, seed=3, start=0), 30))
+    assert set(reads) == set(range(180))
+    assert len(reads) == 180 if kept else len(reads) >= 3 * 180
+
+
 @pytest.mark.usefixtures("kept_in_memory")
 def test_batches_pair_image_and_label(digits_dir):
-    stored = source.open_source("digits", "train[:180]", digits_dir, 8, 1)
+    stored = small_sets.opened("digits", "train[:180]", digits_dir, 8, 1)
     labels = {stored[index]["image"].tobytes(): stored[index]["label"] for index in range(180)}
     for batch in read(digits_dir, 12, process_index=1, process_count=2):
         assert (batch["image"].shape, batch["image"].dtype) == ((8, 8, 8, 1), np.uint8)
@@ -109,27 +113,26 @@ def test_unconditional_colour_set(small_dir):
 
 
 def test_fixed_examples(small_dir):
-    opened = source.open_source("small_labelled", "train", small_dir, 6, 3)
-    options = {"image_size": 6, "channels": 3, "num_threads": 4}
-    batch = pipeline.fixed_examples(opened, **options, num=4)
+    opened = small_sets.opened("small_labelled", "train", small_dir, 6, 3)
+    batch = pipeline.fixed_examples(opened, 4)
     squares = np.stack([small_sets.small_image(index)[:, 1:7] for index in range(4)])
     np.testing.assert_array_equal(batch["image"], squares)
     assert batch["label"].tolist() == [0, 1, 0, 1]
-    every = pipeline.fixed_examples(opened, **options, num=11)
+    every = pipeline.fixed_examples(opened, 11)
     assert len(every["label"]) == 10
 
 
 def test_errors_before_reading(digits_dir, small_dir, tmp_path):
-    with pytest.raises(ValueError, match=r"train\.batch_size=16 is not divisible by the 3 proc"):
+    with pytest.raises(ConfigError, match=r"train\.batch_size=16 is not divisible by the 3 proc"):
         read(digits_dir, 0, process_count=3)
-    with pytest.raises(ValueError, match=r"'digits'.* 180 records.*train\.batch_size=181; choose"):
+    with pytest.raises(ConfigError, match=r"'digits'.* 180 records.*train\.batch_size=181; choose"):
         read(digits_dir, 0, batch_size=181)
-    with pytest.raises(ValueError, match=r"data\.channels=1 "):
+    with pytest.raises(ConfigError, match=r"data\.channels=1 "):
         read(str(tmp_path), 0, name="small_plain", split="train", channels=1)
     assert not list(tmp_path.iterdir())  # refused before it was prepared
 
 
 @pytest.mark.usefixtures("kept_in_memory")
 def test_label_that_is_no_class(small_dir):
-    with pytest.raises(ValueError, match=r"label of record \d is -1, outside \[0, 2\)"):
+    with pytest.raises(ConfigError, match=r"label of record \d is -1, outside \[0, 2\)"):
         read(small_dir, 1, name="small_unlabelled", split="train", channels=3, batch_size=5)

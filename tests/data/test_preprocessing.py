@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rin_jax import ConfigError
 from rin_jax.data import preprocessing
 from tests import reference
 from tests.data import awkward, oracle
@@ -63,7 +64,7 @@ def test_preprocess_leaves_the_right_size_alone():
 
 @pytest.mark.parametrize(("stored", "channels"), [(3, 1), (1, 2), (4, 4), (4, 3)])
 def test_preprocess_refuses_channels(stored, channels):
-    with pytest.raises(ValueError, match=rf"data\.channels={channels} .* stored with {stored}"):
+    with pytest.raises(ConfigError, match=rf"data\.channels={channels} .* stored with {stored}"):
         preprocessing.preprocess(np.zeros((8, 8, stored), np.uint8), 8, channels)
 
 
@@ -78,23 +79,48 @@ def test_area_resize_keeps_the_mean_and_bicubic_keeps_a_ramp():
     np.testing.assert_allclose(result[2:-2, :, 0], np.tile(centres[2:-2, None], 8), atol=1e-4)
 
 
-def jpeg(image):
+def jpeg(image, **options):
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=95)
+    Image.fromarray(image).save(buffer, "JPEG", quality=95, **options)
     return buffer.getvalue()
 
 
-def test_a_large_jpeg_is_decoded_at_a_fraction_for_training():
-    encoded = jpeg(awkward.scene(300, 420))
-    whole = preprocessing.decode(encoded, 3)
-    assert whole.shape == (300, 420, 3)
-    assert preprocessing.decode(encoded, 3, 160).shape == (300, 420, 3)  # half of it is too little
-    part = preprocessing.decode(encoded, 3, 32)
-    assert part.shape == (75, 105, 3)  # a quarter: at least twice 32
-    exact = preprocessing.preprocess(whole, 32, 3).astype(int)
-    assert np.abs(preprocessing.preprocess(part, 32, 3) - exact).mean() < 1
-    shifted = np.roll(exact, 1, axis=1)
-    assert np.abs(shifted - exact).mean() > 2  # so that the bound above means something
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("image_size", "part"), [(160, 1), (81, 1), (80, 2), (41, 2), (40, 4), (21, 4), (20, 8), (4, 8)]
+)
+def test_a_large_jpeg_is_decoded_at_a_fraction_for_training(channels, image_size, part):
+    """The smallest fraction of 320 pixels that leaves twice the training size."""
+    scene = awkward.scene(320, 448)
+    encoded = jpeg(scene if channels == 3 else scene[..., 0])
+    whole = preprocessing.decode(encoded, channels)
+    assert whole.shape == (320, 448, channels)
+    reduced = preprocessing.decode(encoded, channels, image_size)
+    assert reduced.shape == (320 // part, 448 // part, channels)
+    exact = preprocessing.preprocess(whole, image_size, channels).astype(int)
+    error = np.abs(preprocessing.preprocess(reduced, image_size, channels) - exact).mean()
+    one_pixel = np.abs(np.roll(exact, 1, axis=1) - exact).mean()
+    assert error < min(2, one_pixel / 20)
+
+
+def test_only_a_jpeg_is_decoded_at_a_fraction():
+    encoded = preprocessing.encode_png(awkward.scene(300, 420))
+    assert preprocessing.decode(encoded, 3, 4).shape == (300, 420, 3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_stored_image_is_not_turned(channels):
+    """The pixels of a data set are those stored, whatever the camera says, as TensorFlow reads."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    scene = awkward.scene(80, 112)[..., :channels].squeeze()
+    straight, exif = jpeg(scene), jpeg(scene, exif=turned)
+    for image_size in (None, 4, 10, 20):
+        np.testing.assert_array_equal(
+            preprocessing.decode(exif, channels, image_size),
+            preprocessing.decode(straight, channels, image_size),
+        )
+    assert preprocessing.read_any(io.BytesIO(exif), channels).shape == (112, 80, channels)
 
 
 def test_every_kind_of_file_reads_as_an_independent_library_reads_it(tmp_path):
@@ -133,5 +159,5 @@ def test_transparency_that_is_not_declared_is_refused():
     Image.fromarray(awkward.scene()).convert("RGBA").save(buffer, "PNG")
     image = preprocessing.decode(buffer.getvalue(), None)
     np.testing.assert_array_equal(image[..., :3], awkward.scene())
-    with pytest.raises(ValueError, match="stored with 4"):
+    with pytest.raises(ConfigError, match="stored with 4"):
         preprocessing.preprocess(image, 8, 3)

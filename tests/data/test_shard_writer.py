@@ -4,18 +4,18 @@ import collections
 import itertools
 import json
 import pathlib
-import signal
 import subprocess
 import sys
 import textwrap
-import time
+import threading
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from rin_jax.data import catalog, shard_writer, source
+from rin_jax import ConfigError
+from rin_jax.data import catalog, prepared_set, shard_writer
 from rin_jax.data.image_folder import open_folder
 from rin_jax.data.originals import TfdsOriginal
 from tests.data import awkward, oracle, small_sets
@@ -37,7 +37,7 @@ def write(
 
 
 def read(data_dir, size=16, split="train", channels=3):
-    opened = source.open_source("mine", split, str(data_dir), size, channels)
+    opened = small_sets.opened("mine", split, str(data_dir), size, channels)
     return [opened[index] for index in range(len(opened))]
 
 
@@ -75,7 +75,7 @@ def test_pixels_are_those_of_an_independent_library(tmp_path, channels):
     folder = folder_of(tmp_path, 16)
     assert (
         report
-        == shard_writer.read_report(folder, "train")
+        == prepared_set.read_report(folder, "train")
         == json.loads((folder / "report-train.json").read_text())
     )
 
@@ -100,7 +100,7 @@ def test_splits_join_and_sizes_stay_apart(tmp_path):
     write(tmp_path, tmp_path / "b", size=8)
     assert [len(read(tmp_path, split=split)) for split in ("train", "validation")] == [30, 18]
     assert len(read(tmp_path, size=8)) == 18
-    with pytest.raises(ValueError, match=r"has a data set 'mine' .*only at 16px, 8px"):
+    with pytest.raises(ConfigError, match=r"has a data set 'mine' .*only at 16px, 8px"):
         read(tmp_path, size=32)
 
 
@@ -110,17 +110,27 @@ def content(folder):
 
 KILLED = """
     import os, signal, sys
-    from rin_jax.data import shards
-    from rin_jax.data.folder import open_folder
-    from tests.data.test_shards import folder_of
-    seen = 0
-    def progress(done):
-        global seen
-        seen += done
-        if seen >= int(sys.argv[1]):
-            os.kill(os.getpid(), signal.SIGKILL)
-    original = open_folder({root!r}, "mine", "train", None, 3)
-    shards.write(original, folder_of({data_dir!r}, 16), 16, 2, progress)
+    from rin_jax.data import shard_writer
+    from rin_jax.data.image_folder import open_folder
+    from tests.data.test_shard_writer import folder_of
+
+    def write_until(images):
+        seen = 0
+        def progress(done):
+            nonlocal seen
+            seen += done
+            if seen >= images:
+                os.kill(os.getpid(), signal.SIGKILL)
+        original = open_folder({root!r}, "mine", "train", None, 3)
+        shard_writer.write(original, folder_of({data_dir!r}, 16), 16, 2, progress)
+
+    for images in (1, 50, 90):
+        child = os.fork()
+        if not child:
+            write_until(images)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, images
+        assert not folder_of({data_dir!r}, 16).exists()
 """
 
 
@@ -128,11 +138,7 @@ def test_killed_again_and_again_it_goes_on_to_the_same_files(tmp_path):
     photos(tmp_path / "photos", 96)
     write(tmp_path / "whole", tmp_path / "photos")
     script = KILLED.format(root=str(tmp_path / "photos"), data_dir=str(tmp_path / "killed"))
-    for images in (1, 50, 90):
-        command = [sys.executable, "-c", textwrap.dedent(script), str(images)]
-        killed = subprocess.run(command, cwd=REPOSITORY, check=False)
-        assert killed.returncode == -signal.SIGKILL
-        assert not folder_of(tmp_path / "killed", 16).exists()
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=REPOSITORY, check=True)
     done = []
     write(tmp_path / "killed", tmp_path / "photos", progress=done.append)
     assert sum(done) == 96
@@ -181,7 +187,7 @@ def test_a_full_disk_keeps_what_is_complete(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(shard_writer.array_record_module, "ArrayRecordWriter", Full)
-        with pytest.raises(ValueError, match=r"data\.data_dir: no space is left .* same command"):
+        with pytest.raises(ConfigError, match=r"data\.data_dir: no space is left .* same command"):
             write(tmp_path, tmp_path / "photos", threads=1)
     staging = folder_of(tmp_path, 16).parent / "incomplete-train"
     assert len(list(staging.glob("*.json"))) == 1 + 2  # the plan and two shards
@@ -220,7 +226,7 @@ def test_other_images_do_not_mix_in(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path, tmp_path / "photos", progress=stop)
     photos(tmp_path / "photos", 31)
-    with pytest.raises(ValueError, match=r"begun from other .*\(changed: original\); delete"):
+    with pytest.raises(ConfigError, match=r"begun from other .*\(changed: original\); delete"):
         write(tmp_path, tmp_path / "photos")
 
 
@@ -232,7 +238,7 @@ def test_too_many_unreadable_images(tmp_path):
     assert (report["written"], len(report["skipped"])) == (40, 10)
     (tmp_path / "photos" / "odd" / "bad.png").write_bytes(b"?")
     message = r"11 of the first \d+ images of 'mine' \(51 in all\).*\n  .*bad.*Unidentified"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         write(tmp_path / "eleven", tmp_path / "photos")
     assert not folder_of(tmp_path / "eleven", 16).exists()
 
@@ -241,7 +247,7 @@ def test_nothing_readable(tmp_path):
     (tmp_path / "photos").mkdir()
     for index in range(3):
         (tmp_path / "photos" / f"{index}.jpg").write_bytes(b"?")
-    with pytest.raises(ValueError, match=r"3 of the first 3 images .*\n  \d\.jpg: Unidentified"):
+    with pytest.raises(ConfigError, match=r"3 of the first 3 images .*\n  \d\.jpg: Unidentified"):
         write(tmp_path, tmp_path / "photos")
 
 
@@ -251,9 +257,9 @@ def test_a_second_process_is_refused(tmp_path):
 
     def second(done):
         if not refused:
-            with pytest.raises(ValueError, match="another process is preparing mine_16px") as error:
+            with pytest.raises(ConfigError, match="another process is preparing mine_16px"):
                 write(tmp_path, tmp_path / "photos")
-            refused.append(error)
+            refused.append(done)
 
     write(tmp_path, tmp_path / "photos", progress=second)
     assert refused
@@ -286,7 +292,7 @@ def small_original(small_dir, name):
 def test_a_data_set_of_tfds_at_another_size(small_dir, tmp_path, name):
     original = small_original(small_dir, name)
     shard_writer.write(original, folder_of(tmp_path, 4, name), 4, 2, lambda done: None)
-    opened = source.open_source(name, "train", str(tmp_path), 4, 3)
+    opened = small_sets.opened(name, "train", str(tmp_path), 4, 3)
     assert len(opened) == small_sets.NUM_RECORDS
     for index in range(len(opened)):
         expected = oracle.training_image(small_sets.small_image(index), 4)
@@ -296,7 +302,7 @@ def test_a_data_set_of_tfds_at_another_size(small_dir, tmp_path, name):
 
 def test_labels_outside_the_classes_are_not_written(small_dir, tmp_path):
     original = small_original(small_dir, "small_unlabelled")
-    with pytest.raises(ValueError, match=r"record \d: ValueError: label -1 is outside \[0, 2\)"):
+    with pytest.raises(ConfigError, match=r"record \d: ValueError: label -1 is outside \[0, 2\)"):
         shard_writer.write(original, folder_of(tmp_path, 4), 4, 2, lambda done: None)
 
 
@@ -305,31 +311,32 @@ def test_tfrecord_is_read_through_tensorflow(small_dir, tmp_path, monkeypatch):
     builder.download_and_prepare(file_format="tfrecord")
     builder = catalog.tfds_builder("small_labelled", str(tmp_path))
     assert not catalog.has_random_access(builder)
-    with pytest.raises(ValueError, match=r"format without random access; .*--mode=prepare"):
-        source.open_source("small_labelled", "train", str(tmp_path), 6, 3)
+    with pytest.raises(ConfigError, match=r"format without random access; .*--mode=prepare"):
+        small_sets.opened("small_labelled", "train", str(tmp_path), 6, 3)
     original = TfdsOriginal(catalog.info("small_labelled", "train", builder), builder)
     shard_writer.write(original, folder_of(tmp_path, 6, "small_labelled"), 6, 2, lambda done: None)
-    opened = source.open_source("small_labelled", "train", str(tmp_path), 6, 3)
-    expected = source.open_source("small_labelled", "train", small_dir, 6, 3)
+    opened = small_sets.opened("small_labelled", "train", str(tmp_path), 6, 3)
+    expected = small_sets.opened("small_labelled", "train", small_dir, 6, 3)
     for index in range(small_sets.NUM_RECORDS):
         square = oracle.square(expected[index]["image"])
         np.testing.assert_array_equal(opened[index]["image"], square)
         assert opened[index]["label"] == expected[index]["label"]
     monkeypatch.setitem(sys.modules, "tensorflow", None)
-    with pytest.raises(ImportError, match=r"reading 'small_labelled' from .*rin-jax\[tf\]"):
+    with pytest.raises(ConfigError, match=r"reading 'small_labelled' from .*rin-jax\[tf\]"):
         TfdsOriginal(original.info, builder)
 
 
 def test_preparation_is_parallel(tmp_path, monkeypatch):
-    """Two shards at a time: with every image slowed, half the time of one after the other."""
+    """Each image waits for one of another thread, which there is with two threads only."""
     photos(tmp_path / "photos", 32)
     monkeypatch.setattr(shard_writer.os, "cpu_count", lambda: 2)
 
-    def seconds(threads):
-        original = open_folder(str(tmp_path / "photos"), "mine", "train", None, 3)
-        since = time.monotonic()
-        folder = folder_of(tmp_path / str(threads), 16)
-        shard_writer.write(original, folder, 16, threads, lambda done: time.sleep(0.03))
-        return time.monotonic() - since
+    def prepare(threads, patience):
+        pair = threading.Barrier(2, timeout=patience)
+        folder = tmp_path / str(threads)
+        write(folder, tmp_path / "photos", threads=threads, progress=lambda done: pair.wait())
+        return read(folder)
 
-    assert seconds(2) < 0.8 * seconds(1)
+    assert len(prepare(2, patience=60)) == 32
+    with pytest.raises(threading.BrokenBarrierError):
+        prepare(1, patience=0.1)

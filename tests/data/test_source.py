@@ -1,6 +1,9 @@
 """Digits, the lookup of data sets by name, and their preparation without TensorFlow."""
 
+import errno
+import itertools
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -10,18 +13,26 @@ import textwrap
 import numpy as np
 import pytest
 from array_record.python import array_record_module
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from etils import epath
 from sklearn import datasets
 
+from rin_jax import ConfigError
 from rin_jax.data import catalog, digits, pipeline, source
 from tests.data import small_sets
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 
 
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    monkeypatch.setattr(source, "PAUSE", 0.01)
+
+
 def test_digits_are_scikit_learns(digits_dir):
     known = datasets.load_digits()
     expected = (known.images * 255 / 16 + 0.5).astype(np.uint8)  # no value lies at .5
-    opened = source.open_source("digits", "train", digits_dir, 8, 1)
+    opened = small_sets.opened("digits", "train", digits_dir, 8, 1)
     records = [opened[index] for index in range(len(opened))]
     assert {record["image"].shape for record in records} == {(8, 8, 1)}
     assert {record["image"].dtype for record in records} == {np.dtype(np.uint8)}
@@ -45,7 +56,7 @@ def test_describe_digits_before_and_after_preparation(digits_dir, tmp_path):
     assert not list(tmp_path.iterdir())
     assert catalog.describe("digits", "train", digits_dir, 8).num_examples == 1797
     assert catalog.describe("digits", "train[:100]", digits_dir, 8).num_examples == 100
-    with pytest.raises(ValueError, match=r"data\.split: .test. .* has train; choose"):
+    with pytest.raises(ConfigError, match=r"data\.split: .test. .* has train; choose"):
         catalog.describe("digits", "test", digits_dir, 8)
 
 
@@ -78,16 +89,16 @@ def test_describe_sets_of_tfds(name, image_shape, num_classes, tmp_path):
     ],
 )
 def test_unsuitable_names(name, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         catalog.describe(name, "train", str(tmp_path), None)
-    with pytest.raises(ValueError, match=message):
-        source.open_source(name, "train", str(tmp_path), 64, 3)
+    with pytest.raises(ConfigError, match=message):
+        small_sets.opened(name, "train", str(tmp_path), 64, 3)
     assert not list(tmp_path.iterdir())
 
 
 def test_small_sets(small_dir):
-    labelled = source.open_source("small_labelled", "train", small_dir, 6, 3)
-    plain = source.open_source("small_plain", "train", small_dir, 6, 3)
+    labelled = small_sets.opened("small_labelled", "train", small_dir, 6, 3)
+    plain = small_sets.opened("small_plain", "train", small_dir, 6, 3)
     assert labelled.info.class_names == ("even", "odd")
     assert (plain.info.num_classes, plain.info.num_examples) == (0, len(plain))
     for index in range(small_sets.NUM_RECORDS):
@@ -101,17 +112,17 @@ def test_copy_without_random_access(digits_dir, tmp_path):
     path = tmp_path / "digits" / "1.0.0" / "dataset_info.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "fileFormat": "tfrecord"}))
-    with pytest.raises(ValueError, match=r"digits.* without random access; .*--mode=prepare"):
-        source.open_source("digits", "train", str(tmp_path), 8, 1)
+    with pytest.raises(ConfigError, match=r"digits.* without random access; .*--mode=prepare"):
+        small_sets.opened("digits", "train", str(tmp_path), 8, 1)
 
 
 def test_preparation_that_needs_tensorflow(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)  # as if it were not installed
     message = r"'small_needs_tensorflow'.*tensorflow.*pip install \"rin-jax\[tf\]\""
     builder = catalog.tfds_builder("small_needs_tensorflow", str(tmp_path))
-    with pytest.raises(ImportError, match=message):
+    with pytest.raises(ConfigError, match=message):
         catalog.prepare_with_tfds("small_needs_tensorflow", builder, None)
-    with pytest.raises(ImportError, match=r"trying needs .*rin-jax\[tf\]"):
+    with pytest.raises(ConfigError, match=r"trying needs .*rin-jax\[tf\]"):
         catalog.require_tensorflow("trying")
     assert not list(tmp_path.glob("*/1.0.0"))
 
@@ -124,36 +135,33 @@ def test_another_process_prepared_first(digits_dir, tmp_path, monkeypatch):
         raise FileExistsError("the folder is there")
 
     monkeypatch.setattr(digits.Digits, "download_and_prepare", second)
-    assert len(source.open_source("digits", "train", str(tmp_path), 8, 1)) == 1797
+    assert len(small_sets.opened("digits", "train", str(tmp_path), 8, 1)) == 1797
 
     def full(builder, **kwargs):
         raise OSError("no space left")
 
     monkeypatch.setattr(digits.Digits, "download_and_prepare", full)
-    with pytest.raises(ValueError, match=r"cannot prepare 'digits'.*no space left.*\n.*--downl"):
-        source.open_source("digits", "train", str(tmp_path / "elsewhere"), 8, 1)
+    with pytest.raises(ConfigError, match=r"cannot prepare 'digits'.*no space left.*\n.*--downl"):
+        small_sets.opened("digits", "train", str(tmp_path / "elsewhere"), 8, 1)
 
 
-def test_two_processes_together_without_tensorflow(tmp_path):
+def test_two_prepare_together_without_tensorflow(tmp_path):
     script = textwrap.dedent(f"""
         import sys
-        from rin_jax.data import pipeline, source
-        opened = source.open_source("digits", "train", {str(tmp_path)!r}, 8, 1)
-        batches = pipeline.train_batches(
-            opened, image_size=8, channels=1, batch_size=16, seed=0, start=0, num_threads=2,
-            prefetch=1,
-        )
-        assert next(batches)["image"].shape == (16, 8, 8, 1)
+        from concurrent import futures
+        from rin_jax.data import pipeline
+        from tests.data import small_sets
+
+        def first_batch(index):
+            opened = small_sets.opened("digits", "train", {str(tmp_path)!r}, 8, 1)
+            return next(pipeline.train_batches(opened, 16, seed=0, start=0))
+
+        with futures.ThreadPoolExecutor(2) as threads:
+            for batch in threads.map(first_batch, range(2)):
+                assert batch["image"].shape == (16, 8, 8, 1)
         assert "tensorflow" not in sys.modules
     """)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", script], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True
-        )
-        for _ in range(2)
-    ]
-    errors = [process.communicate(timeout=60)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
+    subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, timeout=60, check=True)
     assert not [path for path in (tmp_path / "digits").iterdir() if "incomplete" in path.name]
 
 
@@ -168,11 +176,11 @@ def copied(digits_dir, tmp_path):
 def test_a_truncated_file_is_named_before_training(digits_dir, tmp_path, share):
     file = copied(digits_dir, tmp_path)
     file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
-    with pytest.raises(ValueError, match=rf"{file.name}.*(damaged|cannot be opened|is missing)"):
-        source.open_source("digits", "train", str(tmp_path), 8, 1)
+    with pytest.raises(ConfigError, match=rf"{file.name}.*(damaged|cannot be opened|is missing)"):
+        small_sets.opened("digits", "train", str(tmp_path), 8, 1)
     file.unlink()
-    with pytest.raises(ValueError, match=rf"{file.name} is missing .1 of 1 files.*--mode=prepare"):
-        source.open_source("digits", "train", str(tmp_path), 8, 1)
+    with pytest.raises(ConfigError, match=rf"{file.name} is missing .1 of 1 files.*--mode=prepare"):
+        small_sets.opened("digits", "train", str(tmp_path), 8, 1)
 
 
 def test_a_file_with_too_few_records_is_named(digits_dir, tmp_path):
@@ -181,8 +189,8 @@ def test_a_file_with_too_few_records_is_named(digits_dir, tmp_path):
     for _ in range(5):
         writer.write(b"x")
     writer.close()
-    with pytest.raises(ValueError, match=r"5 records instead of 1797, so that record 5 is"):
-        source.open_source("digits", "train", str(tmp_path), 8, 1)
+    with pytest.raises(ConfigError, match=r"5 records instead of 1797, so that record 5 is"):
+        small_sets.opened("digits", "train", str(tmp_path), 8, 1)
 
 
 def test_a_damaged_record_is_named_with_its_file(digits_dir, tmp_path):
@@ -195,24 +203,78 @@ def test_a_damaged_record_is_named_with_its_file(digits_dir, tmp_path):
     for record in records:
         writer.write(record)
     writer.close()
-    opened = source.open_source("digits", "train[2:]", str(tmp_path), 8, 1)
+    opened = small_sets.opened("digits", "train[2:]", str(tmp_path), 8, 1)
     assert opened[4]["image"].shape == (8, 8, 1)
-    with pytest.raises(ValueError, match=rf"{file.name}, record 7 cannot be read"):
+    with pytest.raises(source.ReadError, match=rf"{file.name}, record 7 cannot be read"):
         opened[5]
-    options = {"image_size": 8, "channels": 1, "num_threads": 2}
-    with pytest.raises(ValueError, match="record 7 cannot be read"):
-        pipeline.fixed_examples(opened, **options, num=10)
+    with pytest.raises(source.ReadError, match="record 7 cannot be read"):
+        pipeline.fixed_examples(opened, 10)
+
+
+def stale(self, key):
+    raise OSError(errno.ESTALE, "Stale file handle")
+
+
+def test_a_read_that_fails_is_tried_again_on_reopened_files(digits_dir, monkeypatch):
+    def batches():
+        opened = small_sets.opened("digits", "train[:180]", digits_dir, 8, 1)
+        return list(itertools.islice(pipeline.train_batches(opened, 16, seed=0, start=0), 3))
+
+    undisturbed = batches()
+    readers, getitem = [], ArrayRecordDataSource.__getitem__
+
+    def first_is_stale(self, key):
+        if self not in readers:
+            readers.append(self)
+        return (stale if self is readers[0] else getitem)(self, key)
+
+    monkeypatch.setattr(ArrayRecordDataSource, "__getitem__", first_is_stale)
+    for one, other in zip(batches(), undisturbed, strict=True):
+        np.testing.assert_array_equal(one["image"], other["image"])
+        np.testing.assert_array_equal(one["label"], other["label"])
+    assert len(readers) > 1
+
+
+def test_a_read_that_keeps_failing_is_no_mistake_of_the_user(digits_dir, monkeypatch):
+    opened = small_sets.opened("digits", "train[2:]", digits_dir, 8, 1)
+    waited = []
+    monkeypatch.setattr(source.time, "sleep", waited.append)
+    monkeypatch.setattr(ArrayRecordDataSource, "__getitem__", stale)
+    message = r"array_record.*, record 9 cannot be read, after 3 tries: .*Stale file handle"
+    for read in (opened.__getitem__, opened.label):
+        with pytest.raises(source.ReadError, match=message) as error:
+            read(7)
+        assert not isinstance(error.value, ConfigError)
+    assert waited == 2 * [source.PAUSE, 2 * source.PAUSE]
+    with pytest.raises(source.ReadError, match="cannot be read, after 3 tries"):
+        next(pipeline.train_batches(opened, 16, seed=0, start=0))
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "message"),
+    [(errno.EIO, OSError, "Input/output error"),
+     (errno.EACCES, ConfigError, r"array_record.* cannot be opened: .*Permission denied")],
+)  # fmt: skip
+def test_a_file_that_cannot_be_opened(digits_dir, monkeypatch, number, kind, message):
+    def fails(self, *arguments, **options):
+        raise OSError(number, os.strerror(number), str(self))
+
+    builder = catalog.find_builder("digits", digits_dir, 8)
+    monkeypatch.setattr(type(epath.Path(digits_dir)), "open", fails)
+    with pytest.raises(kind, match=message) as error:
+        source.ImageSource(builder, small_sets.section("digits", "train", digits_dir, 8, 1))
+    assert isinstance(error.value, ConfigError) == (kind is ConfigError)
 
 
 def test_a_missing_data_set_names_the_remedy(tmp_path):
-    with pytest.raises(ValueError, match=r"'small_plain' is not prepared.*--mode=prepare"):
-        source.open_source("small_plain", "train", str(tmp_path), 6, 3)
+    with pytest.raises(ConfigError, match=r"'small_plain' is not prepared.*--mode=prepare"):
+        small_sets.opened("small_plain", "train", str(tmp_path), 6, 3)
     assert not list(tmp_path.iterdir())
 
 
 def test_fingerprints_tell_data_apart(digits_dir, small_dir):
     def fingerprint(name, split, data_dir, size, channels):
-        return source.open_source(name, split, data_dir, size, channels).fingerprint
+        return small_sets.opened(name, split, data_dir, size, channels).fingerprint
 
     digits_all = fingerprint("digits", "train", digits_dir, 8, 1)
     assert digits_all == fingerprint("digits", "train", digits_dir, 8, 3)

@@ -81,12 +81,12 @@ def test_network_input_has_unit_deviation_and_keeps_its_mean():
     assert process(normalize_input=False).network_input(xt) is xt
 
 
-def test_to_images_undoes_the_scale():
+def test_unscale_undoes_the_scale():
     x0, _ = _pair()
     for scale in (0.3, 1.0, 2.0):
         proc = process(input_scale=scale)
-        np.testing.assert_allclose(proc.to_images(x0 * scale), x0, rtol=1e-6)
-        assert np.abs(proc.to_images(proc.clip(100 * x0))).max() == pytest.approx(1)
+        np.testing.assert_allclose(proc.unscale(x0 * scale), x0, rtol=1e-6)
+        assert np.abs(proc.unscale(proc.clip(100 * x0))).max() == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rin_jax.diffusion import process, samplers, schedules
+from rin_jax.diffusion import process, schedules, update_rules
 from rin_jax.diffusion.guidance import EVERYWHERE, Guidance
 from rin_jax.diffusion.objective import Draws, Objective
 from rin_jax.diffusion.process import Process
 from rin_jax.diffusion.samplers import Sampler
-from rin_jax.network.rin import NO_LABEL
+from rin_jax.network.conditioning import NO_LABEL
 from tests import reference
 from tests.reference import error, labels_of, load, under
 
@@ -99,7 +99,7 @@ def test_conversions_without_clip():
 )  # fmt: skip
 def test_transitions(theirs, ours):
     arrays, _ = load("diffusion")
-    step = samplers.UPDATES[ours](
+    step = update_rules.RULES[ours].update(
         arrays["xt"],
         arrays["transition/data_pred"],
         arrays["transition/noise_pred"],
@@ -152,9 +152,9 @@ def test_there_are_generations():
 def test_generate_in_one_scan(name):
     sampler, denoise_fn, arrays, labels = _generate(name)
     fresh = jnp.asarray(arrays.get("in/fresh_noise", np.zeros((sampler.num_steps, 1))))
-    images = jax.jit(
-        lambda noise: sampler.sample(denoise_fn, noise, labels, lambda i: fresh[i])
-    )(arrays["in/init_noise"])
+    images = jax.jit(lambda noise: sampler.sample(denoise_fn, noise, labels, lambda i: fresh[i]))(
+        arrays["in/init_noise"]
+    )
     tolerance = 5e-4 if sampler.name == "ddim" else 5e-3
     assert error(images * sampler.process.input_scale, arrays["out/result"]) < tolerance
     assert error(images / 2 + 0.5, arrays["out/images01"]) < tolerance
@@ -226,14 +226,10 @@ def loss_of(case):
     objective, rin, params, arrays, draws = loss_case(case)
 
     def loss(params):
-        def denoise_fn(xt, gamma, cond, prev_latents, key):
-            del key
-            return rin.apply({"params": params}, xt, gamma, cond, prev_latents)
-
+        denoise_fn = reference.denoiser(rin, params)
         images = 2 * arrays["images"] - 1
-        return objective.loss(
-            denoise_fn, drop_labels, images, labels_of(arrays["labels"]), draws, jax.random.key(0)
-        )
+        labels = labels_of(arrays["labels"])
+        return objective.loss(denoise_fn, denoise_fn, drop_labels, images, labels, draws)
 
     return loss, rin, params, arrays
 
@@ -249,15 +245,13 @@ def test_cond_dropout_draws_are_those_of_the_reference():
     labels = labels_of(arrays["labels"])
     for column, name in enumerate(("first", "second")):
         kept = drop_labels(labels, draws.keep_cond[:, column])
-        np.testing.assert_array_equal(
-            kept, labels_of(arrays[f"eps_cond_dropout/{name}_pass/cond"])
-        )
+        np.testing.assert_array_equal(kept, labels_of(arrays[f"eps_cond_dropout/{name}_pass/cond"]))
     assert not draws.keep_cond.all()
 
 
 def test_gradients():
     loss, rin, params, arrays = loss_of("eps")
     grads = jax.jit(jax.grad(loss))(params)
-    expected = reference.reference.import_params(under(arrays, "eps/grad/"), rin)
+    expected = reference.pix2seq.import_params(under(arrays, "eps/grad/"), rin)
     errors = jax.tree.map(error, grads, expected)
     assert max(jax.tree.leaves(errors)) < 3e-6

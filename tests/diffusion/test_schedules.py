@@ -1,10 +1,12 @@
 """Noise schedules and their logarithmic signal-to-noise ratio."""
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rin_jax.diffusion.schedules import gamma_of_logsnr, logsnr, make_schedule
+from rin_jax.diffusion.schedules import FOREIGN_BETWEEN, SCHEDULES, logsnr, make_schedule
 
 CASES = {
     "offset_cosine": {},
@@ -84,14 +86,33 @@ def test_reversed_logarithm_is_the_mirror_image():
     assert (forward[1:-1] < backward[1:-1] - 0.1).all()
 
 
-def test_logsnr_and_its_inverse():
+def test_logsnr_is_the_logarithm_of_the_ratio():
     gamma = jnp.float32([1e-6, 1e-3, 0.25, 0.5, 0.9, 0.999])
     value = logsnr(gamma)
-    np.testing.assert_allclose(gamma_of_logsnr(value), gamma, rtol=1e-5)
     np.testing.assert_allclose(np.exp(value), gamma / (1 - gamma), rtol=1e-4)
     np.testing.assert_allclose(logsnr(1 - gamma)[2:5], -value[2:5], atol=1e-5)
     assert np.isfinite(logsnr(jnp.float32([0.0, 1.0]))).all()
     assert (np.diff(logsnr(jnp.float32([0.0, 1e-6, 0.5, 1 - 1e-6, 1.0]))) > 0).all()
+
+
+FORMS = [
+    *(CASES | GRIDS).items(),
+    ("cosine", {"start": 0.0, "end": 1.0, "tau": 1.0}),
+    ("offset_cosine", {"small": 1e-3, "stretch": 2e-3}),
+    ("logarithmic", {"start": 1.0, "end": 10.0, "reverse": True}),
+]
+
+
+@pytest.mark.parametrize(("name", "parameters"), FORMS)
+def test_the_formula_for_programs_without_jax_is_the_function(name, parameters):
+    assert {form for form, _ in FORMS} == set(SCHEDULES)
+    family = SCHEDULES[name]
+    t = np.linspace(0, 1, 101, dtype=np.float32)
+    names = {"cos": math.cos, "exp": math.exp, "log": math.log, "pi": math.pi}
+    names |= {p: declared.default for p, declared in family.parameters.items()} | parameters
+    exec(FOREIGN_BETWEEN, names)
+    gamma = [eval(family.formula, names, {"t": float(u)}) for u in t]
+    np.testing.assert_allclose(gamma, make_schedule(name, **parameters)(t), rtol=1e-5, atol=3e-7)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,8 @@
-"""The Frechet distance against its closed forms and the reference, and the digits' features."""
+"""The Frechet distance against its closed forms and the reference."""
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
 
-from rin_jax.evaluation.classifier import HIDDEN, Classifier
 from rin_jax.evaluation.distances import Moments, frechet_distance, moments
 from tests import reference
 
@@ -51,24 +49,3 @@ def test_distances_of_the_reference():
     for first, second in (("real", "gen"), ("low", "gen"), ("low", "real"), ("real", "real")):
         distance = frechet_distance(sets[first], sets[second])
         assert distance == pytest.approx(float(arrays[f"fid/{first}_{second}"]), rel=1e-5, abs=1e-5)
-
-
-def test_features_of_digits():
-    """Real digits are near each other; digits of one class, and noise, are further away."""
-    images, labels = load_digits(return_X_y=True)
-    images = np.round(images * 255 / 16).astype(np.uint8).reshape(-1, 8, 8, 1)
-    classifier = Classifier(images, labels, seed=0)
-    assert classifier.accuracy > 0.95
-    assert np.mean(classifier.labels(images) == labels) > 0.97
-    features = classifier.features(images)
-    assert features.shape == (len(images), HIDDEN)
-    assert features.min() == 0 < features.std()
-
-    def distance(some):
-        return frechet_distance(moments(classifier.features(some)), moments(features))
-
-    noise = np.random.default_rng(0).integers(0, 256, images.shape, dtype=np.uint8)
-    order = np.random.default_rng(0).permutation(len(images))
-    assert distance(images[order[:900]]) < 0.5
-    assert distance(images[labels == 3]) > 10
-    assert distance(noise) > 10

@@ -10,9 +10,10 @@ import numpy as np
 from etils import epath
 
 from rin_jax.experiment import Experiment, device_mesh, make_experiment
-from rin_jax.interop import export_format, tensors
+from rin_jax.interop import export_format
 from rin_jax.interop.loading import Model
 from rin_jax.jobs import export
+from rin_jax.network.partitioning import param_shapes
 from tests import tiny
 from tests.network.small import fill
 
@@ -22,7 +23,7 @@ NAMES = tuple(f"digit {i}" for i in range(10))
 def model_of(experiment: Experiment, names=NAMES) -> Model:
     """A model with weights under which every part of the network has an effect."""
     mesh = device_mesh(experiment.config, jax.devices()[:1])
-    params = jax.device_put(fill(tensors.param_shapes(experiment.rin)))
+    params = jax.device_put(fill(param_shapes(experiment.rin)))
     return Model(experiment, params, mesh, names, step=7, ema="decay_0.9")
 
 

@@ -80,7 +80,7 @@ def test_forward_of_an_imported_checkpoint_is_that_of_the_reference(name, kind, 
         imported = found.average
         assert all(not array.any() for array in found.params.values())
     classes = arrays["in/cond"].shape[-1] if meta["cond"] == "class" else 0
-    rin = reference.reference.network(meta["config"], classes)
+    rin = reference.pix2seq.network(meta["config"], classes)
     latents = arrays["in/latent_prev"]
     if rin.interface_self_cond:
         latents = {"latents": latents, "interface": arrays["in/tape_prev"]}

@@ -11,7 +11,6 @@ from etils import epath
 
 import rin_jax
 from rin_jax import ConfigError
-from rin_jax.checkpointing.checkpoints import Checkpoints, folder
 from rin_jax.experiment import make_experiment
 from rin_jax.interop import rin_torch, safetensors
 from rin_jax.interop.loading import load
@@ -44,9 +43,8 @@ def run(tmp_path_factory):
         state.emas["decay_0.9"],
         fill(state.emas["decay_0.9"]),
     )
-    with Checkpoints(folder(str(workdir))) as saver:
-        state = state.replace(emas=state.emas | {"decay_0.9": average})
-        saver.save_state(state, 0, experiment.config.to_dict(), 0, {})
+    state = state.replace(emas=state.emas | {"decay_0.9": average})
+    tiny.save(workdir, experiment, {0: state})
     (workdir / "evaluation").mkdir()
     (workdir / "evaluation" / "00000000.json").write_text(json.dumps(RECORD))
     other = RECORD | {"step": 5, "agreement": 0.123}
@@ -82,7 +80,7 @@ def test_it_draws_what_the_run_draws(run, exported):
     model = rin_jax.load(str(exported))
     experiment = tiny.experiment(sampler__num_steps=2)
     generate = make_generate(experiment, sharding.make_mesh(8, 1, 1), 5)
-    expected = generate(run[1], np.arange(3), np.int32([4, 1, 9]))
+    expected = generate(run[1], np.arange(3), {"label": np.int32([4, 1, 9])})
     np.testing.assert_array_equal(model.sample(3, [4, 1, 9], seed=5), expected)
     np.testing.assert_array_equal(model.sample(2, [4, 1], seed=5), expected[:2])
     assert np.abs(model.sample(3, [4, 1, 9], seed=6).astype(int) - expected).max() > 50
@@ -97,7 +95,7 @@ def test_another_sampler(run, exported):
     changes = {"num_steps": 3, "name": "heun", "guidance_scale": 1.0}
     wanted = tiny.experiment(**{f"sampler__{name}": value for name, value in changes.items()})
     assert other.config.sampler.to_dict() == wanted.config.sampler.to_dict()
-    expected = generate(run[1], np.arange(3), np.int32([4, 1, 9]))
+    expected = generate(run[1], np.arange(3), {"label": np.int32([4, 1, 9])})
     np.testing.assert_array_equal(other.sample(3, [4, 1, 9], seed=5), expected)
     assert (model.sample(3, [4, 1, 9], seed=5) != expected).any()  # and that one is as it was
     with pytest.raises(ConfigError, match=r"num_step.*num_steps"):

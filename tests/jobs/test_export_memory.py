@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from etils import epath
 
-from rin_jax.checkpointing.checkpoints import Checkpoints, folder
 from rin_jax.experiment import make_experiment
-from rin_jax.interop import tensors
+from rin_jax.network.partitioning import param_shapes
 from rin_jax.training.state import TrainState
-from tests import test_configs
+from tests import test_configs, tiny
 
 MEASURE = r"""
 import re, sys
@@ -35,16 +34,15 @@ def test_within_twice_the_size(tmp_path):
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape, np.float32)),
-        tensors.param_shapes(experiment.rin),
+        param_shapes(experiment.rin),
     )
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     assert size > 1.6e9
     rest = {"none": jnp.zeros(1)}  # parameters and moments, which no export reads
-    with Checkpoints(folder(str(tmp_path / "run"))) as saver:
-        emas = {"decay_0.9999": params}
-        state = TrainState(step=jnp.int32(1), params=rest, emas=emas, opt_state=rest)
-        saver.save_state(state, 1, experiment.config.to_dict(), 0, {})
-    del params, state
+    emas = {"decay_0.9999": params}
+    state = TrainState(step=jnp.int32(1), params=rest, emas=emas, opt_state=rest)
+    tiny.save(tmp_path / "run", experiment, {1: state})
+    del params, state, emas
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, str(tmp_path / "run"), str(tmp_path / "to")],

@@ -1,95 +1,37 @@
-"""--mode=plan: its arithmetic, its search, its errors, and the real compiler on a small run."""
+"""--mode=plan: its counts, its search, its errors, and the real compiler on the smallest run."""
 
+import contextlib
+import io
 import math
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from rin_jax import ConfigError
 from rin_jax.experiment import make_experiment
 from rin_jax.jobs import plan
 from rin_jax.network import cost
-from rin_jax.runtime import chips
+from rin_jax.runtime import sharding
 from rin_jax.runtime.chips import GIB, Chip
-from rin_jax.runtime.compiled_programs import Collective
+from rin_jax.runtime.tpu_compiler import Compiled
+from rin_jax.sampling.weights import abstract_params
 from tests import tiny
 
-ROOT = Path(__file__).resolve().parents[2]
 SLOW_CHIP = Chip("slow", ("slow",), 100.0, 1000.0, 50.0, 10.0, 2.0)
-
-
-def command(*arguments: str) -> subprocess.CompletedProcess:
-    """python -m rin_jax.main --mode=plan, without a workdir."""
-    return subprocess.run(
-        [sys.executable, "-m", "rin_jax.main", "--mode=plan", *arguments],
-        cwd=ROOT,
-        env={key: value for key, value in os.environ.items() if key != "XLA_FLAGS"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-
-
-def collective(sent: float, runs: int, crosses: bool) -> Collective:
-    return Collective("all-reduce", runs, sent, 8, crosses, "")
-
-
-def test_the_roofline_is_what_it_says():
-    moved = (collective(10.0, 3, False), collective(5.0, 2, True))
-    result = plan.Compiled(True, 500, 1000, collectives=moved, traffic=200.0)
-    seconds = plan.roofline(700.0, result, SLOW_CHIP)
-    assert seconds == {"compute": 7.0, "memory": 4.0, "links": 3.0, "between slices": 5.0}
-    text = plan.describe_times("step", seconds, images=38, flops=350.0, peak=100.0)
-    assert "7000.0 if all overlap, 19000.0 if nothing does: 5 to 2 images/s, 50 to 18 %" in text
-
-
-def test_an_unknown_network_is_not_a_fast_one():
-    result = plan.Compiled(True, 1, 2, collectives=(collective(1.0, 1, True),), traffic=1.0)
-    chip = chips.by_topology("v4:2x2x2")
-    assert chip.network is None
-    assert math.isnan(plan.roofline(1.0, result, chip)["between slices"])
-
-
-@pytest.mark.parametrize(
-    ("message", "used", "capacity"),
-    [
-        ("RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory "
-         "required for HLO temporaries (22.31G) exceeds available HBM (15.75G). HLO module", 22.31,
-         15.75),
-        ("XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 138.5G of "
-         "15.75G hbm. Exceeded hbm capacity by 122.75G.", 138.5, 15.75),
-    ],
-)  # fmt: skip
-def test_what_the_compiler_says_of_memory(message, used, capacity):
-    assert plan.needed_memory(message) == (used * GIB, capacity * GIB)
-
-
-def test_another_error_of_the_compiler_is_not_swallowed():
-    def broken():
-        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
-
-    assert plan.needed_memory("INTERNAL: something else") == (None, None)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
-        plan.compiled(broken, 8, 1, SLOW_CHIP)
 
 
 def search(needs: dict[str, float], **changes) -> str:
     """The search where a step needs, by the words of its changes, so much of 16."""
-    config = make_experiment(tiny.config(model__remat="none", **changes)).config
+    experiment = tiny.experiment(model__remat="none", **changes)
 
     def step(**changed):
         words = " ".join(str(value) for value in changed.values())
         used = needs[words]
-        return plan.Compiled(used <= 16, used * GIB, 16 * GIB)
+        return Compiled(used <= 16, used * GIB, 16 * GIB)
 
-    first = plan.Compiled(needs["none"] <= 16, needs["none"] * GIB, 16 * GIB)
-    return plan.describe_search(config, first, step, fsdp=8)
+    first = Compiled(needs["none"] <= 16, needs["none"] * GIB, 16 * GIB)
+    return plan.describe_search(experiment, first, step, fsdp=8)
 
 
 def test_the_cheapest_policy_that_fits():
@@ -134,54 +76,80 @@ def test_recomputed_work_grows_with_the_policy():
     assert none == 0 < dots < full < forward
 
 
-@pytest.mark.parametrize("topology", ["v9z:4x4", "v5e", "", "h100:2x4"])
-def test_an_unknown_chip_lists_the_known(topology):
-    with pytest.raises(ConfigError, match=r"unknown --topology .*(?s:.*)v5e:.*16x16"):
-        plan.plan(tiny.config(), topology, 1)
+def test_guidance_takes_a_second_pass():
+    plain, guided = (
+        tiny.experiment(sampler__guidance_scale=scale, sampler__num_steps=7) for scale in (0.0, 1.0)
+    )
+    forward = cost.forward_flops(plain.rin)
+    assert plan.sampling_flops(plain) == 7 * forward
+    assert plan.sampling_flops(guided) == 2 * 7 * forward
+    compiled = Compiled(True, 1, 2, traffic=1.0)
+    mesh = sharding.make_mesh(4, 1, 1, jax.devices()[:4])
+    text = plan.describe_sampler(guided, mesh, compiled, SLOW_CHIP, images=8)
+    seconds = 2 * 2 * 7 * forward / SLOW_CHIP.peak_flops  # two images a device
+    assert f"compute {1e3 * seconds:.1f}" in text
 
 
-def test_libtpu_that_is_missing(monkeypatch):
-    monkeypatch.setitem(sys.modules, "libtpu", None)
-    with pytest.raises(ConfigError, match=r"pip install 'jax\[tpu\]'"):
-        plan.plan(tiny.config(), "v5e:2x2", 1)
+def test_a_devices_state_is_its_shards(monkeypatch):
+    """Sharded over eight devices, each has an eighth of what is not replicated on all."""
+    monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 64)
+    experiment = tiny.experiment(optimizer__name="adamw")
+    whole, part = (
+        plan.state_bytes(experiment, sharding.make_mesh(*sizes)) for sizes in ((8, 1, 1), (1, 8, 1))
+    )
+    params = abstract_params(experiment.rin, sharding.make_mesh(1, 8, 1))
+    replicated = sum(4 * x.size for x in jax.tree.leaves(params) if x.sharding.is_fully_replicated)
+    total = sum(4 * x.size for x in jax.tree.leaves(params))
+    assert whole["parameters"] == total
+    assert part["parameters"] == replicated + (total - replicated) / 8 < total / 2
+    assert whole["EMA"] == 2 * whole["parameters"]  # two averages
+    assert whole["optimizer"] == pytest.approx(2 * whole["parameters"], abs=64)  # two moments
+    assert part["optimizer"] == pytest.approx(2 * part["parameters"], abs=64)
 
 
-def test_chips_by_the_names_that_jax_gives():
-    assert chips.by_kind("TPU v5 lite").name == "v5e"
-    assert chips.by_kind("TPU v5").name == "v5p"
-    assert chips.by_kind("cpu") is None
-    kinds = [kind for chip in chips.CHIPS for kind in chip.kinds]
-    assert len(set(kinds)) == len(kinds)
+def test_an_unknown_chip_is_refused_before_anything_is_compiled():
+    with pytest.raises(ConfigError, match=r"unknown --topology 'v9z:4x4'; known are"):
+        plan.plan(tiny.config(), "v9z:4x4", 1)
 
 
-def test_other_modes_need_a_workdir():
-    result = command("--config=configs/digits.py", "--mode=train", "--topology=v5e:2x2")
-    assert result.returncode != 0
-    assert "--mode=train needs --workdir=DIR" in result.stderr
-
-
-@pytest.mark.slow
-def test_a_shape_that_the_compiler_does_not_take():
+@pytest.fixture(scope="module")
+def planned():
+    """The plan of the smallest run on two by two chips: what was said and what was compiled."""
     pytest.importorskip("libtpu")
-    result = command("--config=configs/digits.py:tiny", "--topology=v5e:3x5x7")
-    assert result.returncode == 2
-    assert "does not take --topology 'v5e:3x5x7'" in result.stderr
-    assert "16x16" in result.stderr
+    cached, results, said = jax.config.jax_enable_compilation_cache, [], io.StringIO()
 
+    def recorded(*arguments):
+        results.append(compiled(*arguments))
+        return results[-1]
 
-@pytest.mark.slow
-def test_the_real_compiler():
-    pytest.importorskip("libtpu")
-    result = command(
-        "--config=configs/imagenet64.py:tiny", "--topology=v5e:2x2",
-        "--config.train.batch_size=16", "--config.sampler.images_per_device=2",
+    config = tiny.config(
+        train__batch_size=8, sampler__images_per_device=2, sampler__num_steps=1,
+        model__num_blocks=1, model__dropout=0.0, model__drop_path=0.0, optimizer__name="adamw",
+        diffusion__self_cond_rate=0.0,
+        ema={"decays": (0.9,), "power_lengths": (), "snapshot_every_steps": None},
     )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    text = result.stdout
+    compiled = plan.compiled
+    compilation_cache.reset_cache()  # whether there is one is asked once a process
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.setattr(plan, "compiled", recorded)
+        plan.plan(config, "v5e:2x2", 1)
+    jax.config.update("jax_enable_compilation_cache", cached)
+    compilation_cache.reset_cache()
+    return said.getvalue(), results, make_experiment(config)
+
+
+@pytest.mark.slow
+def test_the_real_compiler(planned):
+    text, (step, sampler), experiment = planned
     for words in ("v5e:2x2: 4 devices, data 4 x fsdp 1 x tensor 1", "GiB, fits",
                   "assumed for v5e", "the cheapest that does", "sampler, 8 images"):  # fmt: skip
         assert words in text, text
-    parameters = int(re.search(r"parameters: ([\d,]+)", text).group(1).replace(",", ""))
-    sent = float(re.search(r"all-reduce +\d+ times +([\d.]+) MB", text).group(1))
-    # gradients in bfloat16, summed over four chips
-    assert sent == pytest.approx(2 * 3 / 4 * 2 * parameters / 1e6, rel=0.1)
+    params = jax.tree.leaves(abstract_params(experiment.rin, sharding.make_mesh(8, 1, 1)))
+    count = sum(math.prod(leaf.shape) for leaf in params)
+    assert f"parameters: {count:,};" in text
+    # gradients in float32, summed over four chips, with the loss
+    sent = sum(c.bytes for c in step.collectives)
+    assert sent == pytest.approx(2 * 3 / 4 * 4 * count, rel=0.01)
+    assert sampler.collectives == ()
+    assert step.unknown_loops == sampler.unknown_loops == ()
+    assert 0 < sampler.used < step.used < step.capacity

@@ -18,11 +18,11 @@ import pytest
 from PIL import Image
 
 from rin_jax.checkpointing import checkpoints
-from rin_jax.data import source
 from rin_jax.experiment import make_experiment
 from rin_jax.runtime import sharding
-from rin_jax.runtime.process_hub import PREEMPTED
-from rin_jax.training.state import abstract_state
+from rin_jax.runtime.exits import PREEMPTED
+from rin_jax.training.state import abstract_state, items_of, state_of
+from tests.data import small_sets
 from tests.test_configs import load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,7 +52,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory) -> str:
     path = str(tmp_path_factory.mktemp("tfds"))
-    source.open_source("digits", "train", path, 8, 1)  # prepared once, before several want to
+    small_sets.opened("digits", "train", path, 8, 1)  # prepared once, before several want to
     return path
 
 
@@ -128,8 +128,8 @@ def state(workdir: Path, data_dir: str, name: str):
     found, damaged = checkpoints.find(checkpoints.folder(str(workdir)))
     assert found[0].step == NUM_STEPS
     assert not damaged
-    parts = checkpoints.load(found[0], checkpoints.state_parts(abstract))
-    return jax.device_get(checkpoints.state_of_parts(parts, NUM_STEPS, abstract))
+    items = checkpoints.load(found[0], items_of(abstract))
+    return jax.device_get(state_of(items, NUM_STEPS, abstract))
 
 
 def losses(workdir: Path) -> list[float]:
@@ -233,7 +233,7 @@ def test_fine_tuning_by_two_processes(trained, data_dir, tmp_path):
     assert "fresh: label/kernel (12, 32) from (10, 32)" in pod.log
     assert pod.log.count("arrays are taken over") == 1
     ours, theirs = (
-        checkpoints.find(checkpoints.folder(str(path)))[0][0].digests
+        checkpoints.find(checkpoints.folder(str(path)))[0][0].checksums
         for path in (workdir, beginning)
     )
     same = [name for name in ours if name.startswith("params") and ours[name] == theirs[name]]
@@ -322,12 +322,13 @@ def test_other_fields_are_named_before_anything_starts(tmp_path):
 SAVES = """
 import sys, jax, numpy as np
 from etils import epath
-from rin_jax.checkpointing.checkpoints import Checkpoints
+from rin_jax.checkpointing.checkpoints import Checkpoints, Policy
 jax.distributed.initialize(sys.argv[1], 4, int(sys.argv[2]), initialization_timeout=60)
 place = jax.NamedSharding(jax.make_mesh((4,), ("data",)), jax.P("data"))
 array = jax.make_array_from_callback((8, 64), place, lambda at: np.ones((8, 64), np.float32)[at])
 first, second = (epath.Path(sys.argv[3]) / name for name in ("checkpoints", "snapshots"))
-with Checkpoints(first, keep=1) as one, Checkpoints(second, keep=1) as other:
+keep = Policy(every_steps=1, keep=1, keep_every_steps=None, keep_best=0)
+with Checkpoints(first, keep) as one, Checkpoints(second, keep) as other:
     for step in range(20):
         one.save(step, {"params": {"w": array}}, {})
         other.save(step, {"params": {"w": array}}, {})

@@ -1,5 +1,6 @@
 """The job that prepares: from the user's folder or files to a run, and what it shows."""
 
+import gzip
 import io
 import pathlib
 import tarfile
@@ -7,10 +8,13 @@ import tarfile
 import jax
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 from PIL import Image
+from tensorflow_datasets.image_classification import mnist
 
-from rin_jax import ConfigError
-from rin_jax.data import source
+from rin_jax import ConfigError, main
+from rin_jax.experiment import make_experiment
 from rin_jax.jobs import prepare as prepare_lib
 from rin_jax.jobs import train as train_lib
 from rin_jax.runtime import sharding
@@ -45,8 +49,14 @@ def cells(path, size, columns):
     )[:, ::factor, ::factor]
 
 
-@pytest.mark.slow
-def test_from_a_folder_to_a_run_on_the_command_line(tmp_path):
+def first_batch(experiment):
+    """The first batch that training reads."""
+    one = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    return next(train_lib.open_batches(experiment, one, train_lib.open_data(experiment), 0))
+
+
+def test_from_a_folder_to_the_batches_of_a_run(tmp_path):
+    """The command, then the same without --source, and what training reads before and after."""
     for index, name in enumerate(("bird", "cat", "dog")):
         (tmp_path / "photos" / name).mkdir(parents=True)
         for number in range(6):
@@ -54,29 +64,24 @@ def test_from_a_folder_to_a_run_on_the_command_line(tmp_path):
                 tmp_path / "photos" / name / f"{number}.jpg"
             )
     (tmp_path / "photos" / "dog" / "broken.jpg").write_bytes(b"?")
-    shared = (
+    animals = config(tmp_path / "tfds", name="animals", image_size=16, channels=3, num_classes=3)
+    with pytest.raises(ConfigError, match="has a data set 'animals'"):
+        first_batch(make_experiment(animals))
+    run = tmp_path / "run"
+    made = command(
         "--config=configs/digits.py:tiny", "--config.data.name=animals",
         f"--config.data.data_dir={tmp_path}/tfds", "--config.data.image_size=16",
+        "--config.data.flip=False", "--mode=prepare", f"--source={tmp_path}/photos", workdir=run,
     )  # fmt: skip
-    run = tmp_path / "run"
-    missing = command(*shared, workdir=run)
-    assert missing.returncode == 2
-    assert "has a data set 'animals'" in missing.stderr
-    made = command(*shared, "--mode=prepare", f"--source={tmp_path}/photos", workdir=run)
     assert made.returncode == 0, made.stderr
     for words in ("preparing 19 images", "18 images of 16 pixels", "dog/broken.jpg: Unidentified",
                   "3 classes, from 6 images", "18 images as the network sees them"):  # fmt: skip
         assert words in made.stdout
-    again = command(*shared, "--mode=prepare", workdir=tmp_path / "again")
-    assert "18 images of 16 pixels" in again.stdout
-    twice = command(*shared, "--mode=prepare", f"--source={tmp_path}/photos", workdir=run)
-    assert twice.returncode == 2
-    assert "has 'train' of 'animals' already" in twice.stderr
-    pictures = [(folder / "preview.png").read_bytes() for folder in (run, tmp_path / "again")]
-    assert pictures[0] == pictures[1]
-    trained = command(*shared, "--config.train.num_steps=6", workdir=run)
-    assert trained.returncode == 0, trained.stderr
-    assert "trained to step 6" in trained.stdout
+    again = prepare(animals, workdir=str(tmp_path / "again"))
+    assert again.read_bytes() == (run / "preview.png").read_bytes()
+    with pytest.raises(ConfigError, match="has 'train' of 'animals' already"):
+        prepare(animals, folder=str(tmp_path / "photos"))
+    assert first_batch(make_experiment(animals))["image"].shape == (16, 16, 16, 3)
 
 
 def test_preview_shows_what_the_first_step_reads(tmp_path):
@@ -91,12 +96,11 @@ def test_preview_shows_what_the_first_step_reads(tmp_path):
     path = prepare(config(tmp_path, flip=True, **changes), folder=str(folder))
     assert path == tmp_path / "mine_8px" / "1.0.0" / "preview.png"
     seen = cells(path, 8, columns=8)[:64]
-    training = tiny.config(
+    training = tiny.experiment(
         train__batch_size=64, data__data_dir=str(tmp_path), data__split="train",
         **{f"data__{key}": value for key, value in changes.items()},
     )  # fmt: skip
-    one = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
-    batch = next(train_lib.open_batches(training, one, train_lib.open_data(training), 0))
+    batch = first_batch(training)
     straight = (seen == batch["image"]).all(axis=(1, 2, 3))
     flipped = (seen == batch["image"][:, :, ::-1]).all(axis=(1, 2, 3))
     assert (straight ^ flipped).all()
@@ -118,7 +122,7 @@ def test_a_set_of_tfds_in_place_and_at_another_size(tmp_path, capsys):
     with pytest.raises(ConfigError, match=r"image_size is not set .* no single square size"):
         prepare(config(tmp_path, name="small_labelled", image_size=None, channels=3))
     prepare(config(tmp_path, name="small_labelled", image_size=12, channels=3))
-    opened = source.open_source("small_labelled", "train", str(tmp_path), 12, 3)
+    opened = small_sets.opened("small_labelled", "train", str(tmp_path), 12, 3)
     assert (len(opened), opened.info.image_shape) == (10, (12, 12, 3))
     assert "enlarged, since they were smaller: 10" in capsys.readouterr().out
     prepare(config(tmp_path, name="small_plain", image_size=4, channels=3, num_classes=0))
@@ -173,46 +177,57 @@ def cifar_archive(folder, per_file=3):
     return np.concatenate(images), np.concatenate(labels)
 
 
-@pytest.mark.slow
 def test_cifar10_from_an_archive_in_its_own_format(tmp_path, caplog):
     (tmp_path / "files").mkdir()
     images, labels = cifar_archive(tmp_path / "files")
     cifar10 = config(tmp_path, name="cifar10", image_size=None, channels=None, num_classes=None)
     prepare(cifar10, downloaded=str(tmp_path / "files"))
     assert "is not the file that TFDS knows" in caplog.text
-    opened = source.open_source("cifar10", "train", str(tmp_path), 32, 3)
+    opened = small_sets.opened("cifar10", "train", str(tmp_path), 32, 3)
     assert opened.info.class_names[3] == "cat"
     found = sorted((opened[i]["image"].tobytes(), opened[i]["label"]) for i in range(len(opened)))
     expected = zip(images, labels.tolist(), strict=True)
     assert found == sorted((image.tobytes(), label) for image, label in expected)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not DEBIAN.exists(), reason="Debian's dataset-fashion-mnist is not installed")
-def test_fashion_mnist_from_debians_files(tmp_path):
-    shared = (
-        "--config=configs/digits.py:tiny", "--config.data.name=fashion_mnist",
-        f"--config.data.data_dir={tmp_path}/tfds",
-    )  # fmt: skip
-    run = tmp_path / "run"
-    made = command(*shared, "--mode=prepare", f"--downloaded={DEBIAN}", workdir=run)
-    assert made.returncode == 0, made.stderr
-    assert "labels of the first 10,000 of 60,000 images" in made.stdout
-    trained = command(*shared, "--config.train.num_steps=6", workdir=run)
-    assert trained.returncode == 0, trained.stderr
-    assert "trained to step 6" in trained.stdout
+def test_fashion_mnist_from_debians_files(tmp_path, monkeypatch, capsys):
+    """Of the files as they are, the first 300 and 50 images."""
+    monkeypatch.setattr(mnist, "_TRAIN_EXAMPLES", 300)
+    monkeypatch.setattr(mnist, "_TEST_EXAMPLES", 50)
+    monkeypatch.setattr(prepare_lib, "COUNTED", 200)
+    fashion = config(tmp_path, name="fashion_mnist", image_size=28)
+    prepare(fashion, workdir=str(tmp_path / "run"), downloaded=str(DEBIAN))
+    assert "labels of the first 200 of 300 images" in capsys.readouterr().out
+    stored = small_sets.opened("fashion_mnist", "train", tmp_path, 28, 1)
+    with gzip.open(DEBIAN / "train-images-idx3-ubyte.gz") as file:
+        images = np.frombuffer(file.read()[16:], np.uint8).reshape(-1, 28 * 28)[:300]
+    found = sorted(stored[index]["image"].tobytes() for index in range(len(stored)))
+    assert found == sorted(image.tobytes() for image in images)
+    assert first_batch(make_experiment(fashion))["image"].shape == (16, 28, 28, 1)
 
 
-def test_flags_of_another_mode_are_refused(tmp_path):
-    for arguments, message in (
-        (("--source=.",), "--source is for --mode=prepare and --mode=import; the mode is train"),
-        (("--mode=evaluate", "--downloaded=."), "--downloaded is for --mode=prepare"),
-        (("--mode=prepare", "--classes=1"), "--classes is for --mode=sample"),
-    ):
-        result = command("--config=configs/digits.py", *arguments, workdir=tmp_path / "run")
-        assert result.returncode == 2
-        assert message in result.stderr
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--source=."],
+            "--source is for --mode=prepare and --mode=import_pix2seq; the mode is train",
+        ),
+        (["--mode=evaluate", "--downloaded=."], "--downloaded is for --mode=prepare"),
+        (["--mode=prepare", "--classes=1"], "--classes is for --mode=sample"),
+        (["--mode=prepare", "--source=.", "--downloaded=."], None),
+    ],
+)
+def test_flags_of_another_mode_are_refused(arguments, message):
+    with flagsaver.flagsaver():
+        flags.FLAGS(["main", "--workdir=run", *arguments])
+        if message is None:
+            main.check_flags(main.MODE.value)
+        else:
+            with pytest.raises(ConfigError, match=message):
+                main.check_flags(main.MODE.value)
+    flags.FLAGS.unparse_flags()
 
 
 def test_files_that_have_to_be_fetched_by_hand_are_asked_for(tmp_path):

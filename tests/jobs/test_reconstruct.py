@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from rin_jax import ConfigError
-from rin_jax.checkpointing import restore
+from rin_jax.checkpointing import checkpoints
 from rin_jax.jobs import train as train_lib
 from rin_jax.jobs.reconstruct import reconstruct
 from rin_jax.runtime import sharding
+from rin_jax.sampling.weights import abstract_params, load_ema
 from tests import tiny
 
 STEPS, EVERY, LENGTH = 96, 6, 0.15
@@ -44,7 +45,7 @@ def stored(tmp_path_factory, data_dir):
 def average(run, workdir, name):
     experiment = train_lib.make_experiment(run)
     mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
-    _, found, params = restore.load_ema(experiment, mesh, workdir, name)
+    _, found, params = load_ema(experiment, mesh, workdir, name)
     assert found == name
     return np.concatenate([np.ravel(x) for x in jax.tree.leaves(jax.device_get(params))])
 
@@ -75,10 +76,10 @@ def test_a_stored_length_comes_out_as_it_went_in(stored):
     assert made.exists()
     reconstruct(run, workdir, 0.1)  # again
     copy = average(run, workdir, "power_0.1")  # the run's own comes first
-    found, _ = restore.checkpoints.find(made.parent)
+    found, _ = checkpoints.find(made.parent)
     mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
-    shapes = restore.state.abstract_params(train_lib.make_experiment(run).rin, mesh)
-    params = restore.checkpoints.load(found[0], {"ema_power_0.1": shapes})["ema_power_0.1"]
+    shapes = abstract_params(train_lib.make_experiment(run).rin, mesh)
+    params = checkpoints.load(found[0], {"ema_power_0.1": shapes})["ema_power_0.1"]
     flat = np.concatenate([np.ravel(x) for x in jax.tree.leaves(jax.device_get(params))])
     np.testing.assert_allclose(flat, copy, atol=1e-6)
 

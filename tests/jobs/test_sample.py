@@ -184,7 +184,7 @@ def test_a_mistake_costs_nothing(workdir, monkeypatch, changes, flags, words):
     def never(*arguments):
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr(checkpoints, "load_newest", never)
+    monkeypatch.setattr(checkpoints, "load", never)
     with pytest.raises(ConfigError, match=words):
         run(tiny.config(**changes), workdir, **flags)
     with pytest.raises(AssertionError, match="weights were loaded"):

@@ -3,12 +3,18 @@
 import jax
 import numpy as np
 
+from rin_jax.network.conditioning import of_labels
+from rin_jax.network.partitioning import param_shapes
 from rin_jax.network.rin import RIN
 
 SMALL = {
-    "image_shape": (4, 6, 2), "num_classes": 3, "patch_size": 2, "num_blocks": 2, "depth": 1,
+    "example_shape": (4, 6, 2), "num_classes": 3, "patch_size": 2, "num_blocks": 2, "depth": 1,
     "num_latents": 5, "latent_dim": 16, "interface_dim": 8, "num_heads": 4, "routing_heads": 2,
     "latent_mlp_ratio": 2, "interface_mlp_ratio": 2, "interface_self_cond": True,
+    "latent_positions": "learned", "interface_positions": "learned", "latent_self_cond": True,
+    "norm_context": False, "time_on_latents": True, "label_on_latents": True, "cond_route": "read",
+    "cond_dim": None, "time_scale": 1000.0, "dropout": 0.0, "drop_path": 0.0, "remat": "none",
+    "dtype": "float32",
 }  # fmt: skip
 BATCH = 3
 
@@ -19,23 +25,18 @@ def small(**changes) -> RIN:
 
 
 def inputs(rin: RIN, seed: int = 0) -> list:
-    """[images, gamma, labels, previous latents] of a batch of three."""
+    """[images, gamma, condition, previous latents] of a batch of three."""
     rng = np.random.default_rng(seed)
     latents = rng.normal(size=(BATCH, rin.num_latents, rin.latent_dim)).astype(np.float32)
     if rin.interface_self_cond:
         tokens = rng.normal(size=(BATCH, rin.num_tokens, rin.interface_dim)).astype(np.float32)
         latents = {"latents": latents, "interface": tokens}
     return [
-        rng.normal(size=(BATCH, *rin.image_shape)).astype(np.float32),
+        rng.normal(size=(BATCH, *rin.example_shape)).astype(np.float32),
         rng.uniform(0.05, 0.95, BATCH).astype(np.float32),
-        np.arange(BATCH, dtype=np.int32) % rin.num_classes if rin.num_classes else None,
+        of_labels(np.arange(BATCH, dtype=np.int32) % max(rin.num_classes, 1), rin.num_classes),
         latents,
     ]
-
-
-def param_shapes(rin: RIN):
-    """The parameter tree as shapes; compiles nothing."""
-    return jax.eval_shape(rin.init, jax.random.key(0), *inputs(rin))["params"]
 
 
 def fill(shapes, seed: int = 0):

@@ -12,6 +12,7 @@ from tests.network.small import inputs, param_shapes, random_params, small
 CASES = {
     "plain": {},
     "groups of blocks": {"num_blocks": 3, "depth": (1, 1, 0)},
+    "more than ten groups": {"num_blocks": 12, "depth": (1, 0) * 6},
     "remat": {"remat": "full"},
     "cond tokens": {"time_on_latents": False, "label_on_latents": False},
 }
@@ -74,7 +75,7 @@ def test_reads_lie_on_their_patches():
     params = random_params(rin)
     table = params["stem"]["positions"]["table"]
     flat = {**params, "stem": {**params["stem"], "positions": {"table": np.zeros_like(table)}}}
-    xt, gamma, labels, latents = inputs(rin)
+    xt, gamma, cond, latents = inputs(rin)
     order = np.arange(6).reshape(2, 3)[::-1, ::-1]
     patches = xt.reshape(3, 2, 2, 3, 2, 2).transpose(0, 1, 3, 2, 4, 5).reshape(3, 6, 2, 2, 2)
     moved = patches[:, order.ravel()].reshape(3, 2, 3, 2, 2, 2).transpose(0, 1, 3, 2, 4, 5)
@@ -83,10 +84,30 @@ def test_reads_lie_on_their_patches():
     watched = jax.jit(lambda *x: apply_with_reads(rin, *x)[2])
 
     def reads(params, images):
-        return np.asarray(watched(params, images, gamma, labels, latents))
+        return np.asarray(watched(params, images, gamma, cond, latents))
 
     np.testing.assert_allclose(
         reads(flat, moved), reads(flat, xt)[:, :, ::-1, ::-1], rtol=1e-4, atol=1e-6
     )
     assert np.abs(reads(params, moved) - reads(params, xt)[:, :, ::-1, ::-1]).max() > 1e-3
     assert np.abs(reads(flat, moved) - reads(flat, xt)).max() > 1e-3
+
+
+def test_reads_come_in_the_order_of_the_blocks():
+    """Also with more than ten groups, whose names do not sort as their numbers do."""
+    rin = small(num_blocks=12, depth=(1, 0) * 6)
+    args, params = inputs(rin), random_params(rin)
+
+    @jax.jit
+    def reads(params):
+        return apply_with_reads(rin, params, *args)[2]
+
+    before = np.asarray(reads(params))
+    for group in range(12):
+        query = params[f"blocks_{group}"]["read"]["attention"]["query"]
+        moved = jax.tree.map(lambda x: x, params)
+        moved[f"blocks_{group}"]["read"]["attention"]["query"] = {
+            "kernel": query["kernel"] * 3, "bias": query["bias"],
+        }  # fmt: skip
+        changed = np.abs(np.asarray(reads(moved)) - before).max(axis=(0, 2, 3)) > 1e-6
+        assert list(np.flatnonzero(changed)[:1]) == [group]  # and those after it, not before

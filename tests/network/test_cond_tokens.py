@@ -6,6 +6,7 @@ import pytest
 
 from rin_jax.interop.pix2seq import import_params, network, reference_names
 from rin_jax.network.cost import forward_flops
+from rin_jax.network.partitioning import param_shapes
 from tests import reference
 from tests.network.oracle import Oracle
 from tests.network.test_cost import matmul_flops
@@ -42,10 +43,8 @@ VARIANTS = {
 def random_weights(rin) -> dict[str, np.ndarray]:
     """Random weights of a network under the reference's names."""
     rng = np.random.default_rng(0)
-    x, gamma, labels, _ = inputs(rin)
-    template = jax.eval_shape(rin.init, jax.random.key(0), x, gamma, labels)["params"]
     names, weights = reference_names(rin), {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(template):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(param_shapes(rin)):
         theirs = names["/".join(key.key for key in path)]
         for name in theirs.ravel():
             value = rng.normal(scale=0.3, size=leaf.shape[theirs.ndim :])
@@ -56,7 +55,7 @@ def random_weights(rin) -> dict[str, np.ndarray]:
 def inputs(rin):
     rng = np.random.default_rng(1)
     return (
-        rng.normal(size=(2, *rin.image_shape)).astype(np.float32),
+        rng.normal(size=(2, *rin.example_shape)).astype(np.float32),
         np.float32([0.3, 0.9]),
         np.int32([2, 0]),
         rng.normal(size=(2, rin.num_latents, rin.latent_dim)).astype(np.float32),
@@ -83,14 +82,15 @@ def test_forward(variant):
     weights = random_weights(rin)
     x, gamma, labels, prev = inputs(rin)
     params = import_params(weights, rin)
-    prediction, latents = jax.jit(rin.apply)({"params": params}, x, gamma, labels, prev)
+    apply = jax.jit(rin.apply)
+    prediction, latents = apply({"params": params}, x, gamma, {"label": labels}, prev)
     oracle = Oracle(weights, config)
     for i in range(2):
         one_hot = np.eye(CLASSES)[labels[i]]
         expected, expected_latents = oracle.image(x[i], gamma[i], one_hot, prev[i])
         assert error(prediction[i], expected) < 4e-5
         assert error(latents[i], expected_latents) < 4e-5
-    other = jax.jit(rin.apply)({"params": params}, x, gamma, labels[::-1], prev)[0]
+    other = apply({"params": params}, x, gamma, {"label": labels[::-1]}, prev)[0]
     assert error(other, prediction) > 1e-2
     assert labels_of(np.eye(CLASSES)[labels]).tolist() == labels.tolist()
 
@@ -99,7 +99,5 @@ def test_forward(variant):
 def test_flops_are_those_of_the_program(variant):
     rin = network(CONFIG | VARIANTS[variant], CLASSES)
     x, gamma, labels, _ = (value[:1] for value in inputs(rin))
-    params = jax.eval_shape(rin.init, jax.random.key(0), x, gamma, labels)
-    assert forward_flops(rin) == matmul_flops(
-        jax.make_jaxpr(rin.apply)(params, x, gamma, labels).jaxpr
-    )
+    program = jax.make_jaxpr(rin.apply)({"params": param_shapes(rin)}, x, gamma, {"label": labels})
+    assert forward_flops(rin) == matmul_flops(program.jaxpr)

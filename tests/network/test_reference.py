@@ -17,13 +17,13 @@ ARCHITECTURES = reference.names("arch_image_*")
 def _apply(name: str, prev: bool):
     arrays, meta = load(name)
     rin, params = reference.network(name)
-    labels = labels_of(arrays["in/cond"]) if rin.num_classes else None
+    cond = {"label": labels_of(arrays["in/cond"])} if rin.num_classes else {}
     latents = arrays["in/latent_prev"]
     if rin.interface_self_cond:
         latents = {"latents": latents, "interface": arrays["in/tape_prev"]}
     apply = jax.jit(rin.apply)
     x, z = apply(
-        {"params": params}, arrays["in/x"], arrays["in/t"], labels, latents if prev else None
+        {"params": params}, arrays["in/x"], arrays["in/t"], cond, latents if prev else None
     )
     return rin, params, meta, x, z
 
@@ -64,7 +64,7 @@ def test_unsupported_configuration_is_refused():
     _, meta = load("arch_image_latent")
     config = meta["config"] | {"conv_kernel_size": 3}
     with pytest.raises(ValueError, match="conv_kernel_size=3"):
-        reference.reference.network(config, 5)
+        reference.pix2seq.network(config, 5)
 
 
 @pytest.mark.parametrize(("scale", "dim"), [(1000, 6), (1000, 8), (10000, 6), (10000, 8)])
@@ -116,7 +116,8 @@ def test_context_norm_has_its_own_weights():
             prefix = f"tape/{unit}_unit_{i}/transformer_decoder_layer/cross_mha/enc_ln"
             weights[f"{prefix}/gamma"] = np.ones(width, np.float32)
             weights[f"{prefix}/beta"] = np.zeros(width, np.float32)
-    args = arrays["in/x"], arrays["in/t"], labels_of(arrays["in/cond"]), arrays["in/latent_prev"]
+    cond = {"label": labels_of(arrays["in/cond"])}
+    args = arrays["in/x"], arrays["in/t"], cond, arrays["in/latent_prev"]
     with_norm = normed.apply({"params": import_params(weights, normed)}, *args)[0]
     without = rin.apply({"params": params}, *args)[0]
     assert error(with_norm, without) > 1e-2

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rin_jax.network import conditioning
+from rin_jax.network.conditioning import NO_LABEL
 from rin_jax.network.layers import CrossAttention, SelfAttentionLayer
-from rin_jax.network.rin import NO_LABEL
 from rin_jax.network.tokenizer import PatchStem, Readout, patchify, unpatchify
 from tests.network.small import BATCH, distance, inputs, param_shapes, random_params, small
 
@@ -51,9 +52,10 @@ def _others(batch):
 
 
 def _changed(args):
-    images, gamma, labels, previous = args
+    images, gamma, cond, previous = args
     previous = jax.tree.map(lambda z: z[::-1] ** 2 + 1, previous)
-    return [images + 1.0 + images**2, 1 - gamma, (labels + 1) % 3, previous]
+    cond = {"label": (cond["label"] + 1) % 3}
+    return [images + 1.0 + images**2, 1 - gamma, cond, previous]
 
 
 def test_an_image_ignores_its_batch_mates(network):
@@ -75,16 +77,16 @@ def test_an_image_depends_on_each_of_its_own_inputs(network, field):
 
 
 def test_permuted_patches_with_their_positions_permute_the_output(network):
-    forward, params, (images, gamma, labels, previous) = network
+    forward, params, (images, gamma, cond, previous) = network
     order = np.random.default_rng(3).permutation(6)
 
     def shuffle(x):
         return np.asarray(unpatchify(patchify(x, 2)[:, order], 4, 6))
 
-    args = shuffle(images), gamma, labels, previous | {"interface": previous["interface"][:, order]}
+    args = shuffle(images), gamma, cond, previous | {"interface": previous["interface"][:, order]}
     positions = {"table": params["stem"]["positions"]["table"][order]}
     moved = params | {"stem": params["stem"] | {"positions": positions}}
-    image, latents = forward(params, images, gamma, labels, previous)
+    image, latents = forward(params, images, gamma, cond, previous)
     new_image, new_latents = forward(moved, *args)
     assert distance(shuffle(image), new_image) < 1e-4
     assert distance(latents["latents"], new_latents["latents"]) < 1e-4
@@ -97,27 +99,29 @@ def test_permuted_patches_with_their_positions_permute_the_output(network):
 
 
 def test_latents_are_bank_time_and_class_tokens(network):
-    forward, params, (images, gamma, labels, previous) = network
+    forward, params, (images, gamma, cond, previous) = network
     zeros = jax.tree.map(np.zeros_like, params["prev_latent_norm"])
     params = _without_blocks(params) | {"prev_latent_norm": zeros}
-    latents = forward(params, images, gamma, labels, previous)[1]["latents"]
+    latents = forward(params, images, gamma, cond, previous)[1]["latents"]
     bank = params["latents"]["table"]
     assert distance(latents[:, :3], np.broadcast_to(bank, (BATCH, *bank.shape))) == 0
     assert distance(latents[:, 4], params["label"]["kernel"] + params["label"]["bias"]) < 1e-6
-    other = forward(params, images[::-1], gamma[::-1], labels[::-1], previous)[1]["latents"]
+    turned = jax.tree.map(lambda a: a[::-1], (images, gamma, cond))
+    other = forward(params, *turned, previous)[1]["latents"]
     assert distance(latents[:, 3], other[::-1, 3]) < 1e-6  # gamma alone
     assert distance(latents[:, 3], other[:, 3]) > 1e-1
 
 
 def test_no_label_is_the_bias_alone(network):
-    forward, params, (images, gamma, labels, previous) = network
+    forward, params, (images, gamma, cond, previous) = network
     one = [np.repeat(a[:1], BATCH, 0) for a in (images, gamma)]
     previous = jax.tree.map(lambda z: np.repeat(z[:1], BATCH, 0), previous)
-    none = forward(params, *one, np.full_like(labels, NO_LABEL), previous)
+    none = forward(params, *one, {"label": np.full(BATCH, NO_LABEL, np.int32)}, previous)
+    assert distance(none, forward(params, *one, conditioning.null(cond), previous)) == 0
     kernel = np.zeros_like(params["label"]["kernel"])
     bias = params | {"label": params["label"] | {"kernel": kernel}}
-    assert distance(none, forward(bias, *one, labels, previous)) < 1e-6
-    labelled = forward(params, *one, labels, previous)
+    assert distance(none, forward(bias, *one, cond, previous)) < 1e-6
+    labelled = forward(params, *one, cond, previous)
     for i in range(BATCH):  # labels are 0, 1, 2: every class
         assert distance(none[0][i], labelled[0][i]) > 1e-2
 
@@ -147,31 +151,32 @@ def test_no_previous_latents_are_zeros(network):
 )
 def test_shapes(changes):
     rin = small(**changes)
-    images, gamma, labels, previous = inputs(rin)
+    images, gamma, cond, previous = inputs(rin)
     params = param_shapes(rin)
     assert ("label" in params) == bool(rin.num_classes)
     assert params["latents"]["table"].shape == (5 - rin.num_cond_latents, 16)
     assert ("prev_latent_mlp" in params) == rin.latent_self_cond
     assert ("prev_interface_mlp" in params) == rin.interface_self_cond
     for start in (previous, None):
-        image, latents = jax.eval_shape(rin.apply, {"params": params}, images, gamma, labels, start)
+        image, latents = jax.eval_shape(rin.apply, {"params": params}, images, gamma, cond, start)
         assert image.shape == images.shape
         assert jax.tree.map(jnp.shape, latents) == jax.tree.map(jnp.shape, previous)
     if rin.num_classes:
-        with pytest.raises((AssertionError, TypeError)):
-            jax.eval_shape(rin.apply, {"params": params}, images, gamma, None, previous)
+        with pytest.raises(AssertionError):
+            jax.eval_shape(rin.apply, {"params": params}, images, gamma, {}, previous)
 
 
 def test_wrong_shapes_are_refused():
     rin = small(interface_self_cond=False)
-    images, gamma, labels, latents = inputs(rin)
+    images, gamma, cond, latents = inputs(rin)
     params = {"params": param_shapes(rin)}
     for args in (
-        (images.swapaxes(1, 2), gamma, labels, latents),
-        (images, gamma[:, None], labels, latents),
-        (images, gamma, labels[:1], latents),
-        (images, gamma, labels, latents[:, :-1]),
-        (images, gamma, labels, latents[:1]),
+        (images.swapaxes(1, 2), gamma, cond, latents),
+        (images, gamma[:, None], cond, latents),
+        (images, gamma, {"label": cond["label"][:1]}, latents),
+        (images, gamma, {}, latents),
+        (images, gamma, cond, latents[:, :-1]),
+        (images, gamma, cond, latents[:1]),
     ):
         with pytest.raises(AssertionError):
             jax.eval_shape(rin.apply, params, *args)
@@ -195,7 +200,7 @@ def test_scan_is_a_loop():
                 z = layer.apply({"params": compute}, z, False)
             if depth:
                 x = write.apply({"params": block["write"]}, x, z)
-        return Readout(2, rin.image_shape, jnp.float32).apply({"params": params["readout"]}, x), z
+        return Readout(2, rin.example_shape, jnp.float32).apply({"params": params["readout"]}, x), z
 
     z = apply({"params": _without_blocks(params)}, *args)[1]
     stem = PatchStem(2, 8, "learned", 1.0, jnp.float32)
@@ -353,8 +358,8 @@ def test_initialisers(initial):
         ({"patch_size": 4}, ["patch_size 4", "4 x 6"]),
         ({"patch_size": 0}, ["patch_size is 0"]),
         ({"num_blocks": 0}, ["num_blocks is 0"]),
-        ({"image_shape": (4, 6, 0)}, ["channels is 0"]),
-        ({"image_shape": (0, 6, 1)}, ["image size is 0"]),
+        ({"example_shape": (4, 6, 0)}, ["channels is 0"]),
+        ({"example_shape": (0, 6, 1)}, ["image size is 0"]),
         ({"num_heads": 3}, ["num_heads 3", "latent_dim 16"]),
         ({"num_heads": 0}, ["num_heads is 0"]),
         ({"routing_heads": 16}, ["routing_heads 16", "interface_dim) 8"]),

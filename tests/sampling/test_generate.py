@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from rin_jax import ConfigError
-from rin_jax.checkpointing import checkpoints
 from rin_jax.experiment import make_experiment
 from rin_jax.runtime import sharding
 from rin_jax.sampling import generate
+from rin_jax.sampling import weights as weights_lib
 from rin_jax.sampling.generate import make_generate, places
-from rin_jax.training.state import abstract_params, create_state
+from rin_jax.sampling.weights import abstract_params, load_ema, whole
+from rin_jax.training.state import create_state
 from tests import tiny
 
 SIZE = 5
@@ -39,6 +40,11 @@ def state_sharding(experiment, mesh):
     return jax.tree.map(lambda leaf: leaf.sharding, abstract_params(experiment.rin, mesh))
 
 
+def cond(indices) -> dict:
+    """The classes of TINY in turn."""
+    return {"label": np.asarray(indices, np.int32) % 10}
+
+
 @pytest.fixture
 def raw(monkeypatch):
     """Samples stay float32, so that not a bit is hidden by rounding to uint8."""
@@ -63,15 +69,15 @@ def test_an_image_is_the_same_in_any_batch():
     mesh = mesh_of(1)
     params, generate = weights(experiment, mesh), make_generate(experiment, mesh, seed=3)
     indices = np.arange(16)
-    whole = generate(params, indices, indices % 10)
-    assert whole.shape == (16, 8, 8, 1)
-    assert np.abs(whole[:-1] - whole[1:]).max(axis=(1, 2, 3)).min() > 0.1
+    every = generate(params, indices, cond(indices))
+    assert every.shape == (16, 8, 8, 1)
+    assert np.abs(every[:-1] - every[1:]).max(axis=(1, 2, 3)).min() > 0.1
     for chosen in ([0], [0, 1, 2], [15, 2, 7, 2], [11]):
-        some = generate(params, chosen, np.array(chosen) % 10)
-        np.testing.assert_array_equal(some, whole[chosen])
-    other = make_generate(experiment, mesh, seed=4)(params, indices, indices % 10)
-    assert np.abs(other - whole).max(axis=(1, 2, 3)).min() > 0.1
-    assert np.abs(generate(params, [1], [2]) - whole[1]).max() > 1e-3  # another class
+        some = generate(params, chosen, cond(np.array(chosen)))
+        np.testing.assert_array_equal(some, every[chosen])
+    other = make_generate(experiment, mesh, seed=4)(params, indices, cond(indices))
+    assert np.abs(other - every).max(axis=(1, 2, 3)).min() > 0.1
+    assert np.abs(generate(params, [1], cond([2])) - every[1]).max() > 1e-3  # another class
 
 
 @pytest.mark.usefixtures("raw")
@@ -95,7 +101,7 @@ def test_an_image_is_the_same_on_any_devices(sizes):
 
 
 def images_of(experiment, mesh, params, indices):
-    return make_generate(experiment, mesh, seed=0)(params, indices, indices % 10)
+    return make_generate(experiment, mesh, seed=0)(params, indices, cond(indices))
 
 
 def test_half_precision_is_an_option_of_the_same_weights():
@@ -123,24 +129,21 @@ def test_steps_that_the_grid_does_not_allow():
 def save(workdir, config: ml_collections.ConfigDict, steps=(1,), seed=0):
     """Checkpoints of a run that never ran."""
     experiment = make_experiment(config)
-    with checkpoints.Checkpoints(checkpoints.folder(str(workdir))) as saver:
-        for step in steps:
-            state = create_state(experiment, mesh_of(1), seed + step)
-            saver.save_state(state, step, experiment.config.to_dict(), 0, {})
+    tiny.save(
+        workdir, experiment, {s: create_state(experiment, mesh_of(1), seed + s) for s in steps}
+    )
     return experiment
 
 
 def test_a_checkpoint_is_chosen_by_its_step(tmp_path):
     experiment = save(tmp_path, tiny.config(), steps=(2, 4))
     for wanted, found in ((None, 4), (2, 2), (4, 4)):
-        step, _, params = generate.load_ema(
-            experiment, mesh_of(1), str(tmp_path), checkpoint=wanted
-        )
+        step, _, params = load_ema(experiment, mesh_of(1), str(tmp_path), checkpoint=wanted)
         assert step == found
         expected = create_state(experiment, mesh_of(1), found).params
         jax.tree.map(np.testing.assert_array_equal, params, expected)
     with pytest.raises(ConfigError, match=r"no checkpoint 3 in .*; there are 2, 4\."):
-        generate.load_ema(experiment, mesh_of(1), str(tmp_path), checkpoint=3)
+        load_ema(experiment, mesh_of(1), str(tmp_path), checkpoint=3)
 
 
 def guided(workdir, **changes):
@@ -155,7 +158,7 @@ def test_autoguidance_by_a_smaller_network(tmp_path):
     experiment = save(twin, tiny.config())
     save(smaller, tiny.config(model__latent_dim=32, model__num_latents=5, model__num_blocks=1))
     mesh, indices = mesh_of(1), np.arange(3)
-    *_, params = generate.load_ema(experiment, mesh, str(twin))
+    params = load_ema(experiment, mesh, str(twin)).params
 
     def images(config):
         return images_of(make_experiment(config), mesh, params, indices).astype(int)
@@ -180,3 +183,11 @@ def test_a_guide_that_does_not_fit(tmp_path, guide, changes, words):
     experiment = make_experiment(guided(tmp_path, **changes))
     with pytest.raises(ConfigError, match=words):
         make_generate(experiment, mesh_of(1), seed=0)
+
+
+def test_weights_are_made_whole_by_one_program_however_often():
+    experiment, mesh = tiny.experiment(), mesh_of(2)
+    params = weights(experiment, mesh)
+    for _ in range(3):
+        whole(params, mesh)
+    assert weights_lib._replicate(mesh)._cache_size() == 1

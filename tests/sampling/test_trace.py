@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rin_jax.network.conditioning import of_labels
 from rin_jax.sampling import trace
 from rin_jax.sampling.generate import make_generate
 from tests import tiny
@@ -22,9 +23,10 @@ SAMPLER = {"sampler__num_steps": 3, "sampler__images_per_device": 3}
 )
 def test_a_trajectory_ends_in_the_sample(changes):
     experiment, mesh = tiny.experiment(**SAMPLER, **changes), mesh_of(1)
-    params, labels = weights(experiment, mesh), np.int32([4, 7, 4])
-    images = make_generate(experiment, mesh, seed=5)(params, np.arange(3), labels)
-    trajectory = trace.trace(experiment, mesh, params, 5, labels)
+    params, few = weights(experiment, mesh), np.arange(3)
+    cond = of_labels(np.int32([4, 7, 4]), experiment.rin.num_classes)
+    images = make_generate(experiment, mesh, seed=5)(params, few, cond)
+    trajectory = trace.trace(experiment, mesh, params, 5, few, cond)
     assert trajectory.x0.shape == (3, *images.shape)
     assert np.abs(trajectory.x0[-1].astype(int) - images).max() <= 1
     assert np.abs(trajectory.x0[0].astype(int) - images).max() > 1
@@ -36,15 +38,15 @@ def test_a_trajectory_ends_in_the_sample(changes):
 def test_a_guide_is_traced_too(tmp_path):
     save(tmp_path / "smaller", tiny.config(model__num_latents=5))
     save(tmp_path / "twin", tiny.config())
-    mesh, labels = mesh_of(1), np.int32([1, 2])
+    mesh, few, cond = mesh_of(1), np.arange(2), {"label": np.int32([1, 2])}
     for latents, guide in (("own", "smaller"), ("shared", "twin")):
         experiment = tiny.experiment(
             **SAMPLER, sampler__guide=str(tmp_path / guide), sampler__guidance_scale=1.0,
             sampler__guidance_latents=latents,
         )  # fmt: skip
         params = weights(experiment, mesh)
-        images = make_generate(experiment, mesh, seed=5)(params, np.arange(2), labels)
-        trajectory = trace.trace(experiment, mesh, params, 5, labels)
+        images = make_generate(experiment, mesh, seed=5)(params, few, cond)
+        trajectory = trace.trace(experiment, mesh, params, 5, few, cond)
         assert np.abs(trajectory.x0[-1].astype(int) - images).max() <= 1
 
 

@@ -7,6 +7,10 @@ import pytest
 from rin_jax.training import ema
 
 
+def weights_of(decays, lengths):
+    return ema.Ema(decays, lengths, None).weights()
+
+
 def follow(history, averages, start=0.0):
     """Averages after each of the values in `history`, all started from `start`."""
     emas = {name: {"w": jnp.float32(start)} for name in averages}
@@ -19,7 +23,7 @@ def follow(history, averages, start=0.0):
 
 def test_a_constant_decay_is_the_weighted_mean_of_its_history():
     history = np.random.default_rng(0).normal(size=6)
-    last = follow(history[1:], ema.make_averages((0.7,), ()), history[0])[-1]
+    last = follow(history[1:], weights_of((0.7,), ()), history[0])[-1]
     weights = 0.3 * 0.7 ** np.arange(4, -1, -1)
     expected = 0.7**5 * history[0] + weights @ history[1:]
     assert last["decay_0.7"] == pytest.approx(expected, abs=1e-6)
@@ -29,7 +33,7 @@ def test_a_constant_decay_is_the_weighted_mean_of_its_history():
 def test_a_power_average_has_its_profile_and_forgets_its_start(length):
     """Weights k^(gamma+1) - (k-1)^(gamma+1) over t^(gamma+1), whatever it started from."""
     steps = 400
-    averages = ema.make_averages((), (length,))
+    averages = weights_of((), (length,))
     history = np.random.default_rng(1).normal(size=steps)
     last = follow(history, averages, start=1e6)[-1][ema.power_name(length)]
     k = np.arange(1, steps + 1)
@@ -42,7 +46,7 @@ def test_a_power_average_has_its_profile_and_forgets_its_start(length):
 
 
 def test_the_weight_keeps_its_digits_late_in_training():
-    (weight,) = ema.make_averages((), (0.05,)).values()
+    (weight,) = weights_of((), (0.05,)).values()
     power = ema.exponent(0.05) + 1
     for t in (10, 10**4, 10**6):
         exact = -np.expm1(power * np.log1p(-1 / np.float64(t)))
@@ -51,7 +55,7 @@ def test_the_weight_keeps_its_digits_late_in_training():
 
 
 def test_an_average_of_what_does_not_change_does_not_change():
-    averages = ema.make_averages((0.9999,), (0.05, 0.1))
+    averages = weights_of((0.9999,), (0.05, 0.1))
     value = float(np.float32(np.pi))
     assert all(set(state.values()) == {value} for state in follow([value] * 50, averages, value))
 
@@ -91,7 +95,7 @@ def test_more_snapshots_reconstruct_better():
 def test_a_reconstruction_agrees_with_the_average_that_was_tracked(length):
     """On a random walk, which parameters resemble: the error is that of the profile."""
     steps, every = 1600, 100
-    averages = ema.make_averages((), (0.05, 0.1, length))
+    averages = weights_of((), (0.05, 0.1, length))
     history = np.cumsum(np.random.default_rng(2).normal(size=steps)) / np.sqrt(steps)
     states = follow(history, averages)
     stored = [(t, sigma) for t in range(every, steps + 1, every) for sigma in (0.05, 0.1)]
@@ -118,4 +122,4 @@ def test_a_reconstruction_agrees_with_the_average_that_was_tracked(length):
 )
 def test_mistakes_are_named(decays, lengths, message):
     with pytest.raises(ValueError, match=message):
-        ema.make_averages(decays, lengths)
+        weights_of(decays, lengths)

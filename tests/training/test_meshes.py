@@ -37,7 +37,7 @@ def train(name: str, mesh):
     rng = np.random.default_rng(0)
     losses = []
     for _ in range(STEPS):
-        images = rng.integers(0, 256, (BATCH, *run.rin.image_shape), dtype=np.uint8)
+        images = rng.integers(0, 256, (BATCH, *run.rin.example_shape), dtype=np.uint8)
         labels = rng.integers(0, 10, BATCH, dtype=np.int32)
         batch = sharding.global_batch({"image": images, "label": labels}, mesh)
         state, metrics = step(state, batch)

@@ -1,6 +1,4 @@
-"""The window of metrics: means that an interruption does not change, and steps that are skipped."""
-
-import json
+"""The window of metrics: means, and steps that are skipped."""
 
 import numpy as np
 import pytest
@@ -25,18 +23,14 @@ def filled(losses, into):
     return into
 
 
-def test_means_do_not_depend_on_where_the_run_was_interrupted():
+def test_means_are_those_of_the_finite_steps_since_the_last_line():
     losses = np.random.default_rng(0).normal(size=7).astype(np.float32)
-    whole = filled(losses, Window(3))
-    first = filled(losses[:4], Window(3))
-    facts = json.loads(json.dumps(first.facts()))
-    resumed = filled(losses[4:], Window(3, **facts))
-    assert resumed.means() == whole.means()
-    assert whole.means()["loss"] == pytest.approx(losses.mean(), rel=1e-6)
-    assert whole.loss() == whole.means()["loss"]
-    whole.clear()
-    assert whole.means() == {"skipped_steps": 0.0}
-    assert whole.loss() == np.inf
+    found = filled(losses, Window(3))
+    assert found.means()["loss"] == pytest.approx(losses.mean(), rel=1e-6)
+    assert found.loss() == found.means()["loss"]
+    found.clear()
+    assert found.means() == {"skipped_steps": 0.0}
+    assert found.loss() == np.inf
 
 
 def test_skipped_steps_are_told_and_do_not_count(capsys):
@@ -47,10 +41,9 @@ def test_skipped_steps_are_told_and_do_not_count(capsys):
         in capsys.readouterr().out  # fmt: skip
 
 
-def test_too_many_in_a_row_end_the_run_even_across_an_interruption():
-    first = filled([1.0, np.nan, np.nan], Window(3))
-    with pytest.raises(FloatingPointError, match=r"step 1: .* 3 steps in a row"):
-        filled([np.inf], Window(3, **first.facts()))
+def test_too_many_in_a_row_end_the_run():
+    with pytest.raises(metrics_lib.NotFiniteError, match=r"step 4: .* 3 steps in a row"):
+        filled([1.0, np.nan, np.inf, np.nan], Window(3))
     filled([np.nan, np.nan, 1.0, np.nan, np.nan], Window(3))  # not in a row
 
 
@@ -62,32 +55,20 @@ def test_one_step_is_left_open():
     assert (found.count, found.sums["loss"]) == (1, 5.0)
 
 
-def norms(**bad):
-    fine = {
-        "stem": np.ones(()), "latents": np.ones(()), "readout": np.ones(()),
-        "prev_latent_norm": np.ones(()), "blocks_0.read": np.ones(3), "blocks_0.write": np.ones(3),
-        "blocks_0.compute": np.ones((3, 2)), "blocks_1.read": np.ones(1),
-        "blocks_1.compute": np.ones((1, 4)), "blocks_1.write": np.ones(1),
-    }  # fmt: skip
-    for name, index in bad.items():
-        fine[name.replace("__", ".")][index] = np.nan
-    return fine
-
-
-@pytest.mark.parametrize(
-    ("bad", "expected"),
-    [
-        ({}, None),
-        ({"readout": (), "blocks_1__write": 0}, "readout"),
-        ({"blocks_0__write": slice(0, 2), "stem": ()}, "blocks_0.write[1]"),
-        ({"blocks_0__read": 2, "blocks_0__compute": (1, 1)}, "blocks_0.read[2]"),
-        ({"blocks_0__read": 1, "blocks_0__compute": (1, slice(None))}, "blocks_0.compute[1, 1]"),
-        ({"blocks_0__write": slice(None), "blocks_1__read": 0}, "blocks_1.read[0]"),
-        ({"stem": (), "prev_latent_norm": ()}, "prev_latent_norm"),
-    ],
-)
-def test_the_first_in_the_backward_pass_is_named(bad, expected):
-    assert metrics_lib.first_nonfinite(norms(**bad)) == expected
+def test_every_module_that_is_not_finite_is_named(capsys):
+    bad = {"stem": np.float32(np.nan), "blocks_0.read": np.float32([1, np.inf]),
+           "blocks_0.write": np.float32([1, 1])}  # fmt: skip
+    found = Window(3)
+    found.put(1, metrics(np.nan, False, **bad))
+    found.read()
+    said = capsys.readouterr().out
+    assert "2 of 4 modules have such gradients: stem, blocks_0.read;" in said
+    many = {f"blocks_{i}.read": np.float32(np.nan) for i in range(20)}
+    found.put(2, metrics(np.nan, False, **many))
+    found.read()
+    said = capsys.readouterr().out
+    assert "20 of 22 modules" in said
+    assert "blocks_7.read, ...;" in said
 
 
 def test_figures_of_modules():

@@ -118,7 +118,7 @@ def test_every_parameter_gets_a_gradient():
     images = prepare_images(batch["image"], jax.random.key(0), False)
     draws = experiment.objective.draw(jax.random.key(1), images.shape)
     grads = jax.jit(jax.grad(make_loss(experiment)))(
-        params, images, batch["label"], draws, jax.random.key(2)
+        params, images, {"label": batch["label"]}, draws, jax.random.key(2)
     )
     dead = [
         jax.tree_util.keystr(path)

@@ -9,19 +9,15 @@ import numpy as np
 import pytest
 
 from rin_jax import ConfigError
-from rin_jax.checkpointing import checkpoints, restore
+from rin_jax.checkpointing import checkpoints
+from rin_jax.checkpointing.checkpoints import Policy
 from rin_jax.runtime import sharding
-from rin_jax.training.state import abstract_params, abstract_state, create_state
+from rin_jax.sampling.weights import abstract_params, load_ema
+from rin_jax.training import resume
+from rin_jax.training.state import abstract_state, create_state
 from tests import tiny
 
 STEPS = (2, 4, 6)
-
-
-def facts(experiment, step):
-    return {
-        "config": experiment.config.to_dict(), "emas": list(experiment.averages),
-        "images_read": 16 * step, "window": {},
-    }  # fmt: skip
 
 
 def state_at(experiment, mesh, step):
@@ -44,10 +40,7 @@ def mesh():
 def saved(tmp_path_factory, experiment, mesh):
     """A workdir with a checkpoint of each of STEPS."""
     workdir = tmp_path_factory.mktemp("saved")
-    with checkpoints.Checkpoints(checkpoints.folder(str(workdir))) as saver:
-        for step in STEPS:
-            parts = checkpoints.state_parts(state_at(experiment, mesh, step))
-            saver.save(step, parts, facts(experiment, step))
+    tiny.save(workdir, experiment, {step: state_at(experiment, mesh, step) for step in STEPS})
     return workdir
 
 
@@ -114,9 +107,9 @@ DAMAGE = (
 )  # fmt: skip
 
 
-def resume(experiment, mesh, workdir):
-    found = restore.find_run(experiment, str(workdir))
-    return restore.restore_state(experiment, mesh, str(workdir), *found)
+def resumed(experiment, mesh, workdir):
+    found = resume.find_run(experiment, str(workdir))
+    return resume.restore_state(experiment, mesh, str(workdir), *found)
 
 
 def assert_equal(state, expected):
@@ -124,7 +117,7 @@ def assert_equal(state, expected):
 
 
 def test_the_newest_is_restored_with_its_facts(experiment, mesh, saved):
-    state, known = resume(experiment, mesh, saved)
+    state, known = resumed(experiment, mesh, saved)
     assert_equal(state, state_at(experiment, mesh, 6))
     assert known["images_read"] == 96
     assert not (saved / "damaged").exists()
@@ -133,7 +126,7 @@ def test_the_newest_is_restored_with_its_facts(experiment, mesh, saved):
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
 def test_damage_is_skipped_said_and_moved_aside(experiment, mesh, workdir, capsys, damage):
     damage(workdir / "checkpoints" / "6")
-    state, known = resume(experiment, mesh, workdir)
+    state, known = resumed(experiment, mesh, workdir)
     assert_equal(state, state_at(experiment, mesh, 4))
     assert known["images_read"] == 64
     printed = capsys.readouterr().out
@@ -141,10 +134,9 @@ def test_damage_is_skipped_said_and_moved_aside(experiment, mesh, workdir, capsy
     assert "resumed from checkpoint 4" in printed
     assert [path.name for path in (workdir / "damaged").iterdir()] == ["6-0"]
     assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"2", "4"}
-    with checkpoints.Checkpoints(checkpoints.folder(str(workdir)), keep=2) as saver:
-        parts = checkpoints.state_parts(state_at(experiment, mesh, 6))
-        saver.save(6, parts, facts(experiment, 6))  # the way is free
-    assert_equal(resume(experiment, mesh, workdir)[0], state_at(experiment, mesh, 6))
+    keep_two = Policy(every_steps=1, keep=2, keep_every_steps=None, keep_best=0)
+    tiny.save(workdir, experiment, {6: state_at(experiment, mesh, 6)}, keep_two)  # nothing is there
+    assert_equal(resumed(experiment, mesh, workdir)[0], state_at(experiment, mesh, 6))
 
 
 def test_flipped_bits_never_reach_the_parameters(experiment, mesh, saved, tmp_path):
@@ -171,7 +163,7 @@ def test_flipped_bits_never_reach_the_parameters(experiment, mesh, saved, tmp_pa
 def test_two_damaged_are_both_skipped(experiment, mesh, workdir):
     truncate(workdir / "checkpoints" / "6")
     cut_metadata(workdir / "checkpoints" / "4")
-    state, _ = resume(experiment, mesh, workdir)
+    state, _ = resumed(experiment, mesh, workdir)
     assert_equal(state, state_at(experiment, mesh, 2))
     assert {path.name for path in (workdir / "damaged").iterdir()} == {"6-0", "4-0"}
 
@@ -181,7 +173,7 @@ def test_none_usable_is_an_error_and_moves_nothing(experiment, mesh, workdir, da
     for step in STEPS:
         damage(workdir / "checkpoints" / str(step))
     with pytest.raises(ConfigError, match=r"no checkpoint in .* can be used: checkpoint 6 is dam"):
-        resume(experiment, mesh, workdir)
+        resumed(experiment, mesh, workdir)
     assert not (workdir / "damaged").exists()
     assert len(list((workdir / "checkpoints").iterdir())) == 3
 
@@ -189,12 +181,10 @@ def test_none_usable_is_an_error_and_moves_nothing(experiment, mesh, workdir, da
 def test_a_save_that_was_cut_off_does_not_count(experiment, mesh, workdir):
     folder = checkpoints.folder(str(workdir))
     (folder / "6").rename(folder / "6.orbax-checkpoint-tmp")
-    assert_equal(resume(experiment, mesh, workdir)[0], state_at(experiment, mesh, 4))
-    with checkpoints.Checkpoints(folder) as saver:  # and the next save clears it away
-        parts = checkpoints.state_parts(state_at(experiment, mesh, 6))
-        saver.save(6, parts, facts(experiment, 6))
+    assert_equal(resumed(experiment, mesh, workdir)[0], state_at(experiment, mesh, 4))
+    tiny.save(workdir, experiment, {6: state_at(experiment, mesh, 6)})  # clears it away
     assert {path.name for path in folder.iterdir()} == {"2", "4", "6"}
-    assert_equal(resume(experiment, mesh, workdir)[0], state_at(experiment, mesh, 6))
+    assert_equal(resumed(experiment, mesh, workdir)[0], state_at(experiment, mesh, 6))
 
 
 def test_samples_come_from_the_newest_good_one_and_move_nothing(
@@ -202,10 +192,10 @@ def test_samples_come_from_the_newest_good_one_and_move_nothing(
 ):
     flip = largest(workdir / "checkpoints" / "6" / "ema_power_0.1")
     flip.write_bytes(flip.read_bytes()[:100])
-    step, name, params = restore.load_ema(experiment, mesh, str(workdir))
+    step, name, params = load_ema(experiment, mesh, str(workdir))
     assert (step, name) == (6, "decay_0.9")  # its own files are good
     assert_equal(params, state_at(experiment, mesh, 6).emas["decay_0.9"])
-    step, _, params = restore.load_ema(experiment, mesh, str(workdir), "power_0.1")
+    step, _, params = load_ema(experiment, mesh, str(workdir), "power_0.1")
     assert step == 4
     assert "checkpoint 6 is damaged" in capsys.readouterr().out
     assert_equal(params, state_at(experiment, mesh, 4).emas["power_0.1"])
@@ -214,12 +204,12 @@ def test_samples_come_from_the_newest_good_one_and_move_nothing(
 
 def test_an_average_that_was_not_kept(experiment, mesh, saved):
     with pytest.raises(ConfigError, match=r"--ema is power_0.2, but .* has decay_0.9, power_0.1"):
-        restore.load_ema(experiment, mesh, str(saved), "power_0.2")
+        load_ema(experiment, mesh, str(saved), "power_0.2")
     with pytest.raises(ConfigError, match=r"section ema also wants decay_0.5"):
-        restore.find_run(tiny.experiment(ema__decays=(0.9, 0.5)), str(saved))
+        resume.find_run(tiny.experiment(ema__decays=(0.9, 0.5)), str(saved))
     fewer = tiny.experiment(ema__power_lengths=())
-    found = restore.find_run(fewer, str(saved))
-    state, _ = restore.restore_state(fewer, mesh, str(saved), *found)
+    found = resume.find_run(fewer, str(saved))
+    state, _ = resume.restore_state(fewer, mesh, str(saved), *found)
     assert list(state.emas) == ["decay_0.9"]
 
 
@@ -228,7 +218,7 @@ def test_on_other_devices(experiment, mesh, saved, monkeypatch, shape):
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 2)
     count = int(np.prod(shape))
     other = sharding.make_mesh(*shape, jax.devices()[:count])
-    state, _ = resume(experiment, other, saved)
+    state, _ = resumed(experiment, other, saved)
     assert_equal(state, state_at(experiment, mesh, 6))
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(experiment, other))
     assert jax.tree.map(lambda leaf: leaf.sharding, state) == places
@@ -239,18 +229,16 @@ def test_on_other_devices(experiment, mesh, saved, monkeypatch, shape):
 def test_eight_devices_to_one(experiment, mesh, tmp_path, monkeypatch):
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 2)
     eight = sharding.make_mesh(2, 2, 2)
-    with checkpoints.Checkpoints(checkpoints.folder(str(tmp_path))) as saver:
-        parts = checkpoints.state_parts(state_at(experiment, eight, 4))
-        saver.save(4, parts, facts(experiment, 4))
-    assert_equal(resume(experiment, mesh, tmp_path)[0], state_at(experiment, mesh, 4))
+    tiny.save(tmp_path, experiment, {4: state_at(experiment, eight, 4)})
+    assert_equal(resumed(experiment, mesh, tmp_path)[0], state_at(experiment, mesh, 4))
 
 
 def test_other_classes_and_another_size(experiment, mesh, saved, capsys):
     changed = tiny.experiment(
         data__num_classes=12, data__image_size=16, train__init_from=str(saved)
     )
-    beginning = restore.find_beginning(changed)
-    state = restore.begin(changed, mesh, beginning)
+    beginning = resume.find_beginning(changed)
+    state = resume.begin(changed, mesh, beginning)
     given = state_at(experiment, mesh, 6).params
     np.testing.assert_array_equal(state.params["stem"]["kernel"], given["stem"]["kernel"])
     assert state.params["label"]["kernel"].shape == (12, 16)
@@ -269,35 +257,35 @@ def test_other_classes_and_another_size(experiment, mesh, saved, capsys):
 
 def test_nothing_is_left_out_silently(mesh, saved, capsys):
     smaller = tiny.experiment(data__num_classes=0, train__init_from=str(saved))
-    restore.begin(smaller, mesh, restore.find_beginning(smaller))
+    resume.begin(smaller, mesh, resume.find_beginning(smaller))
     assert "not used: label/bias, label/kernel" in capsys.readouterr().out
 
 
 def test_a_beginning_that_is_not_there(tmp_path):
     lost = tiny.experiment(train__init_from=str(tmp_path / "nothing"))
     with pytest.raises(ConfigError, match="train.init_from is .*nothing.*no checkpoint"):
-        restore.find_beginning(lost)
+        resume.find_beginning(lost)
 
 
 def test_positions_of_the_same_size_stay_and_others_are_refused():
     table = jax.random.normal(jax.random.key(0), (16, 3))
-    np.testing.assert_allclose(restore.resize_positions(table, (16, 3)), table, atol=1e-6)
-    assert restore.resize_positions(table, (15, 3)) is None
-    assert restore.resize_positions(table, (4, 5)) is None
+    np.testing.assert_allclose(resume.resize_positions(table, (16, 3)), table, atol=1e-6)
+    assert resume.resize_positions(table, (15, 3)) is None
+    assert resume.resize_positions(table, (4, 5)) is None
     ramp = np.linspace(0, 1, 8)[:, None, None] * np.ones((1, 8, 2))
-    larger = restore.resize_positions(ramp.reshape(64, 2).astype(np.float32), (256, 2))
+    larger = resume.resize_positions(ramp.reshape(64, 2).astype(np.float32), (256, 2))
     column = np.asarray(larger).reshape(16, 16, 2)[:, 0, 0]
     assert (np.diff(column[2:-2]) > 0).all()
 
 
-def test_facts_are_those_of_the_moment_of_the_save(experiment, mesh, tmp_path):
+def test_the_metadata_is_that_of_the_moment_of_the_save(experiment, mesh, tmp_path):
     """Not those that they have become when the file is written."""
-    known = {"window": {"count": 1}}
+    known = {"counts": {"a": 1}}
     with checkpoints.Checkpoints(checkpoints.folder(str(tmp_path))) as saver:
         saver.save(1, {"params": state_at(experiment, mesh, 1).params}, known)
-        known["window"]["count"] = 2
+        known["counts"]["a"] = 2
     (found,), damaged = checkpoints.find(checkpoints.folder(str(tmp_path)))
-    assert found.facts == {"window": {"count": 1}}
+    assert found.metadata == {"counts": {"a": 1}}
     assert not damaged
 
 
@@ -305,7 +293,7 @@ def test_what_is_kept(experiment, mesh, tmp_path):
     parts = {"params": state_at(experiment, mesh, 2).params}
     losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: 9.0, 5: 8.0, 6: 7.0}
     folder = checkpoints.folder(str(tmp_path))
-    with checkpoints.Checkpoints(folder, keep=2, keep_every_steps=3, keep_best=1) as saver:
+    with checkpoints.Checkpoints(folder, Policy(1, 2, 3, 1)) as saver:
         for step, loss in losses.items():
             saver.save(step, parts, {}, loss)
     kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}

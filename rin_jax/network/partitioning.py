@@ -1,0 +1,101 @@
+"""What the network calls its parameters, said once: shapes, modules, layers, logical axes.
+
+Sharding, optimizer, metrics and fine-tuning ask here and spell no name themselves. A path is the
+tuple of names that leads to a parameter: ("blocks_0", "read", "attention", "query", "kernel").
+"""
+
+import re
+
+import jax
+
+from rin_jax.network import conditioning
+from rin_jax.network.rin import RIN
+
+Path = tuple[str, ...]
+Shapes = dict  # the parameter tree with jax.ShapeDtypeStruct as leaves
+
+# Modules outside the blocks, and those of a block.
+MODULES = (
+    "stem", "latents", "time", "label", "prev_latent_mlp", "prev_latent_norm",
+    "prev_interface_mlp", "prev_interface_norm", "readout",
+)  # fmt: skip
+BLOCK_MODULES = ("read_cond", "read", "compute", "write")
+BLOCKS = re.compile(r"blocks_(\d+)")  # a group of blocks of equal depth, applied by scan
+
+# Logical axes of a parameter's last axes, by the end of its path; the others have no name. An axis
+# that no row names is not split by heads or hidden units.
+AXES = {
+    ("query", "kernel"): ("width", "heads", "head"),
+    ("key", "kernel"): ("width", "heads", "head"),
+    ("value", "kernel"): ("width", "heads", "head"),
+    ("query", "bias"): ("heads", "head"),
+    ("key", "bias"): ("heads", "head"),
+    ("value", "bias"): ("heads", "head"),
+    ("attention", "out", "kernel"): ("heads", "head", "width"),
+    ("ffn", "hidden", "kernel"): ("width", "hidden"),
+    ("ffn", "hidden", "bias"): ("hidden",),
+    ("ffn", "out", "kernel"): ("hidden", "width"),
+}
+NOT_DECAYED = ("bias", "scale")  # last name of a parameter that is neither decayed nor adapted
+POSITIONS = ("positions", "table")  # the end of the path of the interface's position table
+
+
+def param_shapes(rin: RIN) -> Shapes:
+    """The parameter tree of a network as shapes and dtypes, without any array."""
+    shape = jax.ShapeDtypeStruct
+    return jax.eval_shape(
+        rin.init,
+        jax.random.key(0),
+        shape((1, *rin.example_shape), "float32"),
+        shape((1,), "float32"),
+        conditioning.abstract(rin.num_classes, 1),
+    )["params"]
+
+
+def names(path: tuple) -> Path:
+    """The names in a key path of JAX, without those of what is around a parameter tree."""
+    found = tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
+    heads = (i for i, name in enumerate(found) if name in MODULES or BLOCKS.fullmatch(name))
+    return found[next(heads, 0) :]
+
+
+def module_of(path: Path) -> str:
+    """The module of a parameter, "stem" or "blocks_0.read".
+
+    Raises:
+      KeyError: the network has no such module.
+    """
+    head, *rest = path
+    if BLOCKS.fullmatch(head) and rest[0] in BLOCK_MODULES:
+        return f"{head}.{rest[0]}"
+    if head not in MODULES:
+        raise KeyError(f"{'/'.join(path)} is in no module of network/partitioning.py")
+    return head
+
+
+def stacked_axes(path: Path) -> int:
+    """Leading layer axes of a parameter: one inside blocks, two inside their compute layers."""
+    inside = bool(path) and BLOCKS.fullmatch(path[0]) is not None
+    return inside + (inside and path[1] == "compute")
+
+
+def logical_axes(path: Path, ndim: int) -> tuple[str | None, ...]:
+    """A name, or None, for each of the axes of a parameter."""
+    axes = next((AXES[path[-n:]] for n in (2, 3) if path[-n:] in AXES), ())
+    return (None,) * (ndim - len(axes)) + axes
+
+
+def is_decayed(path: Path) -> bool:
+    """Whether a parameter is decayed and adapted: a kernel or a table."""
+    return path[-1] not in NOT_DECAYED
+
+
+def is_interface_positions(path: Path) -> bool:
+    """Whether this is a table [tokens, D] of the positions of the interface."""
+    return path[-2:] == POSITIONS
+
+
+def block_groups(modules: dict) -> list[str]:
+    """The names of groups of blocks among `modules`, in the order in which they are applied."""
+    found = [name for name in modules if BLOCKS.fullmatch(name)]
+    return sorted(found, key=lambda name: int(BLOCKS.fullmatch(name)[1]))

@@ -1,0 +1,72 @@
+"""The curves of a run: metrics.jsonl, TensorBoard events and the pictures beside them.
+
+Only process 0 writes. Event files are read by TensorBoard; metrics.jsonl has one JSON object a
+line with the step first.
+"""
+
+import json
+from collections.abc import Mapping
+
+import numpy as np
+from etils import epath
+
+from rin_jax.runtime.files import write_png
+
+
+class Writer:
+    """Writes scalars and images of a run; entries after `resumed_step` are taken back first."""
+
+    def __init__(self, workdir: str, resumed_step: int, active: bool):
+        self._active = active
+        if not active:
+            return
+        import tensorboardX  # imports PyTorch where that is installed: 200 MB in every other job
+
+        self._workdir = epath.Path(workdir)
+        self._metrics = self._workdir / "metrics.jsonl"
+        if self._metrics.exists():
+            lines = self._metrics.read_text().splitlines()
+            draft = self._workdir / "metrics.draft"  # a run that is killed here loses no curve
+            draft.write_text("".join(f"{x}\n" for x in lines if _step(x) <= resumed_step))
+            draft.replace(self._metrics)
+        self._events = tensorboardX.SummaryWriter(
+            str(self._workdir / "events"), purge_step=resumed_step + 1, flush_secs=10
+        )
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """One line of metrics.jsonl and one point of each curve."""
+        if not self._active:
+            return
+        with self._metrics.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """A uint8 image [H, W, C] as WORKDIR/NAME/STEP.png and in the event file."""
+        if not self._active:
+            return
+        write_png(image_path(self._workdir, name, step), image)
+        self._events.add_image(name, image, step, dataformats="HWC")
+
+    def lacks(self, step: int, name: str) -> bool:
+        """Whether the image of a step is not there; False where nothing is written."""
+        return self._active and not image_path(self._workdir, name, step).exists()
+
+    def close(self) -> None:
+        """Flushes the event file."""
+        if self._active:
+            self._events.close()
+
+
+def image_path(workdir: epath.Path, name: str, step: int) -> epath.Path:
+    """Where `Writer.image` puts an image."""
+    return workdir / name / f"{step:08d}.png"
+
+
+def _step(line: str) -> float:
+    """The step of a line of metrics.jsonl; infinite if the line was cut off."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return float("inf")

@@ -1,0 +1,154 @@
+"""Where the state of a run comes from: its newest good checkpoint, another run, or nowhere."""
+
+import math
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from orbax.checkpoint import v1 as ocp
+
+from rin_jax import ConfigError
+from rin_jax.checkpointing import checkpoints, restore
+from rin_jax.checkpointing.checkpoints import Saved
+from rin_jax.experiment import Experiment, check_architecture
+from rin_jax.network import partitioning
+from rin_jax.runtime import console, sharding
+from rin_jax.training import state
+from rin_jax.training.state import TrainState
+
+
+def find_run(experiment: Experiment, workdir: str) -> tuple[list[Saved], dict[int, str]]:
+    """The checkpoints that a run goes on from, as `restore.find`; none if it is new.
+
+    Raises:
+      ConfigError: as `restore.find`; or they belong to another architecture or optimizer, or lack
+        an average.
+    """
+    found, damaged = restore.find(workdir)
+    if found:
+        where = f"checkpoint {found[0].step} in {workdir}"
+        check_architecture(experiment, found[0].config, where)
+        before, now = found[0].config["optimizer"]["name"], experiment.config.optimizer.name
+        if before != now:
+            raise ConfigError(
+                f"optimizer.name is {now!r}, but {where} has the state of {before!r}; set it back, "
+                "or start from its parameters in another --workdir with --config.train.init_from."
+            )
+        lacking = [name for name in experiment.averages if name not in found[0].emas]
+        if lacking:
+            raise ConfigError(
+                f"{where} has the averages {', '.join(found[0].emas)}, but section ema also wants "
+                f"{', '.join(lacking)}; an average runs from the first step, so leave it out or "
+                "name another --workdir."
+            )
+    return found, damaged
+
+
+def restore_state(
+    experiment: Experiment,
+    mesh: Mesh,
+    workdir: str,
+    found: list[Saved],
+    unreadable: dict[int, str],
+) -> tuple[TrainState, dict[str, Any]]:
+    """(state, metadata) of the newest checkpoint that is good; damaged ones are moved aside.
+
+    `found` and `unreadable` as `find_run` gives them.
+
+    Raises:
+      ConfigError: none is good; nothing was moved.
+    """
+    abstract = state.abstract_state(experiment, mesh)
+    saved, items, damaged = restore.load_newest(found, state.items_of(abstract), workdir)
+    if damaged or unreadable:
+        aside = checkpoints.move_aside(workdir, [*damaged, *unreadable])
+        console.say(f"damaged checkpoints are now in {aside}")
+    console.say(f"resumed from checkpoint {saved.step} in {workdir}")
+    return state.state_of(items, saved.step, abstract), saved.metadata
+
+
+def find_beginning(experiment: Experiment) -> list[Saved] | None:
+    """The checkpoints that `train.init_from` names, newest first; None if it names nothing.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    path = experiment.train.init_from
+    if path is None:
+        return None
+    found, _ = restore.find(path)
+    if not found:
+        raise ConfigError(f"train.init_from is {path}, but there is no checkpoint in it.")
+    return found
+
+
+def begin(experiment: Experiment, mesh: Mesh, beginning: list[Saved] | None) -> TrainState:
+    """The state of a new run, with the parameters of another one where they fit.
+
+    Raises:
+      ConfigError: no checkpoint of the other run is good.
+    """
+    fresh = state.create_state(experiment, mesh, experiment.config.seed)
+    if beginning is None:
+        return fresh
+    shapes = ocp.checkpointables_metadata(beginning[0].path).metadata["params"]
+    everywhere = sharding.replicated(mesh)
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), shapes
+    )
+    saved, items, _ = restore.load_newest(
+        beginning, {"params": abstract}, experiment.train.init_from
+    )
+    params, report = take_over(items["params"], fresh.params)
+    console.say(f"parameters of {saved.path}: {report}")
+    return state.state_from(experiment, mesh, params)
+
+
+def take_over(given: Any, fresh: Any) -> tuple[Any, str]:
+    """Parameters of another network where they fit, `fresh` ones elsewhere, and what was done.
+
+    Position tables of another square grid are resized; whatever else has another shape, as the
+    label embedding of other classes, is not taken.
+    """
+    known = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(given)}
+    done: dict[str, list[str]] = {"resized": [], "fresh": []}
+    seen = set()
+
+    def choose(path, leaf):
+        name = _name(path)
+        seen.add(name)
+        old = known.get(name)
+        if old is not None and old.shape == leaf.shape:
+            return old
+        shapes = f"{name} {leaf.shape}" + ("" if old is None else f" from {old.shape}")
+        if old is not None and partitioning.is_interface_positions(partitioning.names(path)):
+            resized = resize_positions(old, leaf.shape)
+            if resized is not None:
+                done["resized"].append(shapes)
+                return resized
+        done["fresh"].append(shapes)
+        return leaf
+
+    params = jax.tree_util.tree_map_with_path(choose, fresh)
+    unused = sorted(set(known) - seen)
+    taken = len(seen) - len(done["resized"]) - len(done["fresh"])
+    lines = [f"{taken} of {len(seen)} arrays are taken over"]
+    for what, names in (*done.items(), ("not used", unused)):
+        if names:
+            lines.append(f"  {what}: {', '.join(names)}")
+    return params, "\n".join(lines)
+
+
+def resize_positions(table: jax.Array, shape: tuple[int, int]) -> jax.Array | None:
+    """A position table [n^2, D] for a grid of another side; None if the grids are not square."""
+    sides = [math.isqrt(length) for length in (table.shape[0], shape[0])]
+    square = [side**2 for side in sides] == [table.shape[0], shape[0]]
+    if not square or table.shape[1] != shape[1]:
+        return None
+    old, new = sides
+    grid = table.reshape(old, old, -1)
+    return jax.image.resize(grid, (new, new, grid.shape[-1]), "bicubic").reshape(shape)
+
+
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,0 +1,21 @@
+"""Real digits and the classifier that learned from them, once a session."""
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from rin_jax.evaluation.classifier import Classifier
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """(images [1797, 8, 8, 1], labels)."""
+    images, labels = load_digits(return_X_y=True)
+    return np.round(images * 255 / 16).astype(np.uint8).reshape(-1, 8, 8, 1), labels
+
+
+@pytest.fixture(scope="session")
+def classifier(digits):
+    """Has seen the first 1,200 digits."""
+    images, labels = digits
+    return Classifier(images[:1200], labels[:1200])

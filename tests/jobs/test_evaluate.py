@@ -1,0 +1,22 @@
+"""What --mode=evaluate refuses before it reads or samples; tests/test_main.py runs it."""
+
+import pytest
+
+from rin_jax import ConfigError
+from rin_jax.jobs import evaluate
+from tests import tiny
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data__num_classes": 0}, "for 2 to 250 classes; data.num_classes is 0"),
+        ({"data__num_classes": 251}, "data.num_classes is 251"),
+        ({"data__image_size": 36}, "images up to 32 pixels; data.image_size is 36"),
+        ({"evaluation__num_samples": 0}, "evaluation.num_samples is 0; it must be at least 1"),
+    ],
+)
+def test_what_is_not_measured(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        evaluate.evaluate(tiny.config(data__data_dir=str(tmp_path), **changes), str(tmp_path))
+    assert not list(tmp_path.iterdir())

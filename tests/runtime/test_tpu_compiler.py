@@ -1,0 +1,80 @@
+"""What is read from a compiler: memory, its complaints, shapes that it does not take."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from rin_jax import ConfigError
+from rin_jax.runtime import chips, tpu_compiler
+from rin_jax.runtime.chips import GIB, Chip
+
+CHIP = Chip("slow", ("slow",), 100.0, 1000.0, 50.0, 10.0, 2.0)
+
+
+def test_a_donated_array_is_counted_once():
+    x = jax.ShapeDtypeStruct((256, 128), jnp.float32)
+
+    def used(*donated):
+        jitted = jax.jit(lambda x: x + 1, donate_argnums=donated)
+        return tpu_compiler.compiled(lambda: jitted.lower(x).compile(), 1, 1, CHIP).used
+
+    size = 256 * 128 * 4
+    assert used() >= 2 * size
+    assert used() - used(0) == size
+
+
+@pytest.mark.parametrize(
+    ("message", "used", "capacity"),
+    [
+        ("RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory "
+         "required for HLO temporaries (22.31G) exceeds available HBM (15.75G). HLO module", 22.31,
+         15.75),
+        ("XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 138.5G of "
+         "15.75G hbm. Exceeded hbm capacity by 122.75G.", 138.5, 15.75),
+    ],
+)  # fmt: skip
+def test_what_the_compiler_says_of_memory(message, used, capacity):
+    def too_large():
+        raise jax.errors.JaxRuntimeError(message)
+
+    result = tpu_compiler.compiled(too_large, 8, 1, CHIP)
+    assert (result.fits, result.used, result.capacity) == (False, used * GIB, capacity * GIB)
+    assert result.verdict() == f"does not fit: {used:.2f} of {capacity:.2f} GiB"
+
+
+def test_another_error_of_the_compiler_is_not_swallowed():
+    def broken():
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        tpu_compiler.compiled(broken, 8, 1, CHIP)
+
+
+def test_libtpu_that_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    with pytest.raises(ConfigError, match=r"pip install 'jax\[tpu\]'"):
+        tpu_compiler.topology_devices("v5e:2x2", 1)
+
+
+def test_a_shape_that_the_compiler_does_not_take():
+    pytest.importorskip("libtpu")
+    with pytest.raises(ConfigError, match=r"does not take --topology 'v5e:3x5x7'(?s:.*)16x16"):
+        tpu_compiler.topology_devices("v5e:3x5x7", 1)
+    with pytest.raises(ConfigError, match="--num_slices is 0; it must be at least 1"):
+        tpu_compiler.topology_devices("v5e:2x2", 0)
+
+
+@pytest.mark.parametrize("topology", ["v9z:4x4", "v5e", "", "h100:2x4"])
+def test_an_unknown_chip_lists_the_known(topology):
+    with pytest.raises(ConfigError, match=r"unknown --topology .*(?s:.*)v5e:.*16x16"):
+        chips.by_topology(topology)
+
+
+def test_chips_by_the_names_that_jax_gives():
+    assert chips.by_kind("TPU v5 lite").name == "v5e"
+    assert chips.by_kind("TPU v5").name == "v5p"
+    assert chips.by_kind("cpu") is None
+    kinds = [kind for chip in chips.CHIPS for kind in chip.kinds]
+    assert len(set(kinds)) == len(kinds)

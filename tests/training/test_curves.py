@@ -1,0 +1,36 @@
+"""Curves: what resuming does to them."""
+
+import json
+
+import numpy as np
+
+from rin_jax.training import curves
+
+
+def test_resuming_takes_back_what_came_after_the_checkpoint(tmp_path):
+    writer = curves.Writer(str(tmp_path), 0, active=True)
+    for step in (1, 2, 3):
+        writer.scalars(step, {"loss": float(step)})
+    writer.close()
+    writer = curves.Writer(str(tmp_path), 2, active=True)
+    writer.scalars(3, {"loss": 30.0})
+    writer.close()
+    lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [{"step": s, "loss": v} for s, v in ((1, 1.0), (2, 2.0), (3, 30.0))]
+
+
+def test_a_line_that_was_cut_off_is_dropped(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo')
+    writer = curves.Writer(str(tmp_path), 2, active=True)
+    writer.scalars(3, {"loss": 3.0})
+    writer.close()
+    lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 3]
+
+
+def test_other_processes_write_nothing(tmp_path):
+    writer = curves.Writer(str(tmp_path / "run"), 0, active=False)
+    writer.scalars(1, {"loss": 1.0})
+    writer.image(1, "progress", np.zeros((4, 4, 3), np.uint8))
+    writer.close()
+    assert not (tmp_path / "run").exists()
