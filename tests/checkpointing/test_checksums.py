@@ -74,7 +74,7 @@ def test_the_arrays_of_a_tree_are_taken_in_groups(monkeypatch):
         for path, leaf in (("a", tree["a"]), ("b/c", tree["b"]["c"]), ("b/d", tree["b"]["d"]),
                            ("e", tree["e"]))
     }  # fmt: skip
-    monkeypatch.setattr(checksums, "GROUP_BYTES", 48)
+    monkeypatch.setattr(checksums, "GROUP_BYTES", 46)
     leaves = jax.tree.leaves(tree)
     assert [len(group) for group in checksums._groups(leaves)] == [1, 2, 1]
     assert checksums.tree_checksums(tree) == whole
