@@ -185,7 +185,7 @@ def _check_tensors(path: epath.Path, file: Any, rin: RIN) -> None:
 
 @contextlib.contextmanager
 def _local(path: epath.Path) -> Iterator[pathlib.Path]:
-    """A file of this machine that stands for `path`: itself, or for a URL a temporary one."""
+    """A file of this machine that stands for `path`: itself, or a temporary one for a bucket."""
     if "://" not in str(path):
         yield pathlib.Path(path)
         return
