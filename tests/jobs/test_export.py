@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 import rin_jax
 from rin_jax import ConfigError
+from rin_jax.diffusion import schedules
 from rin_jax.experiment import make_experiment
 from rin_jax.interop import card, programs, rin_torch
 from rin_jax.interop.loading import load
@@ -258,8 +259,14 @@ def test_a_description_that_does_not_fit_is_named(copy):
         load(str(copy))
 
 
-def test_mistakes_cost_nothing(run, tmp_path):
+def test_mistakes_cost_nothing(run, tmp_path, monkeypatch):
     to = tmp_path / "to"
+    monkeypatch.setitem(schedules.SCHEDULES, "new", schedules.Family(schedules.linear, None))
+    new = {"sampler__schedule": {"name": "new"}}
+    with pytest.raises(ConfigError, match=r"sampler.schedule is 'new', which has no formula"):
+        job(run[0], to, **new)
+    with pytest.raises(ConfigError, match=r"sampler.schedule is 'new', which has no formula"):
+        exports.write(to, exports.model(**new))
     with pytest.raises(ConfigError, match="no checkpoint in"):
         job(str(tmp_path / "empty"), to)
     with pytest.raises(ConfigError, match=r"--ema is decay_0.5, but .* has decay_0.9, power_0.1"):
