@@ -36,7 +36,7 @@ CHECKPOINT = flags.DEFINE_integer(
 EXPORT = flags.DEFINE_string(
     "export",
     None,
-    "--mode=sample: take the weights from this export (a folder, a URL or owner/name on the hub) "
+    "--mode=sample: take the weights from this export (a folder, or owner/name on the hub) "
     "instead of a run; --workdir is then any folder that gets the samples.",
 )
 PICTURES = flags.DEFINE_bool(

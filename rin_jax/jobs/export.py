@@ -77,8 +77,12 @@ def write(
     """Writes a model with what is known of it; config.json last, when all else is there.
 
     `records`: of evaluations of these weights.
+
+    Raises:
+      ConfigError: the sampler's schedule has no formula for other runtimes.
     """
     experiment = model.experiment
+    formulas.check(experiment.config.sampler.schedule.name)
     path.mkdir(parents=True, exist_ok=True)
     for name in (export_format.CONFIG, GRID_FILE, *onnx.FILES):  # of an export that was here before
         (path / name).unlink(missing_ok=True)
