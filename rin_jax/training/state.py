@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rin_jax.experiment import Experiment
-from rin_jax.network import conditioning
-from rin_jax.network.rin import RIN
+from rin_jax.network.partitioning import new_params
 from rin_jax.sampling.weights import abstract_params, placed
 
 Array = jax.Array
@@ -31,16 +30,6 @@ class TrainState:
     params: Any
     emas: dict[str, Any]
     opt_state: Any
-
-
-def new_params(rin: RIN, key: Array) -> Any:
-    """Fresh parameters of a network."""
-    shapes = (1, *rin.example_shape), (1,)
-    xt, gamma = (jnp.zeros(shape, jnp.float32) for shape in shapes)
-    cond = jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), conditioning.abstract(rin.num_classes, 1)
-    )
-    return rin.init(key, xt, gamma, cond)["params"]
 
 
 def new_state(experiment: Experiment, params: Any) -> TrainState:
