@@ -56,11 +56,7 @@ def names(path: tuple) -> Path:
 
 
 def module_of(path: Path) -> str:
-    """The module of a parameter, "stem" or "blocks_0.read".
-
-    Raises:
-      KeyError: the network has no such module.
-    """
+    """The module of a parameter, "stem" or "blocks_0.read"; KeyError if there is no such one."""
     head, *rest = path
     if BLOCKS.fullmatch(head) and rest[0] in BLOCK_MODULES:
         return f"{head}.{rest[0]}"
