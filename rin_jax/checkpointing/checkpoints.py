@@ -20,7 +20,7 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from rin_jax import ConfigError
+from rin_jax import ConfigError, at_least_one
 from rin_jax.checkpointing.checksums import tree_checksums
 from rin_jax.runtime import processes
 
@@ -44,11 +44,7 @@ class Policy:
     keep_best: int
 
     def __post_init__(self):
-        for field in ("every_steps", "keep"):
-            if not getattr(self, field) >= 1:
-                raise ConfigError(
-                    f"checkpoint.{field} is {getattr(self, field)}; it must be at least 1."
-                )
+        at_least_one("checkpoint", self, "every_steps", "keep")
 
 
 class DamagedError(ValueError):

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from rin_jax import ConfigError
+from rin_jax import ConfigError, at_least_one
 from rin_jax.data import catalog
 
 
@@ -34,15 +34,7 @@ class Data:
     prefetch: int
 
     def __post_init__(self):
-        for field in ("image_size", "channels", "num_threads", "prefetch"):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise ConfigError(f"data.{field} is {value}; it must be at least 1.")
-        if self.num_classes is not None and self.num_classes < 0:
-            raise ConfigError(
-                f"data.num_classes is {self.num_classes}; it must be at least 0, the number for "
-                "training without labels."
-            )
+        at_least_one("data", self, "image_size", "channels", "num_threads", "prefetch")
 
     def resolved(self) -> "Data":
         """The same with image size, channels and classes, from the data set where they are None.

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from rin_jax import ConfigError
+from rin_jax import at_least_one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +18,4 @@ class Evaluation:
     batch_size: int
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value < 1:
-                raise ConfigError(f"evaluation.{field.name} is {value}; it must be at least 1.")
+        at_least_one("evaluation", self, "num_samples", "batch_size")
