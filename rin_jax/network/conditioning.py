@@ -51,10 +51,7 @@ def drop(cond: Cond, keep: Array) -> dict[str, Array]:
 
 
 def label_token(cond: Cond, num_classes: int, width: int, dtype: Dtype) -> Array:
-    """The class as a token [B, 1, width], inside the module that calls this.
-
-    NO_LABEL gives the bias alone.
-    """
+    """The class as a token [B, 1, width] of the module that calls this; NO_LABEL: bias alone."""
     one_hot = jax.nn.one_hot(cond["label"], num_classes, dtype=dtype)
     token = dense("label", width, dtype)(one_hot)[:, None]
     return nn.with_logical_constraint(token, TOKENS)
