@@ -15,19 +15,8 @@ name=${1:-}
 [[ $name && $name != -* ]] || usage
 shift
 slices=1 restarts=50 cluster='' location='' image='' type='' pathways='' project='' dry_run=''
-while [[ $# -gt 0 && $1 != -- ]]; do
-  case $1 in
-    --cluster | --location | --image | --type | --slices | --pathways | --restarts | --project)
-      [[ ${2:-} && $2 != -* ]] || usage "$1 needs a value"
-      printf -v "${1#--}" '%s' "$2"
-      shift 2
-      ;;
-    --dry-run) dry_run=1; shift ;;
-    *) usage "unknown option $1" ;;
-  esac
-done
-[[ ${1:-} == -- && $# -gt 1 ]] || usage "-- and the arguments of rin_jax.main are missing"
-shift
+options "cluster location image type slices pathways restarts project" "" "$@"
+require_arguments
 require cluster location image type
 
 how=()
@@ -35,4 +24,4 @@ how=()
 run gcluster job submit --name "$name" --cluster "$cluster" --location "$location" \
   ${project:+--project "$project"} --image "$image" --compute-type "$type" \
   --num-slices "$slices" --restarts "$restarts" "${how[@]}" \
-  --command "python -u -m rin_jax.main $(quote "$@")"
+  --command "python -u -m rin_jax.main $(quote "${arguments[@]}")"

@@ -17,19 +17,8 @@ name=${1:-}
 [[ $name && $name != -* ]] || usage
 shift
 slices=1 restarts=50 chips=4 image='' accelerator='' topology='' hosts='' dry_run=''
-while [[ $# -gt 0 && $1 != -- ]]; do
-  case $1 in
-    --image | --accelerator | --topology | --hosts | --chips | --slices | --restarts)
-      [[ ${2:-} && $2 != -* ]] || usage "$1 needs a value"
-      printf -v "${1#--}" '%s' "$2"
-      shift 2
-      ;;
-    --dry-run) dry_run=1; shift ;;
-    *) usage "unknown option $1" ;;
-  esac
-done
-[[ ${1:-} == -- && $# -gt 1 ]] || usage "-- and the arguments of rin_jax.main are missing"
-shift
+options "image accelerator topology hosts chips slices restarts" "" "$@"
+require_arguments
 require image accelerator topology hosts
 
 json() {  # arguments as a list of JSON, which is YAML too
@@ -53,7 +42,7 @@ fill HOSTS "$hosts"
 fill CHIPS "$chips"
 fill SLICES "$slices"
 fill RESTARTS "$restarts"
-fill COMMAND "$(json python -u -m rin_jax.main "$@")"
+fill COMMAND "$(json python -u -m rin_jax.main "${arguments[@]}")"
 
 run kubectl apply -f - <<< "$manifest"
 [[ ! $dry_run ]] || printf '%s\n' "$manifest"

@@ -16,19 +16,9 @@ count=${1:-}
 [[ $count =~ ^[1-9][0-9]*$ ]] || usage
 shift
 devices=1 dry_run=''
-while [[ $# -gt 0 && $1 != -- ]]; do
-  case $1 in
-    --devices)
-      [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || usage "--devices needs a number"
-      devices=$2
-      shift 2
-      ;;
-    --dry-run) dry_run=1; shift ;;
-    *) usage "unknown option $1" ;;
-  esac
-done
-[[ ${1:-} == -- && $# -gt 1 ]] || usage "-- and the arguments of rin_jax.main are missing"
-shift
+options "devices" "" "$@"
+require_arguments
+[[ $devices =~ ^[1-9][0-9]*$ ]] || usage "--devices $devices is not a number"
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
@@ -40,7 +30,7 @@ for ((index = 0; index < count; index++)); do
   command=(env JAX_PLATFORMS=cpu
     "XLA_FLAGS=${XLA_FLAGS:+$XLA_FLAGS }--xla_force_host_platform_device_count=$devices"
     "JAX_COORDINATOR_ADDRESS=127.0.0.1:$port" "JAX_NUM_PROCESSES=$count" "JAX_PROCESS_ID=$index"
-    "$python" -u -m rin_jax.main "$@")
+    "$python" -u -m rin_jax.main "${arguments[@]}")
   if [[ $dry_run ]]; then
     run "${command[@]}"
     continue

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Shared by the scripts here: quoting, running or printing a command, marking its lines.
+# Shared by the scripts here: reading options, running or printing a command, marking its lines.
 
 # Arguments as one line that any shell reads back as the same arguments.
 quote() {
@@ -47,4 +47,29 @@ require() {
   for name in "$@"; do
     [[ ${!name:-} ]] || usage "--${name//_/-} is missing"
   done
+}
+
+# Reads the options of a script: those named in the first argument take a value, those in the second
+# and --dry-run none. Each sets the variable of its name. What follows "--" becomes `arguments`.
+options() {
+  local with_value=" $1 " without=" $2 dry-run " name
+  shift 2
+  while [[ $# -gt 0 && $1 != -- ]]; do
+    name=${1#--}
+    [[ $1 == --* && "$with_value$without" == *" $name "* ]] || usage "unknown option $1"
+    if [[ $without == *" $name "* ]]; then
+      printf -v "${name//-/_}" 1
+    else
+      [[ ${2:-} && $2 != -* ]] || usage "$1 needs a value"
+      printf -v "$name" '%s' "$2"
+      shift
+    fi
+    shift
+  done
+  arguments=("${@:2}")
+}
+
+# Ends with the usage unless there are arguments for rin_jax.main.
+require_arguments() {
+  [[ ${#arguments[@]} -gt 0 ]] || usage "-- and the arguments of rin_jax.main are missing"
 }

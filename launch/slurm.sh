@@ -14,23 +14,12 @@ name=${1:-}
 [[ $name && $name != -* ]] || usage
 shift
 nodes='' gpus='' time='' partition='' dry_run=''
-while [[ $# -gt 0 && $1 != -- ]]; do
-  case $1 in
-    --nodes | --gpus | --time | --partition)
-      [[ ${2:-} && $2 != -* ]] || usage "$1 needs a value"
-      printf -v "${1#--}" '%s' "$2"
-      shift 2
-      ;;
-    --dry-run) dry_run=1; shift ;;
-    *) usage "unknown option $1" ;;
-  esac
-done
-[[ ${1:-} == -- && $# -gt 1 ]] || usage "-- and the arguments of rin_jax.main are missing"
-shift
+options "nodes gpus time partition" "" "$@"
+require_arguments
 require nodes gpus
 
 # A node that fails puts the job back into the queue; any other end restarts in place.
 run sbatch --job-name="$name" --nodes="$nodes" --ntasks-per-node="$gpus" --gpus-per-node="$gpus" \
   ${time:+--time="$time"} ${partition:+--partition="$partition"} --requeue --open-mode=append \
   --output="$name-%j.log" \
-  --wrap="srun --label --kill-on-bad-exit=0 launch/again.sh $(quote "${PYTHON:-.venv/bin/python}" -u -m rin_jax.main "$@")"
+  --wrap="srun --label --kill-on-bad-exit=0 launch/again.sh $(quote "${PYTHON:-.venv/bin/python}" -u -m rin_jax.main "${arguments[@]}")"

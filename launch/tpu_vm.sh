@@ -19,20 +19,8 @@ command=${1:-}
 name=${2:-}
 [[ $command && $name && $name != -* ]] || usage
 shift 2
-slices=1 zone='' project='' type='' runtime='' tier='' dry_run=''
-while [[ $# -gt 0 && $1 != -- ]]; do
-  case $1 in
-    --zone | --project | --type | --runtime | --slices)
-      [[ ${2:-} && $2 != -* ]] || usage "$1 needs a value"
-      printf -v "${1#--}" '%s' "$2"
-      shift 2
-      ;;
-    --spot | --reserved) tier=$1; shift ;;
-    --dry-run) dry_run=1; shift ;;
-    *) usage "unknown option $1" ;;
-  esac
-done
-[[ ${1:-} == -- ]] && shift
+slices=1 zone='' project='' type='' runtime='' spot='' reserved='' dry_run=''
+options "zone project type runtime slices" "spot reserved" "$@"
 require zone
 [[ $slices =~ ^[1-9][0-9]*$ ]] || usage "--slices $slices is not a number"
 where=(--zone="$zone" ${project:+--project="$project"})
@@ -66,7 +54,7 @@ create() {
   local count=(--node-id="$name")
   ((slices == 1)) || count=(--node-count="$slices" --node-prefix="$name")
   run gcloud compute tpus queued-resources create "$name" "${where[@]}" "${count[@]}" \
-    --accelerator-type="$type" --runtime-version="$runtime" ${tier:+"$tier"}
+    --accelerator-type="$type" --runtime-version="$runtime" ${spot:+--spot} ${reserved:+--reserved}
 }
 
 await() {
@@ -104,9 +92,9 @@ curl -LsSf https://astral.sh/uv/install.sh | sh
 }
 
 train() {
-  [[ $# -gt 0 ]] || usage "run needs -- and the arguments of rin_jax.main"
+  require_arguments
   on_all_hosts "cd rin_jax
-nohup launch/again.sh .venv/bin/python -u -m rin_jax.main $(quote "$@") > ~/rin_jax.log 2>&1 < /dev/null &
+nohup launch/again.sh .venv/bin/python -u -m rin_jax.main $(quote "${arguments[@]}") > ~/rin_jax.log 2>&1 < /dev/null &
 echo \$! > ~/rin_jax.pid"
 }
 
@@ -114,7 +102,7 @@ case $command in
   create) create ;;
   wait) await ;;
   setup) setup ;;
-  run) train "$@" ;;
+  run) train ;;
   logs)
     run gcloud compute tpus tpu-vm ssh "$(nodes | head -1)" "${where[@]}" --worker=0 \
       --command='tail -n 200 -F ~/rin_jax.log'

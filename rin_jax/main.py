@@ -36,7 +36,7 @@ CHECKPOINT = flags.DEFINE_integer(
 EXPORT = flags.DEFINE_string(
     "export",
     None,
-    "--mode=sample: take the weights from this export (a folder, a URL or owner/name on the hub) "
+    "--mode=sample: take the weights from this export (a folder, or owner/name on the hub) "
     "instead of a run; --workdir is then any folder that gets the samples.",
 )
 PICTURES = flags.DEFINE_bool(
@@ -89,14 +89,14 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # the libraries' own progress is not the user's
     from rin_jax import ConfigError
-    from rin_jax.runtime import preemption, processes
+    from rin_jax.runtime import cluster, exits, preemption, processes
     from rin_jax.training.metrics import NotFiniteError
 
-    codes = {ConfigError: 2, NotFiniteError: 3}
+    codes = {ConfigError: 2, NotFiniteError: 3, cluster.ProcessError: 1}
     try:
         check_flags(MODE.value)
         if MODE.value in TOGETHER:
-            facts = processes.started_with(
+            facts = cluster.started_with(
                 CONFIG.value, mode=MODE.value, workdir=WORKDIR.value, num=NUM.value,
                 classes=CLASSES.value, ema=EMA.value, checkpoint=CHECKPOINT.value,
                 export=EXPORT.value, pictures=PICTURES.value, length=LENGTH.value,
@@ -108,12 +108,9 @@ def main(argv: list[str]) -> None:
                 run(MODE.value, watch)
         else:
             run(MODE.value)
-    except processes.ProcessError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(error.code)
     except tuple(codes) as error:
         sys.stderr.write(f"error: {error}\n")
-        sys.exit(codes[type(error)])
+        sys.exit(exits.exit_code(error, codes))
 
 
 def check_flags(mode: str) -> None:

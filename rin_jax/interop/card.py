@@ -7,30 +7,16 @@ the export's folder.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rin_jax.interop import formulas
+
 UNKNOWN = "not measured"
 
-# gamma(t) in numpy, by the name of the schedule; braces are its parameters
-SCHEDULES = {
-    "offset_cosine": "np.cos((t + {small}) / (1 + {stretch}) * np.pi / 2) ** 2",
-    "linear": "np.clip(1 - t, 1e-9, 1)",
-    "logarithmic": (
-        "np.clip((np.log({end}) - np.log({start} + ({end} - {start}) * t))"
-        " / np.log({end} / {start}), 1e-9, 1)"
-    ),
-    "cosine": "between(lambda u: max(np.cos(u * np.pi / 2), 0) ** (2 * {tau}), t, {start}, {end})",
-    "logsnr": "1 / (1 + np.exp(-({start} + ({end} - {start}) * t)))",
-    "edm": (
-        "1 / (1 + ({sigma_min} ** (1 / {rho}) + ({sigma_max} ** (1 / {rho})"
-        " - {sigma_min} ** (1 / {rho})) * t) ** (2 * {rho}))"
-    ),
-    "sigmoid": "between(lambda u: 1 / (1 + np.exp(u / {tau})), t, {start}, {end})",
-}
-BETWEEN = """
-def between(f, t, start, end):
-    gamma = (f(start + (end - start) * t) - f(end)) / (f(start) - f(end))
-    return np.clip(gamma, 1e-9, 1)
-
-"""
+# The one value of a sampler's field that rin_torch.py and the loop in numpy compute.
+PLAIN = {
+    "eta": 0.0, "latents": "carry", "refresh": 0, "guidance_interval": [0.0, 1.0],
+    "guidance_latents": "shared",
+}  # fmt: skip
+# The card's expression of x0, by what the network predicts
 X0 = {
     "eps": "(xt - np.sqrt(1 - gamma) * prediction) / np.sqrt(gamma)",
     "x0": "prediction",
@@ -50,7 +36,7 @@ import rin_torch
 
 model = rin_torch.load(".")
 noise = torch.randn(4, *model.image_shape)
-images = model.sample(noise{tensor}, name="ddim", num_steps={ddim_steps})  # in [-1, 1]
+images = model.sample(noise{tensor}, {plain})  # in [-1, 1]
 ```"""
 
 STABLEHLO = """```python
@@ -70,14 +56,14 @@ images = sampler(load_file("model.safetensors"), noise, labels, keys)  # in [-1,
 ONNX = """```python
 import numpy as np
 import onnxruntime
+from numpy import cos, exp, log, pi
 
 denoiser = onnxruntime.InferenceSession("denoiser.onnx")
 noise = np.random.default_rng(0).standard_normal((4, {height}, {width}, {channels}), np.float32)
 labels, steps, guidance = np.array({labels}, np.int32), {ddim_steps}, {guidance}
-{between}
-def gamma_of(t):
-    return np.float32({schedule})
 
+
+{gamma_of}
 
 def denoise(xt, gamma, labels, latents):
     inputs = dict(zip(carried, latents), xt=xt, gamma=np.full(len(xt), gamma)){label_input}
@@ -90,7 +76,7 @@ sizes = {{i.name: i.shape[1:] for i in denoiser.get_inputs()}}
 latents = [np.zeros((len(noise), *sizes[name]), np.float32) for name in carried]
 xt = noise
 for i in range(steps):
-    gamma, gamma_next = gamma_of(1 - i / steps), gamma_of(1 - (i + 1) / steps)
+    gamma, gamma_next = (gamma_of(1 - np.float32(j) / steps) for j in (i, i + 1))
     prediction, carry = denoise(xt, gamma, labels, latents)
     if guidance:
         without, _ = denoise(xt, gamma, np.full_like(labels, -1), latents)
@@ -198,12 +184,15 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def schedule_formula(name: str, **parameters: Any) -> str:
-    """gamma(t) of a schedule as an expression of numpy; it may call `BETWEEN`'s function."""
-    parameters = {"small": 2e-4, "stretch": 2.5e-4} | parameters
-    if parameters.get("reverse"):
-        parameters |= {"start": parameters["end"], "end": parameters["start"]}
-    return SCHEDULES[name].format(**parameters)
+def _plain(sampler: Mapping[str, Any]) -> tuple[str, str]:
+    """Arguments that make a sampler plain DDIM, and a sentence where they change its fields."""
+    given = {k: list(v) if isinstance(v, tuple) else v for k, v in sampler.items()}
+    steps = given["num_steps"] if given["name"] == "ddim" else 50
+    other = {field: value for field, value in PLAIN.items() if given[field] != value}
+    fields = {"name": "ddim", "num_steps": steps, **other}
+    changed = [field for field in ("name", *other) if given[field] != fields[field]]
+    note = f" It draws with plain DDIM here, not with the {', '.join(changed)} named above."
+    return ", ".join(f"{k}={v!r}" for k, v in fields.items()), note if changed else ""
 
 
 def _latents(network: Mapping[str, Any]) -> str:
@@ -221,7 +210,7 @@ def _use(description: Mapping[str, Any], onnx: bool) -> list[str]:
     config, network = description["config"], description["network"]
     sampler, classes = config["sampler"], network["num_classes"]
     labels = [i % classes if classes else -1 for i in range(4)]
-    formula = schedule_formula(**sampler["schedule"])
+    plain, note = _plain(sampler)
     height, width, channels = network["example_shape"]
     values = {
         "labels": labels, "keyword": f", labels={labels}" if classes else "",
@@ -229,7 +218,7 @@ def _use(description: Mapping[str, Any], onnx: bool) -> list[str]:
         "height": height, "width": width, "channels": channels,
         "ddim_steps": sampler["num_steps"] if sampler["name"] == "ddim" else 50,
         "guidance": float(sampler["guidance_scale"]),
-        "schedule": formula, "between": BETWEEN if "between" in formula else "",
+        "plain": plain, "gamma_of": formulas.function(**sampler["schedule"]),
         "x0": X0[config["diffusion"]["prediction_type"]],
         "bound": float(config["diffusion"]["input_scale"]),
         "label_input": "\n    inputs[\"labels\"] = labels" if classes else "",
@@ -240,7 +229,7 @@ def _use(description: Mapping[str, Any], onnx: bool) -> list[str]:
         "`config.json` has the network, the process, the sampler and the class names.",
         "**rin_jax**, on CPU, GPU or TPU:",
         RIN_JAX.format(**values),
-        "**PyTorch**, with `rin_torch.py` from this folder and no other package:",
+        f"**PyTorch**, with `rin_torch.py` from this folder and no other package.{note}",
         TORCH.format(**values),
         "**JAX without rin_jax** (`pip install jax flatbuffers safetensors`): "
         "`sampler.stablehlo` holds the sampler named above. "

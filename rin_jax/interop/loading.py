@@ -1,4 +1,4 @@
-"""An exported model, ready to sample: rin_jax.load(folder, URL or hub id).
+"""An exported model, ready to sample: rin_jax.load(folder or hub id).
 
     model = rin_jax.load("exports/digits")
     images = model.sample(10, labels=range(10))
@@ -8,10 +8,8 @@ The mesh of the training run plays no part: the weights lie whole on every devic
 and the batch is split over them.
 """
 
-import contextlib
 import dataclasses
 import functools
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,7 +28,7 @@ from rin_jax.experiment import (
     make_experiment,
     saved_config,
 )
-from rin_jax.interop import export_format, hub, programs, web
+from rin_jax.interop import export_format, hub, programs
 from rin_jax.network import conditioning
 from rin_jax.network.conditioning import NO_LABEL
 from rin_jax.runtime import sharding
@@ -90,7 +88,7 @@ class Model:
           seed: of the noise.
 
         Raises:
-          ValueError: labels that the model does not know, or not `num` of them.
+          ConfigError: labels that the model does not know, or not `num` of them.
         """
         known = self.experiment.rin.num_classes
         if labels is None and known:
@@ -108,7 +106,7 @@ class Model:
         """
         batch = noise.shape[0]
         keys = jnp.zeros((batch, 2), jnp.uint32) if keys is None else keys
-        return self._sampler(self.params, noise, self._labels(labels, batch), keys)
+        return self._on_all_devices(self._sampler, noise, self._labels(labels, batch), keys)
 
     def denoise(self, xt: Array, gamma: Array, labels=None, latents=None) -> tuple[Array, Any]:
         """One pass of the network: (prediction [B, H, W, C], latents) in float32.
@@ -123,18 +121,19 @@ class Model:
         if latents is None:
             shapes = self.experiment.rin.abstract_latents(batch)
             latents = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        return self._denoiser(self.params, xt, gamma, self._labels(labels, batch), latents)
+        labels = self._labels(labels, batch)
+        return self._on_all_devices(self._denoiser, xt, gamma, labels, latents)
 
     def _labels(self, labels, batch: int) -> np.ndarray:
         """int32 [batch], NO_LABEL where there is none."""
         known = self.experiment.rin.num_classes
         labels = np.asarray(NO_LABEL if labels is None else labels)
         if labels.ndim > 1 or (labels.ndim and len(labels) != batch):
-            raise ValueError(f"labels has shape {labels.shape}; give one number or {batch}.")
+            raise ConfigError(f"labels has shape {labels.shape}; give one number or {batch}.")
         wrong = labels[(labels != NO_LABEL) & ((labels < 0) | (labels >= known))]
         if wrong.size:
             classes = f"0..{known - 1}" if known else "none, it is unconditional"
-            raise ValueError(f"labels has {wrong.flat[0]}; the model's classes are {classes}.")
+            raise ConfigError(f"labels has {wrong.flat[0]}; the model's classes are {classes}.")
         return np.broadcast_to(labels, (batch,)).astype(np.int32)
 
     @functools.cached_property
@@ -144,19 +143,37 @@ class Model:
 
     @functools.cached_property
     def _sampler(self):
-        return jax.jit(programs.make_sampler(self.experiment))
+        return self._by_rows(programs.make_sampler(self.experiment))
 
     @functools.cached_property
     def _denoiser(self):
-        return jax.jit(programs.make_denoiser(self.experiment))
+        return self._by_rows(programs.make_denoiser(self.experiment))
+
+    def _by_rows(self, program):
+        """program(params, inputs), compiled; every device computes its own rows of a batch."""
+        by_rows = jax.shard_map(
+            lambda params, inputs: program(params, *inputs),
+            mesh=self.mesh,
+            in_specs=(sharding.replicated(self.mesh).spec, sharding.BATCH),
+            out_specs=sharding.BATCH,
+            check_vma=False,  # zeros that a scan starts from are the same everywhere at first
+        )
+        return jax.jit(by_rows)
+
+    def _on_all_devices(self, compiled, *inputs):
+        """What `compiled` makes of arrays [B, ...]; rows are repeated to fill the devices."""
+        batch, shards = inputs[0].shape[0], sharding.batch_shards(self.mesh)
+        rows = np.arange(batch + -batch % shards) % batch
+        place = sharding.batch_sharding(self.mesh)
+        inputs = jax.tree.map(lambda x: jax.device_put(jnp.asarray(x)[rows], place), inputs)
+        return jax.tree.map(lambda x: x[:batch], compiled(self.params, inputs))
 
 
 def load(source: str, experiment: Experiment | None = None) -> Model:
     """A model from an export.
 
     Args:
-      source: a folder (local, or gs://...), the URL of one (https://...), or a hub id
-        ("owner/name").
+      source: a folder (local, or gs://...), or a hub id ("owner/name").
       experiment: what samples, and on which mesh, instead of the run's own experiment on all
         devices; its architecture is the export's.
 
@@ -164,21 +181,20 @@ def load(source: str, experiment: Experiment | None = None) -> Model:
       ConfigError: there is no such export, or it is damaged, changed, incomplete, of another
         format version or architecture; the message names the file, tensor or field.
     """
-    with contextlib.ExitStack() as stack:
-        path = find(source, stack)
-        description = export_format.read(path)
-        config = saved_config(description.config)
-        config.mesh = ANY_DEVICES
-        own = make_experiment(config)
-        export_format.check_network(path / export_format.CONFIG, description.network, own.rin)
-        if experiment is None:
-            experiment = own
-        check_architecture(experiment, description.config, f"the export {source}")
-        mesh = device_mesh(experiment)
-        place = sharding.replicated(mesh)
-        params = export_format.read_weights(
-            path, description.sha256, experiment.rin, lambda array: jax.device_put(array, place)
-        )
+    path = find(source)
+    description = export_format.read(path)
+    config = saved_config(description.config)
+    config.mesh = ANY_DEVICES
+    own = make_experiment(config)
+    export_format.check_network(path / export_format.CONFIG, description.network, own.rin)
+    if experiment is None:
+        experiment = own
+    check_architecture(experiment, description.config, f"the export {source}")
+    mesh = device_mesh(experiment)
+    place = sharding.replicated(mesh)
+    params = export_format.read_weights(
+        path, description.sha256, experiment.rin, lambda array: jax.device_put(array, place)
+    )
     names = description.class_names
     if names is not None and len(names) > experiment.rin.num_classes:
         raise ConfigError(
@@ -187,16 +203,12 @@ def load(source: str, experiment: Experiment | None = None) -> Model:
     return Model(experiment, params, mesh, names, description.step, description.ema)
 
 
-def find(source: str, stack: contextlib.ExitStack) -> epath.Path:
-    """The folder of an export; one that comes from a URL lasts as long as `stack`.
-
-    Raises:
-      ValueError, ImportError: there is none.
-    """
-    if source.startswith(("https://", "http://")):
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        for name in (export_format.CONFIG, export_format.WEIGHTS):
-            web.fetch(f"{source.rstrip('/')}/{name}", f"{folder}/{name}")
-        return epath.Path(folder)
+def find(source: str) -> epath.Path:
+    """The folder of an export; what the hub has is fetched. ConfigError if there is none."""
+    if source.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"{source} is a web address; download the folder and name that, or name the model's "
+            "owner/name on the hub."
+        )
     path = epath.Path(source)
     return path if path.exists() else epath.Path(hub.pull(source))

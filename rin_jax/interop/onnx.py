@@ -11,6 +11,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from rin_jax import ConfigError
+
 DENOISER = "denoiser.onnx"
 FILES = (DENOISER, f"{DENOISER}.data")  # the graph, and the weights that it refers to
 OPSET = 20  # the first with Gelu
@@ -18,10 +20,10 @@ NEEDED = ("torch", "onnx", "onnxscript")
 
 
 def check() -> None:
-    """Raises ImportError if a package that `write` needs is not installed."""
+    """Raises ConfigError if a package that `write` needs is not installed."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise ImportError(
+        raise ConfigError(
             f'--onnx needs {", ".join(missing)}: pip install "rin-jax[onnx]" (on Linux install a '
             "CPU build of PyTorch first: the usual one brings gigabytes of CUDA libraries)"
         )

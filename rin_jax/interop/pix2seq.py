@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from flax import traverse_util
 
-from rin_jax.interop import tensors
+from rin_jax import ConfigError
 from rin_jax.network.partitioning import param_shapes
 from rin_jax.network.rin import RIN
 
@@ -54,12 +55,12 @@ def network(config: Mapping[str, Any], num_classes: int) -> RIN:
       num_classes: width of its one-hot condition; 0 if it has none.
 
     Raises:
-      ValueError: the configuration uses a part that this network does not have.
+      ConfigError: the configuration uses a part that this network does not have.
     """
     expected = {"cond_proj": True, "conv_kernel_size": 0, "drop_att": 0.0}
     for name, value in expected.items():
         if config.get(name, value) != value:
-            raise ValueError(
+            raise ConfigError(
                 f"reference configuration has {name}={config[name]!r}; only {value!r} is supported."
             )
     depths = tuple(int(depth) for depth in str(config["num_layers"]).split(","))
@@ -100,12 +101,11 @@ def import_params(weights: Mapping[str, np.ndarray], rin: RIN) -> dict[str, Any]
     """The parameters of `rin` from reference variables `tape/...`.
 
     Raises:
-      ValueError: variables are missing, left over, or of another shape; all are listed.
+      ConfigError: variables are missing, left over, or of another shape; all are listed.
     """
     names = reference_names(rin)
     problems, used, params = [], set(), {}
-    for path, leaf in tensors.flatten(param_shapes(rin)).items():
-        ours = path.replace(".", "/")
+    for ours, leaf in traverse_util.flatten_dict(param_shapes(rin), sep="/").items():
         found = [weights.get(f"tape/{name}") for name in names[ours].ravel()]
         used.update(f"tape/{name}" for name in names[ours].ravel())
         missing = [
@@ -117,11 +117,11 @@ def import_params(weights: Mapping[str, np.ndarray], rin: RIN) -> dict[str, Any]
         stacked = np.stack(found).reshape(*names[ours].shape, *found[0].shape)
         if stacked.shape != leaf.shape:
             problems.append(f"{ours}: shape {stacked.shape} instead of {leaf.shape}")
-        params[path] = stacked.astype(np.float32)
+        params[ours] = stacked.astype(np.float32)
     problems += [f"{name}: not used" for name in sorted(set(weights) - used)]
     if problems:
-        raise ValueError("reference weights do not fit the network:\n  " + "\n  ".join(problems))
-    return tensors.nest(params)
+        raise ConfigError("reference weights do not fit the network:\n  " + "\n  ".join(problems))
+    return traverse_util.unflatten_dict(params, sep="/")
 
 
 def reference_names(rin: RIN) -> dict[str, np.ndarray]:

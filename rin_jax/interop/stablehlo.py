@@ -12,7 +12,8 @@ from etils import epath
 from jax import export
 
 from rin_jax.experiment import Experiment
-from rin_jax.interop import programs, tensors
+from rin_jax.interop import programs
+from rin_jax.interop.export_format import flatten, nest
 from rin_jax.network.partitioning import param_shapes
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -23,7 +24,7 @@ def write(folder: epath.Path, experiment: Experiment) -> None:
     """Writes both programs. Their arguments are those of `programs`, with flat parameters."""
     rin = experiment.rin
     (batch,) = export.symbolic_shape("batch")
-    params = tensors.flatten(param_shapes(rin))
+    params = flatten(param_shapes(rin))
     images = jax.ShapeDtypeStruct((batch, *rin.example_shape), jnp.float32)
     gamma = jax.ShapeDtypeStruct((batch,), jnp.float32)
     labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
@@ -36,7 +37,7 @@ def write(folder: epath.Path, experiment: Experiment) -> None:
 
         def flat(weights, *rest, program=program):
             with jax.default_matmul_precision("highest"):
-                return program(tensors.nest(weights), *rest)
+                return program(nest(weights), *rest)
 
         exported = export.export(jax.jit(flat), platforms=PLATFORMS)(params, *arguments)
         (folder / name).write_bytes(exported.serialize())

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from rin_jax import ConfigError
+
 GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 PREFIX = "tape/"
 AVERAGE = "denoiser_ema"  # the part of a path that marks running averages
@@ -40,28 +42,28 @@ def read(source: str) -> Found:
     """Reads a checkpoint: its prefix (`.../ckpt-1000`), or a folder with its newest one.
 
     Raises:
-      ValueError: there is no checkpoint, or it has no variable `tape/...`.
-      ImportError: TensorFlow is not installed.
+      ConfigError: there is no checkpoint, it has no variable `tape/...` or one twice, or TensorFlow
+        is not installed.
     """
     tf = _library()
     try:
         reader = tf.train.load_checkpoint(source)
     except (ValueError, tf.errors.OpError) as error:
-        raise ValueError(f"--source={source} is no TensorFlow checkpoint: {error}") from error
+        raise ConfigError(f"--source={source} is not a TensorFlow checkpoint: {error}") from error
     shapes = reader.get_variable_to_shape_map()
     found = Found({}, {}, {}, _step(reader, shapes), dict(shapes))
     for key, name in _names(reader, shapes).items():
         if name.startswith(PREFIX) and SLOT not in key:
             average = AVERAGE in key.split("/")
             if (name, average) in found.keys:
-                raise ValueError(f"{source} has {name} twice: {found.keys[name, average]}, {key}.")
+                raise ConfigError(f"{source} has {name} twice: {found.keys[name, average]}, {key}.")
             found.keys[name, average] = key
             (found.average if average else found.params)[name] = reader.get_tensor(key)
             del found.others[key]
     if not found.keys:
-        raise ValueError(
-            f"{source} has no variable {PREFIX}...; it is no checkpoint of the released denoiser. "
-            f"It has {', '.join(sorted(shapes)[:5])}{', ...' if len(shapes) > 5 else ''}"
+        raise ConfigError(
+            f"{source} has no variable {PREFIX}..., so it is not a checkpoint of the released "
+            f"denoiser. It has {', '.join(sorted(shapes)[:5])}{', ...' if len(shapes) > 5 else ''}"
         )
     return found
 
@@ -91,7 +93,8 @@ def _library():
     try:
         import tensorflow
     except ImportError as error:
-        raise ImportError(
-            '--mode=import reads TensorFlow\'s files with TensorFlow: pip install "rin-jax[tf]"'
+        raise ConfigError(
+            "--mode=import_pix2seq reads TensorFlow's files with TensorFlow: "
+            'pip install "rin-jax[tf]"'
         ) from error
     return tensorflow

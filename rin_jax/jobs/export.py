@@ -9,7 +9,6 @@ sampler is that of the command. One device is enough, whatever the run had.
 import dataclasses
 import json
 import math
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,7 +27,7 @@ from rin_jax.experiment import (
     make_experiment,
     saved_config,
 )
-from rin_jax.interop import card, export_format, hub, onnx, stablehlo
+from rin_jax.interop import card, export_format, formulas, hub, onnx, stablehlo
 from rin_jax.interop.loading import ANY_DEVICES, Model
 from rin_jax.network import conditioning
 from rin_jax.runtime import console, files
@@ -37,7 +36,6 @@ from rin_jax.sampling.generate import make_generate
 from rin_jax.sampling.weights import load_ema
 
 GRID_FILE = "samples.png"
-TORCH_FILE = pathlib.Path(__file__).parents[1] / "interop" / "rin_torch.py"
 
 
 def export(
@@ -52,8 +50,9 @@ def export(
     """Writes the export; see the flags of the same names.
 
     Raises:
-      ConfigError: no checkpoint, an average that the run does not have, a folder that is not an
-        export's, or a package that is missing; before anything is written.
+      ConfigError: no checkpoint, an average that the run does not have, a schedule without a
+        formula for other runtimes, a folder that is not an export's, or a package that is missing;
+        before anything is written.
     """
     path = epath.Path(to)
     check_target(path, with_onnx, push)
@@ -78,8 +77,12 @@ def write(
     """Writes a model with what is known of it; config.json last, when all else is there.
 
     `records`: of evaluations of these weights.
+
+    Raises:
+      ConfigError: the sampler's schedule has no formula for other runtimes.
     """
     experiment = model.experiment
+    formulas.check(experiment.config.sampler.schedule.name)
     path.mkdir(parents=True, exist_ok=True)
     for name in (export_format.CONFIG, GRID_FILE, *onnx.FILES):  # of an export that was here before
         (path / name).unlink(missing_ok=True)
@@ -95,7 +98,7 @@ def write(
     if with_grid:
         files.write_png(path / GRID_FILE, sample_grid(model))
     stablehlo.write(path, experiment)
-    (path / TORCH_FILE.name).write_text(TORCH_FILE.read_text())
+    (path / formulas.TORCH_FILE.name).write_text(formulas.torch_file())
     fields = dataclasses.asdict(description)
     text = card.card(path.name, fields, records, picture=with_grid, onnx=with_onnx)
     (path / "README.md").write_text(text)
@@ -107,7 +110,9 @@ def write(
 def check_target(path: epath.Path, with_onnx: bool, push: str | None) -> None:
     """Raises ConfigError at what would stop the export later."""
     if path.exists() and any(path.iterdir()) and not (path / export_format.WEIGHTS).exists():
-        raise ConfigError(f"--to={path} has files that are no export; name a new or empty folder.")
+        raise ConfigError(
+            f"--to={path} has files that are not an export; name a new or empty folder."
+        )
     if (with_onnx or push) and "://" in str(path):
         raise ConfigError(f"--to={path}: --onnx and --push need a folder on this machine.")
     if with_onnx:
@@ -123,6 +128,7 @@ def checkpoint_model(config: ml_collections.ConfigDict, workdir: str, ema: str |
     devices and data folders are no part of a model.
     """
     experiment = make_experiment(config)
+    formulas.check(experiment.config.sampler.schedule.name)
     names = class_names(experiment)
     found, _ = restore.find(workdir)
     if found:  # or load_ema says so
@@ -150,7 +156,7 @@ def class_names(experiment: Experiment) -> tuple[str, ...] | None:
         return ()
     try:
         info = catalog.describe(data.name, data.split, data.data_dir, data.image_size)
-    except (ValueError, ImportError) as error:
+    except ConfigError as error:
         console.say(f"class names are not known here: {error}")
         return None
     return info.class_names or None

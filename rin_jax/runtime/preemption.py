@@ -18,15 +18,14 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from rin_jax.runtime import processes
-from rin_jax.runtime.process_hub import PREEMPTED, RESUMABLE
+from rin_jax.runtime import exits, processes
+from rin_jax.runtime.exits import PREEMPTED, RESUMABLE
 
 SECONDS = 25.0  # from the notice to the end at the latest; clouds give 30
 # Keys of Google Cloud's metadata server and the values that announce the end of the machine.
@@ -53,7 +52,6 @@ class Watch:
         self._stop_at: int | None = None
         # (steps taken, what to wait for) in a quiet phase; the start-up is one
         self._quiet: tuple[int, Callable[[], None]] | None = (0, lambda: None)
-        self._listening = False
 
     def told(self, reason: str) -> None:
         """Begins the end of this process; from any thread."""
@@ -61,7 +59,7 @@ class Watch:
             if self._told:
                 return
             self._told, quiet = True, self._quiet
-        _write(f"preempted: {reason}\n")
+        exits.write_error(f"preempted: {reason}\n")
         timer = threading.Timer(SECONDS, _exit, [f"not finished after {SECONDS:g} s; "])
         timer.daemon = True
         timer.start()
@@ -83,8 +81,6 @@ class Watch:
 
     def begin(self) -> None:
         """The start-up is over."""
-        if self._listening:
-            self._take_signals()  # JAX 0.7 takes SIGTERM some time after its start
         self._end_quiet()
 
     @contextlib.contextmanager
@@ -114,34 +110,22 @@ class Watch:
         Python runs handlers in the main thread only, between two of its instructions; the number
         of the signal comes through a socket at once.
         """
-        self._ears, self._mouth = socket.socketpair()
-        self._mouth.setblocking(False)
-        self._listening = True
-        self._take_signals()
+        received, self._wakeup = socket.socketpair()
+        self._wakeup.setblocking(False)
+        signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, lambda number, frame: None)
 
         def hear():
-            while number := self._ears.recv(1):
+            while number := received.recv(1):
                 if number[0] == signal.SIGTERM:
                     tell(self, "SIGTERM")
 
         threading.Thread(target=hear, name="rin-signals", daemon=True).start()
 
-    def _take_signals(self) -> None:
-        signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
-        signal.signal(signal.SIGTERM, lambda number, frame: None)
-
-
-def _write(text: str) -> None:
-    with contextlib.suppress(OSError):  # nobody may read it any more
-        os.write(sys.stderr.fileno(), text.encode())
-
 
 def _exit(note: str) -> NoReturn:
     """Ends this process at once."""
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-    _write(f"preempted: {note}resumable. {RESUMABLE}\n")
-    os._exit(PREEMPTED)
+    exits.exit_now(PREEMPTED, f"preempted: {note}resumable. {RESUMABLE}\n")
 
 
 def tell(watch: Watch, reason: str) -> None:

@@ -1,41 +1,188 @@
-"""The processes of one run: how a process finds its place among them, and how they end.
+"""The processes of one run: how they agree, and how the end of one ends all.
 
-Each process is started by the same command. Its surroundings tell whether it is alone or one of
-several (`find_place`); several meet (`meeting`) before JAX starts, and from then on the end of one,
-by an error, a signal or a machine that is gone, ends all with its index and its reason.
-
-Exit codes, the same in all processes: 1 for an unexpected error, 2 for a mistake in the
-configuration or the command, 3 for a number that is not finite, 4 for a process that died or never
-came, 75 for a run that was told to end (`preemption`), 130 for an interrupt. After all but 2 and 3
-the same command resumes.
+Several processes (`cluster`) are joined by JAX's coordination service, which runs in process 0.
+Before a device is touched, they compare over its key-value store what they were started with; from
+then on the end of one, by an error, a signal or a machine that is gone, ends all with its index and
+its reason. JAX itself notices by heartbeats that a process is dead. Exit codes: `exits`.
 """
 
+import collections
 import contextlib
 import hashlib
-import importlib.metadata
-import os
-import signal
+import json
+import socket
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NoReturn
 
 import jax
+from jax._src import distributed  # there is no public way to the key-value store
 
-from rin_jax.runtime.meeting import Group
-from rin_jax.runtime.process_hub import GRACE, PREEMPTED, Facts, Place, ProcessError
+from rin_jax.runtime import cluster as clusters
+from rin_jax.runtime import exits
+from rin_jax.runtime.cluster import Cluster
 
-VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+HEARTBEAT = 20  # seconds without a heartbeat after which JAX counts a process as dead
+PERIOD = 0.2  # seconds between two looks at what the other processes tell
+GRACE = 30.0  # seconds until a process that failed ends, though it cannot tell the others
+DAY_MS = 86_400_000  # to wait for other processes at a barrier: JAX notices those that die
 
-_groups: list[Group] = []  # the one that this process is in, if it is not alone
+Facts = Mapping[str, str]  # what every process of a run must have in common
+
+_groups: list["Group"] = []  # the one that this process is in, if it is not alone
+
+
+class Group:
+    """This process as one of several that are joined by JAX's coordination service.
+
+    Below "rin_jax/", the first process that fails writes `news/failed`, the first that is told to
+    end `news/preempted`; process I answers a failure with `heard/I` and a question with
+    `QUESTION/NUMBER/I`.
+    """
+
+    def __init__(self, cluster: Cluster, preempted: Callable[[str], None]):
+        self._cluster, self._preempted = cluster, preempted
+        self._client = distributed.global_state.client
+        self._asked: collections.Counter = collections.Counter()
+        self._report = ""  # of the failure of this process
+        self._ending, self._over = False, threading.Event()
+        self._last_words = threading.Lock()  # taken by the thread that ends this process, for good
+        self._period = max(PERIOD, cluster.count / 1000)  # process 0 answers 1000 looks a second
+        self._hosts = self.gather("hosts", socket.gethostname())
+        self._watching = threading.Thread(target=self._watch, name="rin-processes", daemon=True)
+        self._watching.start()
+
+    def _set(self, key: str, value: str) -> bool:
+        """Writes a key; False if another process was first, or process 0 is gone."""
+        try:
+            self._client.key_value_set(f"rin_jax/{key}", value)
+        except RuntimeError:
+            return False
+        return True
+
+    def _get(self, folder: str) -> dict[str, str]:
+        """The keys in a folder and their values.
+
+        Raises:
+          RuntimeError: process 0 is gone.
+        """
+        found = self._client.key_value_dir_get(f"rin_jax/{folder}")
+        return {key.rpartition("/")[2]: value for key, value in found}
+
+    def wait(self, question: str) -> str:
+        """Waits until all processes are here; the folder of their answers to this question."""
+        self._asked[question] += 1
+        folder = f"{question}/{self._asked[question]}"
+        self._client.wait_at_barrier(f"rin_jax/{folder}", DAY_MS)
+        return folder
+
+    def gather(self, question: str, value: str) -> list[str]:
+        """The values that the processes give to a question, by their index; waits for all."""
+        self._set(f"{question}/{self._asked[question] + 1}/{self._cluster.index}", value)
+        values = self._get(self.wait(question))
+        return [values[index] for index in sorted(values, key=int)]
+
+    def agree(self, question: str, facts: Facts) -> None:
+        """Waits until all processes ask the same; ends them all if their facts differ."""
+        if not facts:
+            self.wait(question)
+            return
+        text = json.dumps(dict(facts), sort_keys=True)
+        if len(set(self.gather(question, hashlib.sha256(text.encode()).hexdigest()))) > 1:
+            everyone = [json.loads(other) for other in self.gather(question, text)]
+            text = (
+                f"the processes differ ({question}):\n  "
+                + "\n  ".join(compare(everyone, self._hosts))
+                + "\nStart the same command with the same code and the same files on every host."
+            )
+            self.fail(2, text, f"error: {text}\n")
+
+    def tell_preempted(self, reason: str) -> None:
+        """Tells all processes, this one too, that the run is to end."""
+        self._ending = True
+        self._set("news/preempted", f"{self._name([self._cluster.index])}: {reason}")
+
+    def fail(self, code: int, text: str, report: str) -> NoReturn:
+        """Ends this process and all others; prints `report` here and `text` there."""
+        self._report = report
+        self._set("news/failed", json.dumps([self._cluster.index, code, text]))
+        time.sleep(GRACE)  # the thread that watches ends this process
+        self._exit(code, report)
+
+    def finish(self) -> None:
+        """Waits until all processes have done their work, and leaves them."""
+        self.wait("finished")
+        self._over.set()
+        self._watching.join()
+        jax.distributed.shutdown()
+
+    def _watch(self) -> None:
+        told = False
+        while not self._over.wait(self._period):
+            try:
+                news = self._get("news")
+            except RuntimeError:  # process 0 is gone: JAX ends this process
+                continue
+            if "failed" in news:
+                self._follow(*json.loads(news["failed"]))
+            if "preempted" in news and not told:
+                told = self._ending = True
+                reason = news["preempted"]
+                threading.Thread(target=self._preempted, args=(reason,), daemon=True).start()
+
+    def _follow(self, index: int, code: int, text: str) -> NoReturn:
+        """Ends this process because process `index` failed, when all have heard of it."""
+        silent = self._roll_call()
+        if self._cluster.index == 0:
+            time.sleep(
+                5 * self._period
+            )  # the others end first: they lose the service with this one
+        # an unexpected error may only follow from the death of another process
+        dead = f"{self._name(silent)} gave no sign of life; " if silent and code == 1 else ""
+        remedy = "" if code in (2, 3) else f" {exits.RESUMABLE}"
+        if index == self._cluster.index or text in self._report:
+            report = self._report + (f"error: {dead}see above.{remedy}\n" if dead else "")
+        else:
+            report = (
+                f"error: {dead}{self._name([index])}: {text}\n"
+                f"Process {self._cluster.index} ends with it.{remedy}\n"
+            )
+        self._exit(code, report)
+
+    def _roll_call(self) -> list[int]:
+        """The processes that do not say within 10 periods that they have heard of a failure."""
+        missing = set(range(len(self._hosts)))
+        if not self._set(f"heard/{self._cluster.index}", ""):
+            return []
+        for _ in range(10):
+            with contextlib.suppress(RuntimeError):
+                missing -= {int(index) for index in self._get("heard")}
+            if not missing:
+                break
+            time.sleep(self._period)
+        return sorted(missing)
+
+    def _name(self, indices: list[int]) -> str:
+        return f"{name_processes(indices)} ({self._hosts[indices[0]]})"
+
+    def _exit(self, code: int, text: str) -> NoReturn:
+        """Ends this process.
+
+        Only the first thread to come here is heard; another waits for the end.
+        """
+        self._last_words.acquire()
+        if self._ending and code == 1:
+            code = exits.PREEMPTED  # what comes now comes of others having left
+        exits.exit_now(code, text)
 
 
 @contextlib.contextmanager
 def together(
     facts: Facts,
     timeout: float,
-    codes: Mapping[type[BaseException], int],
+    codes: exits.Codes,
     preempted: Callable[[str], None],
 ) -> Iterator[None]:
     """Runs its body as one of the processes of a run; does nothing if this one is alone.
@@ -43,35 +190,29 @@ def together(
     Args:
       facts: what must be the same in all processes, by name.
       timeout: seconds to wait at the start until all processes are there.
-      codes: exit codes of the exceptions that are a user's to mend; others are 1.
+      codes: exit codes of exceptions; others are 1.
       preempted: called with the reason, in a thread of its own, when one of several processes is
         told to end.
 
     Raises:
-      ProcessError: before JAX starts, if a process does not come in time or was started with other
-        facts. Afterwards nothing is raised: an error in any process ends them all.
+      ConfigError: what the surroundings say of this process is contradictory or not enough.
+      ProcessError: process 0 cannot be reached, or cannot listen. Afterwards nothing is raised: an
+        error in any process ends them all.
     """
-    place = find_place(timeout)
-    if place is None:
-        if pathways():
-            start_pathways()
+    cluster = clusters.find_cluster(timeout)
+    if cluster is None:
+        if clusters.pathways():
+            clusters.start_pathways()
         yield
         return
-    group = Group(place, facts, timeout, preempted)
+    clusters.connect(cluster, timeout, HEARTBEAT)
+    group = Group(cluster, preempted)
+    group.agree("start", {"number of processes": str(cluster.count), **facts})
     _groups.append(group)
-    if hasattr(jax.config, "jax_enable_preemption_service"):  # not in 0.7
-        jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM
     try:
-        jax.distributed.initialize(
-            place.coordinator,
-            place.count,
-            place.index,
-            place.local_devices,
-            cluster_detection_method="deactivate",  # it is done
-        )
         yield
     except BaseException as error:
-        if not (isinstance(error, SystemExit) and error.code == PREEMPTED):
+        if not (isinstance(error, SystemExit) and error.code == exits.PREEMPTED):
             end(group, error, codes)
         group.finish()  # all processes leave, by one decision
         raise
@@ -81,7 +222,7 @@ def together(
 def agree(question: str, **facts: object) -> None:
     """Waits until all processes are here; if their facts differ, all end and name them."""
     for group in _groups:
-        group.agree(question, **facts)
+        group.agree(question, {name.replace("_", " "): repr(x) for name, x in facts.items()})
 
 
 def gather(question: str, value: str) -> list[str]:
@@ -97,100 +238,37 @@ def tell_preempted(reason: str) -> bool:
 
 
 def finish() -> None:
-    """Waits until all processes have done their work."""
+    """Waits until all processes have done their work, and leaves them."""
     for group in _groups:
         group.finish()
 
 
-def end(group: Group, error: BaseException, codes: Mapping[type[BaseException], int]) -> None:
+def end(group: Group, error: BaseException, codes: exits.Codes) -> NoReturn:
     """Ends all processes because of an exception in this one."""
-    codes = {**codes, KeyboardInterrupt: 128 + signal.SIGINT}
-    code = next((code for kind, code in codes.items() if isinstance(error, kind)), 1)
-    text = str(error) or type(error).__name__
+    code = exits.exit_code(error, codes)
+    text, report = str(error) or type(error).__name__, f"error: {error}\n"
     if code == 1:
-        time.sleep(GRACE)  # it may follow the death of another process, whose news end this one
-        text, report = f"{type(error).__name__}: {text}", traceback.format_exception(error)
-    else:
-        report = [f"error: {text}\n"]
-    group.fail(code, text, "".join(report))
+        text, report = f"{type(error).__name__}: {text}", "".join(traceback.format_exception(error))
+    group.fail(code, text, report)
 
 
-def find_place(timeout: float) -> Place | None:
-    """This process's place from VARIABLES or a cluster that JAX knows; None if it is alone.
+def name_processes(indices: Sequence[int], most: int = 8) -> str:
+    """[1, 2] as "processes 1, 2"; a long list is cut."""
+    names = ", ".join(map(str, indices[:most])) + (", ..." if len(indices) > most else "")
+    return f"process{'es' if len(indices) > 1 else ''} {names}"
 
-    Clusters are Cloud TPU, GKE, Slurm, Open MPI and Kubernetes jobs. Under Pathways one process
-    sees all devices and is alone.
 
-    Raises:
-      ProcessError: the variables are incomplete or contradict each other.
-    """
-    if pathways():
-        return None
-    given = {name: os.environ.get(name) for name in VARIABLES}
-    address, count, index = given.values()
-    if count == "1":
-        return None
-    if count or index:
-        if not (address and count and index) or not address.rpartition(":")[2].isdigit():
-            values = ", ".join(f"{name} is {value!r}" for name, value in given.items())
-            raise ProcessError(
-                f"{values}; set all three, {VARIABLES[0]} as HOST:PORT of process 0, or "
-                f"{VARIABLES[1]}=1 for a process that is alone.",
-                code=2,
+def compare(everyone: Sequence[Facts], hosts: Sequence[str], most: int = 20) -> list[str]:
+    """A line for each fact in which processes differ, with each value and who has it."""
+    lines = []
+    for fact in sorted({name for facts in everyone for name in facts}):
+        values: dict[str, list[int]] = {}
+        for index, facts in enumerate(everyone):
+            values.setdefault(facts.get(fact, "nothing"), []).append(index)
+        if len(values) > 1:
+            having = (
+                f"{value} in {name_processes(indices)} ({hosts[indices[0]]})"
+                for value, indices in values.items()
             )
-        if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
-            raise ProcessError(
-                f"{VARIABLES[2]} is {index!r} and {VARIABLES[1]} is {count!r}; processes count "
-                "from 0, so the index must be below the number.",
-                code=2,
-            )
-        return Place(address, int(count), int(index))
-    from jax._src import clusters  # JAX has no public way to ask without starting
-
-    address, count, index, devices = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-        address, None, None, None, None, int(timeout)
-    )
-    return None if count in (None, 1) else Place(address, count, index, devices)
-
-
-def pathways() -> bool:
-    """Whether JAX is to run through Pathways' proxy."""
-    return "proxy" in os.environ.get("JAX_PLATFORMS", "").split(",")
-
-
-def start_pathways() -> None:
-    """Connects JAX to Pathways.
-
-    Raises:
-      ProcessError: its package is missing.
-    """
-    try:
-        import pathwaysutils
-    except ImportError as error:
-        raise ProcessError(
-            f"JAX_PLATFORMS is {os.environ['JAX_PLATFORMS']!r}, but the package pathwaysutils is "
-            "missing: pip install pathwaysutils",
-            code=2,
-        ) from error
-    pathwaysutils.initialize()
-
-
-def started_with(config, **flags: object) -> dict[str, str]:
-    """The facts of a process: every field of its configuration, its flags, its code."""
-
-    def fields(tree, path: str) -> dict[str, str]:
-        if not isinstance(tree, Mapping):
-            return {path: repr(tree)}
-        pairs = (fields(value, f"{path}.{key}" if path else key) for key, value in tree.items())
-        return {name: value for part in pairs for name, value in part.items()}
-
-    package = Path(__file__).parents[1]
-    source = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        source.update(f"{path.relative_to(package)}\n".encode() + path.read_bytes())
-    return {
-        **fields(config.to_dict(), ""),
-        **{f"--{name}": repr(value) for name, value in flags.items()},
-        **{f"version of {name}": importlib.metadata.version(name) for name in PACKAGES},
-        "code of rin_jax": f"sha256 {source.hexdigest()[:12]}",
-    }
+            lines.append(f"{fact}: {', '.join(having)}")
+    return lines[:most] + (["..."] if len(lines) > most else [])

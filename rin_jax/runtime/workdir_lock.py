@@ -1,131 +1,130 @@
-"""The lease of a workdir: a file that says which run writes there, so that a second one refuses.
+"""The lock of a workdir: a second run that would write there refuses, and names the first.
 
-It works on any file system, buckets too, which have no locks. The holder renews the file every few
-seconds. A file that is not renewed any more was left by a run that was killed: on its own machine
-that is seen at once, from elsewhere by watching the file for a while.
+In a folder it is a lock of the operating system (`flock`) on WORKDIR/lock.json, which ends with the
+process that holds it. Linux passes it to an NFS server (version 4, or 3 with lockd), so that it
+holds between machines; the server keeps the lock of a machine that is gone for up to two minutes.
+
+A bucket has no locks. There the holder writes the file anew every few seconds, and a file that does
+not change any more was left by a run that was killed.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import socket
-import sys
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from etils import epath
 
 from rin_jax import ConfigError
+from rin_jax.runtime import exits
 
-RENEWAL = 5.0  # seconds between two renewals
-EXPIRY = 30.0  # seconds without renewal after which a holder elsewhere counts as dead
-TAKEN = 2  # exit code of a run whose lease was taken
-SETTLING = 0.5  # seconds after which two who took a free lease at once see who has it
-
-
-class HeldError(ConfigError):
-    """Another run holds the lease."""
+NFS_EXPIRY = 120.0  # seconds to wait for the lock of another machine, which may be gone
+RENEWAL = 5.0  # seconds between two renewals in a bucket
+EXPIRY = 30.0  # seconds without a renewal after which a holder counts as dead
+SETTLING = 0.5  # seconds after which two runs that write the file at once see whose it is
+TAKEN = 2  # exit code of a run whose lock was taken
 
 
 @contextlib.contextmanager
 def hold(workdir: str) -> Iterator[None]:
-    """Holds the lease of a folder, which exists.
+    """Holds the lock of a folder or bucket, which exists.
 
     Raises:
-      HeldError: a run that lives holds it; afterwards, in the body, nothing is raised.
-      OSError: nothing can be written there.
+      ConfigError: another run holds it; afterwards, in the body, nothing is raised.
+      OSError: nothing can be written there, or the file system has no locks.
     """
-    path = epath.Path(workdir) / "lease.json"
-    own = {"id": uuid.uuid4().hex, "pid": os.getpid(), **_machine()}
-    other = _read(path)
-    if other and _lives(path, other):
-        raise HeldError(
-            f"another run writes to {workdir}: process {other['pid']} on {other['host']}. Stop it, "
-            "or name another --workdir."
-        )
-    _write(path, own, 0)
+    own = {"id": uuid.uuid4().hex, "pid": os.getpid(), "host": socket.gethostname()}
+    if "://" in workdir:
+        with _hold_by_renewals(epath.Path(workdir) / "lock.json", own):
+            yield
+        return
+    with (Path(workdir) / "lock.json").open("a+") as file:
+        _lock(file, workdir)
+        file.truncate(0)
+        file.write(json.dumps(own))
+        file.flush()
+        try:
+            yield
+        finally:  # the file stays: another run may be about to lock it
+            file.truncate(0)
+
+
+def _lock(file: TextIO, workdir: str) -> None:
+    deadline = time.monotonic() + NFS_EXPIRY
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            file.seek(0)
+            holder = _parse(file.read())
+        elsewhere = holder and holder["host"] != socket.gethostname()
+        if not elsewhere or time.monotonic() > deadline:
+            raise _held(workdir, holder)
+        time.sleep(1.0)
+
+
+def _parse(text: str) -> dict | None:
+    try:
+        holder = json.loads(text)
+    except ValueError:
+        return None
+    return holder if isinstance(holder, dict) and {"id", "pid", "host"} <= set(holder) else None
+
+
+def _held(workdir: object, holder: dict | None) -> ConfigError:
+    who = f"process {holder['pid']} on {holder['host']}" if holder else "it has only just begun"
+    return ConfigError(
+        f"another run writes to {workdir}: {who}. Stop it, or name another --workdir."
+    )
+
+
+@contextlib.contextmanager
+def _hold_by_renewals(path: epath.Path, own: dict) -> Iterator[None]:
+    def read() -> dict | None:
+        try:
+            return _parse(path.read_text())
+        except OSError:
+            return None
+
+    def write(renewals: int) -> None:
+        path.write_text(json.dumps({**own, "renewals": renewals}))
+
+    def renew() -> None:
+        renewals = 0
+        while not ended.wait(RENEWAL):
+            other = read()
+            if other and other["id"] != own["id"]:  # this process was suspended for too long
+                text = f"error: process {other['pid']} on {other['host']} took over {path.parent}"
+                exits.exit_now(TAKEN, f"{text}; this run ends and saves no more.\n")
+            renewals += 1
+            with contextlib.suppress(OSError):  # the training itself will say so
+                write(renewals)
+
+    found, deadline = read(), time.monotonic() + EXPIRY
+    while found and time.monotonic() < deadline:
+        time.sleep(1.0)
+        if (now := read()) != found and now:
+            raise _held(path.parent, now)
+        found = now
+    write(0)
     time.sleep(SETTLING)
-    if (other := _read(path)) and other["id"] != own["id"]:
-        raise HeldError(
-            f"another run started on {workdir} at the same moment: process {other['pid']} on "
-            f"{other['host']}. Stop it, or name another --workdir."
-        )
+    if not (now := read()) or now["id"] != own["id"]:
+        raise _held(path.parent, now)
     ended = threading.Event()
-    renewing = threading.Thread(target=_renew, args=(path, own, ended), daemon=True)
-    renewing.start()
+    thread = threading.Thread(target=renew, name="rin-lock", daemon=True)
+    thread.start()
     try:
         yield
     finally:
         ended.set()
-        renewing.join()
-        if (now := _read(path)) and now["id"] == own["id"]:
+        thread.join()
+        if (now := read()) and now["id"] == own["id"]:
             path.unlink()
-
-
-def _machine() -> dict[str, object]:
-    """What tells the machine, and the container on it, from others; and when this process began."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    space = Path("/proc/self/ns/pid")
-    return {
-        "host": socket.gethostname(),
-        "boot": boot.read_text().strip() if boot.exists() else "",
-        "space": os.readlink(space) if space.exists() else "",
-        "began": _began(os.getpid()),
-    }
-
-
-def _began(pid: int) -> str | None:
-    """The time at which a process began, None if there is none (a number may be given again)."""
-    stat = Path(f"/proc/{pid}/stat")
-    try:
-        fields = stat.read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else fields[19]  # a zombie is dead
-
-
-def _read(path: epath.Path) -> dict | None:
-    try:
-        lease = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return lease if isinstance(lease, dict) and {"id", "pid", "host"} <= set(lease) else None
-
-
-def _write(path: epath.Path, lease: dict, renewals: int) -> None:
-    """Writes the file as a whole: a reader never sees half of it."""
-    draft = path.with_name(f"lease-{lease['id']}.json")
-    draft.write_text(json.dumps({**lease, "renewals": renewals}))
-    draft.replace(path)
-
-
-def _renew(path: epath.Path, lease: dict, ended: threading.Event) -> None:
-    renewals = 0
-    while not ended.wait(RENEWAL):
-        other = _read(path)
-        if other and other["id"] != lease["id"]:  # this process was suspended for too long
-            text = f"error: process {other['pid']} on {other['host']} took over {path.parent}"
-            text += "; this run ends and saves no more.\n"
-            with contextlib.suppress(OSError):  # nobody may read it any more
-                os.write(sys.stderr.fileno(), text.encode())
-            os._exit(TAKEN)
-        renewals += 1
-        with contextlib.suppress(OSError):  # a full disk; the training itself will say so
-            _write(path, lease, renewals)
-
-
-def _lives(path: epath.Path, lease: dict) -> bool:
-    """Whether the holder of a lease lives."""
-    here = _machine()
-    if lease.get("began") and all(lease.get(key) == here[key] for key in ("host", "boot", "space")):
-        return _began(lease["pid"]) == lease["began"]
-    deadline = time.monotonic() + EXPIRY
-    while time.monotonic() < deadline:
-        time.sleep(1.0)
-        now = _read(path)
-        if now is None or now != lease:
-            return now is not None
-    return False

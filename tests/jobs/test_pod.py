@@ -20,7 +20,7 @@ from PIL import Image
 from rin_jax.checkpointing import checkpoints
 from rin_jax.experiment import make_experiment
 from rin_jax.runtime import sharding
-from rin_jax.runtime.process_hub import PREEMPTED
+from rin_jax.runtime.exits import PREEMPTED
 from rin_jax.training.state import abstract_state, items_of, state_of
 from tests.data import small_sets
 from tests.test_configs import load

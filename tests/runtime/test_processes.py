@@ -1,214 +1,175 @@
-"""Where a process learns which of how many it is, and what it was started with."""
+"""Processes on JAX's own service: who comes, who differs, who dies, and what the others say."""
 
 import os
+import re
 import signal
 import socket
-import subprocess
-import sys
 import time
-import types
 from pathlib import Path
 
 import jax
 import pytest
 
-from rin_jax.jobs import train
-from rin_jax.runtime import processes
-from rin_jax.runtime.process_hub import Place, ProcessError
-from tests import tiny
+from tests.runtime.pod import HEARTBEAT, Pod
 
-ROOT = Path(__file__).resolve().parents[2]
-# One process that starts JAX with the others and then does nothing, or fails.
-MEMBER = """
-import sys, time
-from rin_jax import preemption, processes
-codes = {FloatingPointError: 3}
-with preemption.watching() as watch, processes.together({}, 60.0, codes, watch.told):
-    processes.agree("in")
-    print("in", flush=True)
-    if sys.argv[1] == "disk":
-        time.sleep(1)
-        raise OSError("No space left on device")
-    if sys.argv[1] == "number":
-        time.sleep(1)
-        raise FloatingPointError("loss is nan at step 7")
-    time.sleep(60 if sys.argv[1] == "sleep" else 0)
-"""
-SLURM = {
-    "SLURM_JOB_ID": "5000", "SLURM_STEP_NODELIST": "gpu[07-08]", "SLURM_NTASKS": "16",
-    "SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_NODES": "2",
-}  # fmt: skip
+ABORTED = -signal.SIGABRT if jax.__version_info__ >= (0, 8) else 1
+RESUME = "Run the same command again to resume."
 
 
-@pytest.fixture(autouse=True)
-def surroundings(monkeypatch):
-    """Sets variables in an environment that says nothing of other processes."""
-    for name in (*processes.VARIABLES, *SLURM):
-        monkeypatch.delenv(name, raising=False)
-
-    def change(**variables):
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-
-    return change
+def listening(pids: list[int]) -> set[int]:
+    """The ports on which any of these processes listens."""
+    links = {os.readlink(link) for pid in pids for link in Path(f"/proc/{pid}/fd").iterdir()}
+    tables = [Path(f"/proc/net/{name}").read_text() for name in ("tcp", "tcp6")]
+    rows = [line.split() for table in tables for line in table.splitlines()[1:]]
+    return {int(row[1].rpartition(":")[2], 16) for row in rows
+            if row[3] == "0A" and f"socket:[{row[9]}]" in links}  # fmt: skip
 
 
-def place(address, count, index):
-    values = zip(processes.VARIABLES, (address, count, index), strict=True)
-    return {name: value for name, value in values if value is not None}
+def test_a_good_end_is_silent_and_answers_come_by_index(tmp_path):
+    codes, _, errors = Pod(tmp_path, "gather", "gather", "gather").ends()
+    assert (codes, errors) == ([0] * 3, [""] * 3)
 
 
-def test_alone():
-    assert processes.find_place(1.0) is None
+def test_each_of_four_processes_that_is_killed_or_silent_is_named_by_the_others(tmp_path):
+    """Four pods, of each of which another process is killed; in a fifth, one goes silent."""
+    pods = [Pod(tmp_path / str(index), *["sleep"] * 4) for index in range(5)]
+    victims = [0, 1, 2, 3, 1]
+    for pod in pods:
+        assert listening(pod.joined().pids) == {int(pod.address.rpartition(":")[2])}
+    killed = []
+    for victim, pod in zip(victims, pods, strict=True):
+        killed.append(time.monotonic())
+        os.kill(pod.pids[victim], signal.SIGSTOP if pod is pods[4] else signal.SIGKILL)
+    for victim, pod, when in zip(victims, pods, killed, strict=True):
+        survivors = [index for index in range(4) if index != victim]
+        pod.wait_for_end(*survivors)
+        if pod is pods[4]:
+            os.kill(pod.pids[victim], signal.SIGKILL)
+        codes, times, errors = pod.ends()
+        for index in survivors:
+            assert codes[index] == ABORTED
+            assert times[index] - when < 3 * HEARTBEAT + 5
+            dead = rf"task:?\s*{victim}\b|^(/job.*task:)?{victim}$"
+            # the end of process 0, which the same news ends, may be quicker than the news
+            named = dead if victim and index == 0 else rf"leader \(usually slice 0 task 0\)|{dead}"
+            assert re.search(named, errors[index], re.MULTILINE), errors[index]
 
 
-def test_a_plain_host(surroundings):
-    surroundings(**place("host0:8482", "4", "3"))
-    found = processes.find_place(1.0)
-    assert found == Place("host0:8482", 4, 3)
-    assert found.meeting == ("host0", 8481)
-    assert Place("[::1]:8482", 4, 3).meeting == ("::1", 8481)
-
-
-def test_slurm(surroundings):
-    surroundings(**SLURM)
-    found = processes.find_place(1.0)
-    assert found.coordinator.startswith("gpu07:")
-    assert (found.count, found.index, found.local_devices) == (16, 9, [1])
-
-
-def test_alone_in_spite_of_a_cluster(surroundings):
-    surroundings(**SLURM, JAX_NUM_PROCESSES="1")
-    assert processes.find_place(1.0) is None
+def test_an_error_that_follows_a_silence_names_the_silent_process(tmp_path):
+    others = {index: {"heartbeat": 30} for index in range(3)}  # JAX itself is slower
+    pod = Pod(tmp_path, "sleep", "sleep", "disk", others=others).joined()
+    os.kill(pod.pids[1], signal.SIGSTOP)
+    pod.wait_for_end(0, 2)
+    os.kill(pod.pids[1], signal.SIGKILL)
+    codes, _, errors = pod.ends()
+    assert (codes[0], codes[2]) == (1, 1)
+    assert re.match(r"error: process 1 \(.*\) gave no sign of life; process 2 \(", errors[0])
+    assert "OSError: disk" in errors[0]
+    assert "error: process 1 (" in errors[2]
 
 
 @pytest.mark.parametrize(
-    ("address", "count", "index", "message"),
-    [
-        (None, "2", "0", "JAX_COORDINATOR_ADDRESS is None"),
-        ("host0", "2", "0", "as HOST:PORT of process 0"),
-        ("host0:8482", None, "0", "JAX_NUM_PROCESSES is None.*set all three"),
-        ("host0:8482", "2", None, "JAX_PROCESS_ID is None"),
-        ("host0:8482", "2", "2", "JAX_PROCESS_ID is '2' and JAX_NUM_PROCESSES is '2'"),
-        ("host0:8482", "two", "0", "count from 0"),
-    ],
+    ("what", "failing", "code"), [("mistake", 0, 2), ("number", 1, 3), ("disk", 2, 1)]
 )
-def test_variables_that_contradict(surroundings, address, count, index, message):
-    surroundings(**place(address, count, index))
-    with pytest.raises(ProcessError, match=message) as error:
-        processes.find_place(1.0)
-    assert error.value.code == 2
-
-
-def test_pathways_is_one_process_with_a_package(surroundings, monkeypatch):
-    surroundings(**SLURM, JAX_PLATFORMS="proxy,cpu")
-    monkeypatch.setitem(sys.modules, "pathwaysutils", None)
-    with pytest.raises(ProcessError, match="pip install pathwaysutils"):
-        processes.together({}, 1.0, {}, print).__enter__()
-    connected = []
-    package = types.SimpleNamespace(initialize=lambda: connected.append(True))
-    monkeypatch.setitem(sys.modules, "pathwaysutils", package)
-    with processes.together({}, 1.0, {}, print):
-        assert connected == [True]
-
-
-def test_alone_nothing_happens_to_errors_and_signals():
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(ZeroDivisionError), processes.together({}, 1.0, {}, print):
-        processes.agree("resuming", step=1 / 0)
-    with processes.together({}, 1.0, {}, print):
-        processes.agree("resuming", step=1)
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_facts_are_fields_flags_and_code():
-    facts = processes.started_with(tiny.config(model__depth=7), mode="train", classes=["1"])
-    assert facts["model.depth"] == "7"
-    assert facts["optimizer.decay.name"] == "'cosine'"
-    assert facts["--classes"] == "['1']"
-    assert facts["version of jax"]
-    assert facts["code of rin_jax"].startswith("sha256 ")
-    other = processes.started_with(tiny.config(), mode="train", classes=["1"])
-    assert [name for name in facts if facts[name] != other[name]] == ["model.depth"]
-
-
-@pytest.mark.parametrize(("shared", "expected"), [(True, True), (False, False)])
-def test_a_workdir_that_is_not_shared_is_found(tmp_path, monkeypatch, shared, expected):
-    experiment, asked = tiny.experiment(), []
-    if shared:
-        with train.open_workdir(experiment, str(tmp_path / "run")):
-            pass
-    monkeypatch.setattr(train.jax, "process_index", lambda: 1)
-    monkeypatch.setattr(train, "SHARING_SECONDS", 0.0)
-    monkeypatch.setattr(processes, "agree", lambda question, **facts: asked.append(facts))
-    with train.open_workdir(experiment, str(tmp_path / "run")):
-        pass
-    assert asked == [{}, {"sees_config_json": expected}]
-    assert (tmp_path / "run").exists() == shared  # process 1 writes nothing
-
-
-def members(*commands: str) -> list[subprocess.Popen]:
-    """A process for each command, all joined, with JAX's own service running."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-    running = []
-    for index, command in enumerate(commands):
-        environment = os.environ | place(address, str(len(commands)), str(index))
-        process = [sys.executable, "-c", MEMBER, command]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        running.append(subprocess.Popen(process, cwd=ROOT, env=environment, **pipes))
-    for process in running:
-        assert process.stdout.readline() == "in\n", process.communicate()
-    return running
-
-
-def ends(running: list[subprocess.Popen]) -> tuple[list[int], list[str]]:
-    """Exit codes and errors; all must end within 30 s."""
-    deadline = time.monotonic() + 30
-    errors = [process.communicate(timeout=deadline - time.monotonic())[1] for process in running]
-    return [process.returncode for process in running], errors
-
-
-@pytest.mark.parametrize(("victim", "number", "code", "word"), [
-    (0, signal.SIGKILL, 4, "died"), (2, signal.SIGKILL, 4, "died"),
-    (0, signal.SIGTERM, 75, "SIGTERM"), (1, signal.SIGTERM, 75, "SIGTERM"),
-])  # fmt: skip
-def test_a_signal_to_one_ends_all_with_jax_running(victim, number, code, word):
-    running = members("sleep", "sleep", "sleep")
-    running[victim].send_signal(number)
-    codes, errors = ends(running)
-    own = -signal.SIGKILL if number == signal.SIGKILL else code
-    if (victim, number) == (0, signal.SIGKILL) and jax.__version_info__ < (0, 10):
-        # JAX ends the others too when its service in process 0 is gone; old ones are as quick
-        leader = "the leader task was preempted/died"
-        assert all(word in error or leader in error for error in errors[1:])
-        assert set(codes[1:]) <= {1, code}
-        return
-    assert codes == [own if index == victim else code for index in range(3)]
+def test_an_error_in_one_ends_all_at_once_with_its_message(tmp_path, what, failing, code):
+    commands = ["sleep"] * 3
+    commands[failing] = what
+    codes, times, errors = Pod(tmp_path, *commands).ends()
+    assert codes == [code] * 3
+    assert max(times) - min(times) < 3.0  # process 0 stays for the others to hear of it
     for index, error in enumerate(errors):
-        if index != victim:
-            assert f"{'preempted' if code == 75 else 'error'}: process {victim} (" in error
-            assert word in error
-            assert "Run the same command again to resume." in error
+        if index == failing:
+            assert error.startswith("Traceback") if code == 1 else error == f"error: {what}\n"
+        else:
+            text = f"OSError: {what}" if code == 1 else what
+            assert re.match(rf"error: process {failing} \(.*\): {text}\n", error)
+            assert (RESUME in error) == (code == 1)  # it would fail again
 
 
-@pytest.mark.parametrize(("command", "code", "text"), [
-    ("disk", 1, "OSError: No space left on device"), ("number", 3, "loss is nan at step 7"),
-])  # fmt: skip
-def test_an_error_in_one_ends_all_with_its_message(command, code, text):
-    codes, errors = ends(members("sleep", command))
-    assert codes == [code, code]
-    assert all(text in error for error in errors)
-    assert "error: process 1 (" in errors[0]
-    assert ("Traceback" in errors[1]) == (code == 1)
+def test_a_process_that_fails_while_it_ends_prints_one_message(tmp_path):
+    """Process 0 waits until the others have heard; meanwhile its own work fails too."""
+    codes, _, errors = Pod(tmp_path, "late", "mistake").ends()
+    assert codes == [2, 2]
+    assert errors[0].count("error: ") == 1
+    assert "connection reset" not in errors[0]
 
 
-def test_a_good_end_is_silent():
-    assert ends(members("", "", "")) == ([0, 0, 0], ["", "", ""])
+@pytest.mark.parametrize("deaf", [0, 1])
+def test_a_process_ends_though_nobody_reads_its_errors(tmp_path, deaf):
+    pod = Pod(tmp_path, "sleep", "mistake", others={deaf: {"deaf": True}})
+    assert pod.ends()[0] == [2, 2]
 
 
-def test_signals_to_all():
-    running = members("sleep", "sleep", "sleep")
-    for process in running:
-        process.send_signal(signal.SIGTERM)
-    assert ends(running)[0] == [75] * 3
+@pytest.mark.parametrize("told", [[0], [1], [0, 1, 2]])
+def test_sigterm_to_any_ends_all(tmp_path, told):
+    pod = Pod(tmp_path, "sleep", "sleep", "sleep").joined()
+    for index in told:
+        os.kill(pod.pids[index], signal.SIGTERM)
+    codes, _, errors = pod.ends()
+    assert codes == [75] * 3
+    for error in errors:
+        first = re.match(r"preempted: process (\d) \(.*\): SIGTERM\n", error)
+        assert int(first[1]) in told
+        assert RESUME in error
+
+
+def test_what_processes_were_started_with_is_compared_field_by_field(tmp_path):
+    alike = {"model.depth": "2", "seed": "0", "code": "a"}
+    others = {
+        0: {"facts": alike},
+        1: {"facts": alike | {"model.depth": "3"}},
+        2: {"facts": {"model.depth": "2", "seed": "0"}, "count": 4},
+    }
+    codes, _, errors = Pod(tmp_path, "sleep", "sleep", "sleep", others=others).ends()
+    assert codes == [2] * 3
+    host = socket.gethostname()
+    for error in errors:
+        assert error.startswith("error: the processes differ (start):\n")
+        assert f"model.depth: 2 in processes 0, 2 ({host}), 3 in process 1 ({host})" in error
+        assert f"code: a in processes 0, 1 ({host}), nothing in process 2 ({host})" in error
+        assert "number of processes: 3 in processes 0, 1" in error
+        assert "seed" not in error
+
+
+def test_facts_that_differ_on_the_way(tmp_path):
+    codes, _, errors = Pod(tmp_path, "differ", "differ").ends()
+    assert codes == [2, 2]
+    for error in errors:
+        assert "the processes differ (resuming)" in error
+        assert "newest checkpoint: 0 in process 0" in error
+        assert "10 in process 1" in error
+        assert "seed" not in error
+
+
+def test_processes_that_never_come_are_named(tmp_path):
+    others = {index: {"count": 4} for index in range(2)}
+    codes, _, errors = Pod(tmp_path, "sleep", "sleep", timeout=2.0, others=others).ends()
+    assert codes == [ABORTED] * 2
+    assert "error: not all 4 processes joined within 2 s" in errors[0]
+    assert "--join_timeout" in errors[0]
+    for error in errors:
+        assert "# of tasks that reached the barrier: 2/4" in error
+        assert {"2", "3"} <= set(re.findall(r"^(?:/job:.*task:)?(\d)$", error, re.MULTILINE)), error
+
+
+def test_strangers_on_the_port_do_no_harm(tmp_path):
+    """One says nothing, one speaks HTTP, one sends what gRPC would never send."""
+    pod = Pod(tmp_path, "gather", "gather", others={1: {"delay": 2.0}})
+    host, port = pod.address.split(":")
+    strangers = []
+    for words in (
+        b"",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 999,
+    ):
+        while True:
+            try:
+                strangers.append(socket.create_connection((host, int(port))))
+                break
+            except ConnectionRefusedError:
+                time.sleep(0.05)
+        strangers[-1].sendall(words)
+    pod.joined()
+    for stranger in strangers:
+        stranger.close()
+    assert pod.ends()[0] == [0, 0]

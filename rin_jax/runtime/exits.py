@@ -1,0 +1,43 @@
+"""The ends of a run that are not the end of its work, and their exit codes, in all processes alike.
+
+| code | | a restart |
+|---|---|---|
+| 1 | an unexpected error, or a process 0 that cannot be reached | resumes |
+| 2 | a mistake in the configuration or the command | would fail again |
+| 3 | a number that is not finite | would fail again |
+| 75 | told to end by SIGTERM or the cloud; saved | resumes |
+| 130 | interrupted | resumes |
+| 134 | a process died or never came; JAX names it (JAX 0.7: code 1) | resumes |
+"""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from typing import NoReturn
+
+PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
+RESUMABLE = "Run the same command again to resume."
+
+Codes = Mapping[type[BaseException], int]
+
+
+def exit_code(error: BaseException, codes: Codes) -> int:
+    """The exit code of an exception: that of its class in `codes`, 130 for an interrupt, else 1."""
+    codes = {**codes, KeyboardInterrupt: 128 + signal.SIGINT}
+    return next((code for kind, code in codes.items() if isinstance(error, kind)), 1)
+
+
+def write_error(text: str) -> None:
+    """Writes to the standard error, from any thread, though nobody may read it any more."""
+    with contextlib.suppress(OSError):
+        os.write(sys.stderr.fileno(), text.encode())
+
+
+def exit_now(code: int, text: str) -> NoReturn:
+    """Ends this process at once: an orderly exit would wait for processes that are gone."""
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    write_error(text)
+    os._exit(code)
