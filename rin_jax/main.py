@@ -27,8 +27,8 @@ CLASSES = flags.DEFINE_list(
 CHECKPOINT = flags.DEFINE_integer(
     "checkpoint", None, "--mode=sample: step of the checkpoint; the newest if not given.")
 EXPORT = flags.DEFINE_string(
-    "export", None, "--mode=sample: take the weights from this export (a folder, a URL or "
-    "owner/name on the hub) instead of a run; --workdir is then any folder that gets the samples.")
+    "export", None, "--mode=sample: take the weights from this export (a folder, or owner/name on "
+    "the hub) instead of a run; --workdir is then any folder that gets the samples.")
 PICTURES = flags.DEFINE_bool(
     "pictures", False, "--mode=sample: also draw the way of the first images and what was read.")
 EMA = flags.DEFINE_string(

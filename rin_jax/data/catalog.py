@@ -183,9 +183,7 @@ def info(name: str, split: str, builder: tfds.core.DatasetBuilder) -> DatasetInf
     )
 
 
-def prepare_with_tfds(
-    name: str, builder: tfds.core.DatasetBuilder, downloaded: str | None
-) -> None:
+def prepare_with_tfds(name: str, builder: tfds.core.DatasetBuilder, downloaded: str | None) -> None:
     """Has TFDS prepare a data set as ArrayRecord, from the network if it must.
 
     Args:

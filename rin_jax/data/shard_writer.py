@@ -170,6 +170,8 @@ def _write_all(
     with futures.ThreadPoolExecutor(min(num_threads, os.cpu_count())) as threads:
         tasks = [threads.submit(write_one, index) for index in range(len(ranges))]
         try:
+            for task in futures.as_completed(tasks):
+                task.result()
             return [task.result() for task in tasks]
         except BaseException:
             stop.set()

@@ -94,6 +94,7 @@ def _library():
         import tensorflow
     except ImportError as error:
         raise ConfigError(
-            '--mode=import reads TensorFlow\'s files with TensorFlow: pip install "rin-jax[tf]"'
+            "--mode=import_pix2seq reads TensorFlow's files with TensorFlow: "
+            'pip install "rin-jax[tf]"'
         ) from error
     return tensorflow

@@ -39,6 +39,12 @@ def evaluate(config, workdir: str, ema: str | None = None) -> dict[str, float]:
             f"{experiment.data.image_size}."
         )
     real = pipeline.fixed_examples(open_source(experiment.data), REAL_IMAGES)
+    fewest = np.bincount(real["label"], minlength=num_classes).min()
+    if fewest < 2:
+        raise ConfigError(
+            f"--mode=evaluate reads the first {len(real['label']):,} images of "
+            f"{experiment.data.name!r}, and some class has {fewest} of them; it needs 2 at least."
+        )
     mesh = device_mesh(experiment)
     step, name, params = load_ema(experiment, mesh, workdir, ema)
     count, part = experiment.evaluation.num_samples, experiment.evaluation.batch_size

@@ -63,8 +63,12 @@ def export(
 def write(
     path: epath.Path, model: Model, records: Sequence[Mapping], *, with_grid: bool, with_onnx: bool
 ) -> None:
-    """Writes a model and the records of its evaluations; config.json last, when all is there."""
+    """Writes a model and the records of its evaluations; config.json last, when all is there.
+
+    ConfigError: the sampler's schedule has no formula for other runtimes.
+    """
     experiment = model.experiment
+    formulas.check(experiment.config.sampler.schedule.name)
     path.mkdir(parents=True, exist_ok=True)
     for name in (export_format.CONFIG, GRID_FILE, *onnx.FILES):  # of an export that was here before
         (path / name).unlink(missing_ok=True)

@@ -61,7 +61,7 @@ def plan(config: ml_collections.ConfigDict, topology: str, num_slices: int) -> N
     say(describe_memory(experiment, mesh, result))
     if result.fits:
         say(describe_step(experiment, mesh, result, chip))
-    fsdp = math.gcd(16, mesh.size // num_slices // mesh.shape["tensor"])
+    fsdp = math.gcd(16, mesh.size // num_slices // mesh.shape["tensor"])  # inside a slice
     say(describe_search(experiment, result, step, fsdp))
     images = experiment.generation.images_per_device * mesh.size
     compile_ = functools.partial(compile_sampler, experiment, mesh, images)

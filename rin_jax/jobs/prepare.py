@@ -53,10 +53,8 @@ def prepare(config, workdir: str | None, folder: str | None, downloaded: str | N
         original = _folder_original(data, split, folder)
     if original is not None:
         _write(original, data)
-    info = catalog.describe(data.name, data.split, data.data_dir, data.image_size)
-    channels = data.channels or info.image_shape[-1] or 3
-    source = open_source(dataclasses.replace(data, channels=channels, prefetch=1))
-    if (report := prepared_set.read_report(epath.Path(info.folder), split)) is not None:
+    source = open_source(dataclasses.replace(data, channels=data.channels or 3, prefetch=1))
+    if (report := prepared_set.read_report(epath.Path(source.info.folder), split)) is not None:
         console.say(_describe(report))
     return _show(source, config.seed, workdir)
 

@@ -145,7 +145,7 @@ class Program:
                 part, in_place = sliced(inside, parameters[position])
                 read += bytes_of(type_) if part is None else part
                 result -= in_place
-        return read + max(result, 0.0)
+        return read + result
 
 
 def between_slices(instruction: Instruction) -> str | None:
@@ -169,6 +169,7 @@ def sliced(inside: Computation, parameter: Instruction) -> tuple[float | None, f
     A fusion may slice it or update it in place; None: it reads all of it.
     """
     names, read, in_place = [parameter.name], 0.0, 0.0
+    results = program_text.results_of(inside)
     while names:
         name = names.pop()
         for user in (i for i in inside.values() if name in i.operands):
@@ -176,7 +177,11 @@ def sliced(inside: Computation, parameter: Instruction) -> tuple[float | None, f
                 names.append(user.name)
             elif user.opcode == "dynamic-slice" and user.operands[0] == name:
                 read += bytes_of(user.type)
-            elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
+            elif (
+                user.opcode == "dynamic-update-slice"
+                and user.operands[0] == name
+                and user.name in results
+            ):
                 in_place += bytes_of(user.type) - bytes_of(inside[user.operands[1]].type)
             else:
                 return None, 0.0

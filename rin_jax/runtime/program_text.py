@@ -121,6 +121,18 @@ def root_of(computation: Computation) -> Instruction | None:
     return next((i for i in computation.values() if i.is_root), None)
 
 
+def results_of(computation: Computation) -> set[str]:
+    """Names of what a computation returns: its root, or what is in that tuple, before bitcasts."""
+    root, found = root_of(computation), set()
+    names = [root.name] if root else []
+    while names:
+        instruction = computation[names.pop()]
+        found.add(instruction.name)
+        if instruction.opcode in ("tuple", "bitcast"):
+            names.extend(instruction.operands)
+    return found
+
+
 def constant(computation: Computation, name: str) -> int | None:
     """The value of an integer constant, seen through copies; None if it is not one."""
     instruction = computation.get(name)

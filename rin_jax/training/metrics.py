@@ -19,19 +19,13 @@ class NotFiniteError(FloatingPointError):
 
 @dataclasses.dataclass
 class Window:
-    """Metrics since the last log line, or since the run resumed.
+    """Metrics since the last log line, or since the run resumed."""
 
-    Attributes:
-      limit: skipped steps in a row after which the run ends.
-      count, skipped: steps with finite numbers and without.
-      in_a_row: steps skipped last, one after the other.
-      sums: of the SCALARS of the finite steps.
-    """
-
-    limit: int
-    count: int = 0
-    skipped: int = 0
-    in_a_row: int = 0
+    limit: int  # skipped steps in a row after which the run ends
+    count: int = 0  # steps with finite numbers
+    skipped: int = 0  # steps without
+    in_a_row: int = 0  # steps skipped last, one after the other
+    # of the SCALARS of the finite steps
     sums: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(SCALARS, 0.0))
     _open: tuple[int, Mapping[str, Any]] | None = None  # the newest step, not read yet
 
@@ -41,16 +35,11 @@ class Window:
         self._open = (step, metrics)
 
     def read(self) -> None:
-        """Reads the newest step.
-
-        Raises:
-          NotFiniteError: `limit` steps in a row were not finite.
-        """
+        """Reads the newest step; NotFiniteError if `limit` steps in a row were not finite."""
         if self._open is None:
             return
         (step, metrics), self._open = self._open, None
-        wanted = (*SCALARS, "learning_rate", "finite")
-        values = jax.device_get({name: metrics[name] for name in wanted})
+        values = jax.device_get({n: metrics[n] for n in (*SCALARS, "learning_rate", "finite")})
         if values["finite"]:
             self.count, self.in_a_row = self.count + 1, 0
             for name in SCALARS:

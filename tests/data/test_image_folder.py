@@ -63,7 +63,7 @@ def test_the_order_mixes_classes(tmp_path):
 def test_csv_with_names(tmp_path):
     put(tmp_path, *FILES)
     rows = zip(FILES, ("x, y", "z", "z", "x, y"), strict=True)
-    text = "label,file\n" + "".join(f'"{label}",{file}\n' for file, label in rows)
+    text = "label,file\n" + "".join(f'"{label} ",{file}\n' for file, label in rows)
     (tmp_path / "labels.csv").write_text(text, encoding="utf-8-sig")
     original = opened(tmp_path)
     assert original.class_names == ("x, y", "z")

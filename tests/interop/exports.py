@@ -96,7 +96,8 @@ def run_without(packages: tuple[str, ...], code: str, path: Path) -> str:
     done = subprocess.run(
         [sys.executable, "-c", guard + code],
         cwd=path,
-        env={k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "PYTHONPATH")},
+        env={k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "PYTHONPATH")}
+        | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
