@@ -89,7 +89,7 @@ def run_loop(
     progress = console.Progress(first_step, num_steps, experiment.train.batch_size)
     window = Window(experiment.train.max_skipped_steps)
     shown = next(iter(state.emas))  # the average whose samples are shown
-    watch.begin()
+    watch.end_quiet()
 
     def after(step: int, due: dict[str, bool]) -> None:
         """What follows the save of a step."""

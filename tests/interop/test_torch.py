@@ -10,6 +10,7 @@ from rin_jax.diffusion import schedules
 from rin_jax.diffusion.process import PREDICTION_TYPES
 from rin_jax.diffusion.update_rules import RULES
 from rin_jax.interop import formulas, rin_torch
+from rin_jax.network.layers import sinusoidal_encoding
 from tests import reference
 from tests.interop import exports
 from tests.network import small
@@ -158,6 +159,15 @@ def test_samples(changes, tmp_path):
     np.testing.assert_allclose(images, ours, atol=2e-4)  # DDPM divides by sqrt(1e-8) at first
     again = theirs.sample(torch.tensor(noise), num_steps=7, name="ddim")
     assert np.abs(again - images).max() > 0.01
+
+
+def test_codes_of_gamma_and_positions():
+    """To the rounding of one angle of a thousand radians, at the widths of large networks."""
+    coords = np.linspace(0, 1000, 1001, dtype=np.float32)
+    for width in (2, 96, 256):
+        ours = sinusoidal_encoding(coords, width)
+        theirs = rin_torch.sinusoids(torch.tensor(coords), width)
+        np.testing.assert_allclose(theirs, ours, atol=2e-6)
 
 
 ENDS = np.float32([1.0, 1 - 6e-8, 1 - 1e-6, 0.5, 1e-4, 1e-9])  # 1 leaves no noise to divide by
