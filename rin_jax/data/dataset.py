@@ -35,6 +35,10 @@ class Data:
 
     def __post_init__(self):
         at_least_one("data", self, "image_size", "channels", "num_threads", "prefetch")
+        if self.num_classes is not None and self.num_classes < 0:
+            raise ConfigError(
+                f"data.num_classes is {self.num_classes}; it must be at least 0 (without labels)."
+            )
 
     def resolved(self) -> "Data":
         """The same with image size, channels and classes, from the data set where they are None.

@@ -132,7 +132,7 @@ def _by_folders(
     if loose:
         raise ConfigError(
             f"--source={folder} has folders and also images beside them ({_some(loose)}): move "
-            f"these into a folder of their class, or add labels.csv (columns file, label)"
+            f"each into the folder of its class, or add labels.csv (columns file, label)"
         )
     empty = sorted(set(classes) - set(tops))
     if empty:
