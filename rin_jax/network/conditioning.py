@@ -51,10 +51,7 @@ def drop(cond: Cond, keep: Array) -> dict[str, Array]:
 
 
 def tokens(cond: Cond, num_classes: int, width: int, dtype: Dtype) -> list[Array]:
-    """A condition as tokens [B, 1, width], embedded inside the module that calls this.
-
-    NO_LABEL gives the bias of the class token alone.
-    """
+    """Tokens [B, 1, width] of the module that calls this; NO_LABEL: the class token's bias."""
     if not num_classes:
         return []
     one_hot = jax.nn.one_hot(cond["label"], num_classes, dtype=dtype)
