@@ -62,7 +62,7 @@ def find_splits(folder: epath.Path) -> tuple[str, ...]:
 
 
 def has_random_access(builder: tfds.core.DatasetBuilder) -> bool:
-    """Whether a prepared data set is there as ArrayRecord."""
+    """Whether a prepared data set is stored as ArrayRecord."""
     return "array_record" in {found.value for found in builder.info.available_file_formats()}
 
 
@@ -78,7 +78,7 @@ def find_builder(
 
 
 def other_sizes(name: str, data_dir: str | None) -> str:
-    """The sizes at which there are copies of a data set, as part of a message."""
+    """The other sizes at which a data set is prepared, as the end of a message."""
     folder = folder_of(data_dir)
     stem = sized_folder(name, data_dir, 0).parent.name.removesuffix("0px")
     found = folder.glob(f"{stem}*px/1.0.0/dataset_info.json") if folder.exists() else ()
@@ -178,8 +178,8 @@ def prepare_with_tfds(name: str, builder: tfds.core.DatasetBuilder, downloaded: 
     except ImportError as error:
         raise _missing_package(f"preparing {name!r}", error) from error
     except (AssertionError, OSError) as error:  # files that are missing, network, disk
-        # TFDS writes beside the folder and renames at the end, which fails if another process
-        # was first: its copy is complete, then, and serves.
+        # TFDS writes beside the folder and renames at the end, which fails if another process was
+        # first; that one's copy is complete and will do.
         if builder.data_path.exists():
             return
         raise ConfigError(

@@ -106,7 +106,7 @@ def _by_folders(folder: pathlib.Path, files: Sequence[str]) -> Classes:
     if loose:
         raise ConfigError(
             f"--source={folder} has folders and also images beside them ({_some(loose)}): move "
-            "these into a folder of their class, or add labels.csv (columns file, label)"
+            "each into the folder of its class, or add labels.csv (columns file, label)"
         )
     if empty := sorted(set(classes) - set(tops)):
         raise ConfigError(

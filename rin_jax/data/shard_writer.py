@@ -143,6 +143,8 @@ def _write_all(original, folder, staging, image_size, num_threads, progress) -> 
     with futures.ThreadPoolExecutor(min(num_threads, os.cpu_count())) as threads:
         tasks = [threads.submit(write_one, index) for index in range(len(ranges))]
         try:
+            for task in futures.as_completed(tasks):
+                task.result()
             return [task.result() for task in tasks]
         except BaseException:
             stop.set()

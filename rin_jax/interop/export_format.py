@@ -17,6 +17,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -82,8 +83,7 @@ def write_weights(
     path = folder / WEIGHTS
     with _local(path) as local:
         save_file(arrays, local, dict(metadata))
-        if local != pathlib.Path(path):
-            epath.Path(local).copy(path, overwrite=True)
+        _copy(local, path)
         return _sha256(local)
 
 
@@ -152,11 +152,10 @@ def read_weights(
     if not path.exists():
         raise ConfigError(f"{folder} has no {WEIGHTS}.")
     with _local(path) as local:
-        if local != pathlib.Path(path):
-            path.copy(local)
+        _copy(path, local)
         if (found := _sha256(local)) != sha256:
             raise ConfigError(
-                f"{path} was cut off or changed since it was exported: its SHA-256 is {found}, "
+                f"{path} was cut off or changed since its export: its SHA-256 is {found}, "
                 f"that of the export {sha256}; copy the file again."
             )
         try:
@@ -186,12 +185,19 @@ def _check_tensors(path: epath.Path, file: Any, rin: RIN) -> None:
 
 @contextlib.contextmanager
 def _local(path: epath.Path) -> Iterator[pathlib.Path]:
-    """A file of this machine that stands for `path`: itself, or for a URL a temporary one."""
+    """A file of this machine that stands for `path`: itself, or a temporary one for a bucket."""
     if "://" not in str(path):
         yield pathlib.Path(path)
         return
     with tempfile.TemporaryDirectory() as folder:
         yield pathlib.Path(folder, path.name)
+
+
+def _copy(source: pathlib.Path | epath.Path, target: pathlib.Path | epath.Path) -> None:
+    """Copies a file to or from a bucket; nothing if the two are one."""
+    if str(source) != str(target):
+        with source.open("rb") as reader, target.open("wb") as writer:
+            shutil.copyfileobj(reader, writer, 2**24)
 
 
 def _sha256(path: pathlib.Path) -> str:

@@ -340,31 +340,29 @@ def load(folder: str, device: str = "cpu") -> RIN:
 
 def load_weights(model: RIN, folder: str, sha256: str) -> RIN:
     """The model with the tensors of model.safetensors, read one by one."""
-    places, digest = file_names(model), hashlib.sha256()
+    layers_of, digest = file_names(model), hashlib.sha256()
     path = pathlib.Path(folder, "model.safetensors")
     with path.open("rb") as file, torch.no_grad():
-
-        def read(size):
-            if len(data := bytearray(file.read(size))) < size:
-                raise ValueError(f"{path} is cut off; copy the file again.")
-            digest.update(data)
-            return data
-
-        header = json.loads(read(struct.unpack("<Q", read(8))[0]))
+        while chunk := file.read(2**24):
+            digest.update(chunk)
+        if digest.hexdigest() != sha256:
+            raise ValueError(f"{path} was cut off or changed since its export; copy it again.")
+        file.seek(0)
+        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
         header.pop("__metadata__", None)
-        if wrong := sorted(set(header) ^ set(places)):
+        if wrong := sorted(set(header) ^ set(layers_of)):
             raise ValueError(f"{path}: missing or unknown tensors: {', '.join(wrong)}.")
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            shape, layers = entry["shape"], places[name]
+            shape, dtype, layers = entry["shape"], entry["dtype"], layers_of[name]
             stack, sizes = math.prod(shape[: len(layers[0][0])]), {p.numel() for _, p in layers}
-            if stack != len(layers) or {math.prod(shape) // stack} != sizes:
-                raise ValueError(f"{path}: {name} of shape {shape} does not fit the network.")
-            tensor = torch.frombuffer(read(4 * math.prod(shape)), dtype=torch.float32)
+            fits = stack == len(layers) and {math.prod(shape) // stack} == sizes
+            if not fits or dtype != "F32":
+                raise ValueError(f"{path}: {name}, {dtype} of shape {shape}, does not fit.")
+            data = bytearray(file.read(4 * math.prod(shape)))
+            tensor = torch.frombuffer(data, dtype=torch.float32).reshape(shape)
             for index, parameter in layers:
                 target = parameter.T if name.endswith("kernel") else parameter
-                target.copy_(tensor.reshape(shape)[index].reshape(target.shape))
-        if file.read(1) or digest.hexdigest() != sha256:
-            raise ValueError(f"{path} was changed since it was exported; copy the file again.")
+                target.copy_(tensor[index].reshape(target.shape))
     return model
 
 

@@ -43,7 +43,8 @@ def read(source: str) -> Found:
         import tensorflow as tf
     except ImportError as error:
         raise ConfigError(
-            '--mode=import reads TensorFlow\'s files with TensorFlow: pip install "rin-jax[tf]"'
+            "--mode=import_pix2seq reads TensorFlow's files with TensorFlow: "
+            'pip install "rin-jax[tf]"'
         ) from error
     try:
         reader = tf.train.load_checkpoint(source)

@@ -7,8 +7,10 @@ import torch
 
 from rin_jax import ConfigError
 from rin_jax.diffusion import schedules
+from rin_jax.diffusion.process import PREDICTION_TYPES
 from rin_jax.diffusion.update_rules import RULES
 from rin_jax.interop import formulas, rin_torch
+from rin_jax.network.layers import sinusoidal_encoding
 from tests import reference
 from tests.interop import exports
 from tests.network import small
@@ -157,6 +159,50 @@ def test_samples(changes, tmp_path):
     np.testing.assert_allclose(images, ours, atol=2e-4)  # DDPM divides by sqrt(1e-8) at first
     again = theirs.sample(torch.tensor(noise), num_steps=7, name="ddim")
     assert np.abs(again - images).max() > 0.01
+
+
+def test_codes_of_gamma_and_positions():
+    """To the rounding of one angle of a thousand radians, at the widths of large networks."""
+    coords = np.linspace(0, 1000, 1001, dtype=np.float32)
+    for width in (2, 96, 256):
+        ours = sinusoidal_encoding(coords, width)
+        theirs = rin_torch.sinusoids(torch.tensor(coords), width)
+        np.testing.assert_allclose(theirs, ours, atol=2e-6)
+
+
+ENDS = np.float32([1.0, 1 - 6e-8, 1 - 1e-6, 0.5, 1e-4, 1e-9])  # 1 leaves no noise to divide by
+
+
+@pytest.mark.parametrize("kind", PREDICTION_TYPES)
+def test_estimates_at_the_ends_of_gamma(kind, tmp_path):
+    model = exports.model(diffusion__prediction_type=kind, diffusion__input_scale=0.5)
+    theirs = in_torch(model.experiment.rin, model.params, tmp_path, model.config.to_dict())
+    rng = np.random.default_rng(0)
+    prediction, xt = rng.standard_normal((2, 1, 8, 8, 1), np.float32)
+    for gamma in ENDS:
+        ours = model.experiment.sampler.process.to_clipped_x0_eps(prediction, xt, gamma[None])
+        found = theirs.to_x0_eps(*map(torch.tensor, (prediction, xt, gamma)))
+        for a, b in zip(ours, found, strict=True):
+            assert np.isfinite(a).all()
+            # eps is a difference divided by as little as 3e-5
+            atol = 1e-6 / np.sqrt(max(1 - gamma, 1e-9))
+            np.testing.assert_allclose(b, a, rtol=1e-5, atol=atol)
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_ancestral_steps_at_the_ends_of_gamma(small):
+    """Also where rounding lets gamma fall a little in a step, as it must not."""
+    rng = np.random.default_rng(0)
+    xt, eps, fresh = rng.standard_normal((3, 1, 5), np.float32)
+    update = RULES["ddpm_small" if small else "ddpm_large"].update
+    for gamma, gamma_next in zip(ENDS, ENDS[[0, 0, 1, 2, 3, 4]], strict=True):
+        for factor in (1.0, 1 - 1e-6):
+            later = np.float32(gamma_next * factor)
+            ours = update(xt, None, eps, gamma[None], later[None], fresh, 0.0)
+            arrays = map(torch.tensor, (xt, eps, fresh, gamma, later))
+            assert np.isfinite(ours).all()
+            found = rin_torch.ancestral(*arrays, small)
+            np.testing.assert_allclose(found, ours, rtol=1e-5, atol=1e-6)
 
 
 def test_what_it_does_not_know_is_refused(tmp_path):
