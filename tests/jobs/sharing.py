@@ -1,4 +1,4 @@
-"""rin_jax.main as a process of a pod whose processes compile each program once, not each for itself.
+"""rin_jax.main as a process of a pod whose processes compile each program once, for all of them.
 
 JAX has that (`jax_share_binary_between_hosts`), but on CPUs its cache's key tells a program's
 processes apart by the devices that are their own.
