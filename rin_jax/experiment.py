@@ -28,7 +28,6 @@ from rin_jax.diffusion.schedules import make_schedule
 from rin_jax.evaluation.protocol import Evaluation
 from rin_jax.network.rin import RIN
 from rin_jax.runtime import sharding
-from rin_jax.runtime.sharding import MeshSizes
 from rin_jax.training.ema import Ema, Weight
 from rin_jax.training.optimizer import Optimizer
 from rin_jax.training.settings import Train
@@ -79,19 +78,16 @@ class Experiment:
     averages: dict[str, Weight]  # the running averages of the parameters, by name
     checkpoint: Policy
     evaluation: Evaluation
-    mesh: MeshSizes
-
-
-SECTIONS = (
-    "data", "model", "diffusion", "sampler", "optimizer", "train", "ema", "checkpoint",
-    "evaluation", "mesh",
-)  # fmt: skip
+    mesh: sharding.MeshSizes
 
 
 def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
     """Resolves and checks a configuration; ConfigError names field, values and remedy."""
     sections = config.to_dict()
-    check_fields("", sections, ("seed", *SECTIONS))
+    check_fields("", sections, (
+        "seed", "data", "model", "diffusion", "sampler", "optimizer", "train", "ema", "checkpoint",
+        "evaluation", "mesh",
+    ))  # fmt: skip
     data = section(Data, "data", sections).resolved()
     sections["data"] = dataclasses.asdict(data)
     shape = (data.image_size, data.image_size, data.channels)
@@ -110,7 +106,7 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
         ema=ema, averages=ema.weights(),
         checkpoint=section(Policy, "checkpoint", sections),
         evaluation=section(Evaluation, "evaluation", sections),
-        mesh=section(MeshSizes, "mesh", sections),
+        mesh=section(sharding.MeshSizes, "mesh", sections),
     )  # fmt: skip
 
 

@@ -167,10 +167,7 @@ class Sampler:
         return x_next, latents, x0
 
     def sample(self, denoise_fn: DenoiseFn, noise: Array, cond: Any, noise_fn: NoiseFn) -> Array:
-        """Examples [B, ...] in [-1, 1] from `noise` [B, ...]; one scan over the steps.
-
-        `noise_fn(i)` gives the fresh noise of step i (not called if there is none).
-        """
+        """Examples [B, ...] in [-1, 1] from `noise` [B, ...] and, if steps add any, noise_fn(i)."""
         return self.watched(denoise_fn, noise, cond, noise_fn, lambda x0, latents: None)[0]
 
     def watched(

@@ -40,10 +40,7 @@ def multiply_adds(rin: RIN) -> collections.Counter:
 
 
 def forward_flops(rin: RIN) -> int:
-    """Floating-point operations of one forward pass on one image.
-
-    Two for each multiply-add of the matrix products; elementwise work is not counted.
-    """
+    """Floating-point operations of the matrix products of one forward pass on one image."""
     return 2 * multiply_adds(rin).total()
 
 

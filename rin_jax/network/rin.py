@@ -166,10 +166,9 @@ class RIN(nn.Module):
 
         time = ScalarEmbedding(width(self.time_on_latents), self.time_scale, dtype, name="time")
         (latents if self.time_on_latents else others).append(time(gamma))
-        if self.num_classes:
-            label_width = width(self.label_on_latents)
-            label = conditioning.label_token(cond, self.num_classes, label_width, dtype)
-            (latents if self.label_on_latents else others).append(label)
+        cond_width = width(self.label_on_latents)
+        tokens = conditioning.tokens(cond, self.num_classes, cond_width, dtype)
+        (latents if self.label_on_latents else others).extend(tokens)
         return latents, others
 
     def _from_previous(self, name: str, previous: Array | None, like: Array) -> Array:

@@ -27,7 +27,7 @@ from rin_jax.experiment import Experiment, make_experiment, saved_config
 from rin_jax.network import conditioning
 from rin_jax.network.conditioning import Cond
 from rin_jax.network.rin import RIN
-from rin_jax.runtime import processes
+from rin_jax.runtime import console, processes
 from rin_jax.sampling.denoiser import denoiser, guided
 from rin_jax.sampling.weights import abstract_params, load_ema, on_device, whole
 
@@ -114,6 +114,21 @@ def make_generate(experiment: Experiment, mesh: Mesh, seed: int) -> Generate:
         return images[batch, row]
 
     return generate
+
+
+def generate_all(
+    experiment: Experiment, mesh: Mesh, seed: int, params: dict, labels: np.ndarray, part: int
+) -> np.ndarray:
+    """Images 0, 1, .. of `seed` under `labels` [N], `part` of them at a time, a line for each."""
+    generate = make_generate(experiment, mesh, seed)
+    progress = console.Progress(0, len(labels), 1)
+    images = []
+    for first in range(0, len(labels), part):
+        rows = np.arange(first, min(first + part, len(labels)))
+        cond = conditioning.of_labels(labels[rows], experiment.rin.num_classes)
+        images.append(generate(params, rows, cond))
+        console.say(progress.line(progress.update(int(rows[-1]) + 1)))
+    return np.concatenate(images)
 
 
 def places(indices: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -76,9 +76,8 @@ def load_ema(
         `--mode=reconstruct` made is found too.
       checkpoint: the step; the newest good one if not given.
 
-    Raises:
-      ConfigError: there is no checkpoint, none is good, it belongs to another architecture, or
-        the average was not kept.
+    Raises ConfigError if there is no checkpoint, none is good, it belongs to another architecture,
+    or the average was not kept.
     """
     found = restore.find_checkpoints(workdir, checkpoint)
     made = folder(workdir, "reconstructed") / (ema or "none")

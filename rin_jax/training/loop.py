@@ -78,9 +78,8 @@ def run_loop(
 ) -> TrainState:  # fmt: skip
     """Steps, logs, saves and samples until `train.num_steps`; returns the last state.
 
-    Raises:
-      NotFiniteError: too many steps in a row were not finite; nothing of them was saved.
-      Preempted: the run was told to end; its state is saved.
+    Raises NotFiniteError at too many steps in a row that are not finite (nothing of them is saved),
+    and Preempted if the run is told to end (its state is saved).
     """
     num_steps, num_classes = experiment.train.num_steps, experiment.rin.num_classes
     generate = make_generate(experiment, mesh, experiment.seed)
@@ -90,7 +89,7 @@ def run_loop(
     progress = console.Progress(first_step, num_steps, experiment.train.batch_size)
     window = Window(experiment.train.max_skipped_steps)
     shown = next(iter(state.emas))  # the average whose samples are shown
-    watch.begin()
+    watch.end_quiet()
 
     def after(step: int, due: dict[str, bool]) -> None:
         """What follows the save of a step."""

@@ -74,11 +74,10 @@ def describe_skipped(step: int, values: Mapping, gradients: Mapping[str, np.ndar
     """What was not finite in a step, and which modules have gradients that are not."""
     bad = [f"{name} is {values[name]}" for name in SCALARS if not np.isfinite(values[name])]
     modules = [name for name, norm in gradients.items() if not np.isfinite(norm).all()]
+    where = "all gradients are finite"
     if modules:
         shown = ", ".join(modules[:MOST_NAMED]) + (", ..." if len(modules) > MOST_NAMED else "")
         where = f"{len(modules)} of {len(gradients)} modules have such gradients: {shown}"
-    else:
-        where = "all gradients are finite"
     rate = float(values["learning_rate"])
     return f"step {step}: {', '.join(bad)}; {where}; learning rate {rate:.4g}"
 

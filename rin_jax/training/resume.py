@@ -20,9 +20,8 @@ from rin_jax.training.state import TrainState
 def find_run(experiment: Experiment, workdir: str) -> tuple[list[Saved], dict[int, str]]:
     """The checkpoints that a run goes on from, as `restore.find`; none if it is new.
 
-    Raises:
-      ConfigError: as `restore.find`; or they belong to another architecture or optimizer, or lack
-        an average.
+    Raises ConfigError as `restore.find`, or if they belong to another architecture or optimizer, or
+    lack an average.
     """
     found, damaged = restore.find(workdir)
     if found:
@@ -62,10 +61,7 @@ def restore_state(
 
 
 def find_beginning(experiment: Experiment) -> list[Saved] | None:
-    """The checkpoints that `train.init_from` names, newest first; None if it names nothing.
-
-    Raises ConfigError if there is none where it says.
-    """
+    """The checkpoints in `train.init_from`, newest first (ConfigError: none); None if not set."""
     path = experiment.train.init_from
     if path is None:
         return None
@@ -76,10 +72,7 @@ def find_beginning(experiment: Experiment) -> list[Saved] | None:
 
 
 def begin(experiment: Experiment, mesh: Mesh, beginning: list[Saved] | None) -> TrainState:
-    """The state of a new run, with the parameters of another one where they fit.
-
-    Raises ConfigError if no checkpoint of the other run is good.
-    """
+    """A new run's state, with another's parameters where they fit; ConfigError: all are damaged."""
     fresh = state.create_state(experiment, mesh, experiment.config.seed)
     if beginning is None:
         return fresh

@@ -12,14 +12,12 @@ from rin_jax.experiment import Experiment
 from rin_jax.network.partitioning import new_params
 from rin_jax.sampling.weights import abstract_params, placed
 
-Array = jax.Array
-
 
 @flax.struct.dataclass
 class TrainState:
     """Everything that a training step reads and writes."""
 
-    step: Array  # int32 scalar, steps taken
+    step: jax.Array  # int32 scalar, steps taken
     params: Any  # network parameters, float32
     emas: dict[str, Any]  # their running averages by name; all start from the parameters
     opt_state: Any  # the optimizer's state

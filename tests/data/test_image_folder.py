@@ -126,6 +126,7 @@ def test_wrong_folders(tmp_path):
     put(tmp_path, *FILES)
     with pytest.raises(ConfigError, match=r"num_classes is 1, but .* labels 0\.\.1; set .* 2"):
         opened(tmp_path, num_classes=1)
+    assert len(opened(tmp_path, num_classes=2)) == 4
     (tmp_path / "bird").mkdir()
     with pytest.raises(ConfigError, match=r"no image in 1 of 3 class folders \(bird\); delete"):
         opened(tmp_path)

@@ -34,10 +34,10 @@ def test_features_are_what_the_labels_follow_from(classifier, digits):
 
 
 def test_a_rare_class_is_learned_from(digits):
-    """Held-out images are drawn from each class, so that no class is held out whole."""
+    """Held-out images are drawn from each class; drawn from all, these seeds hold out a class."""
     images, labels = digits
     rows = np.concatenate([np.flatnonzero(labels == 0)[:30], np.flatnonzero(labels == 1)[:2]])
-    for seed in range(8):
+    for seed in (59, 75, 98):
         rare = Classifier(images[rows], labels[rows], seed)
         assert rare.agreement(images[labels == 1], labels[labels == 1]) > 0
 

@@ -22,6 +22,7 @@ from rin_jax.experiment import make_experiment
 from rin_jax.runtime import sharding
 from rin_jax.runtime.exits import PREEMPTED
 from rin_jax.training.state import abstract_state, items_of, state_of
+from tests import xla
 from tests.data import small_sets
 from tests.test_configs import load
 
@@ -40,10 +41,8 @@ CHANGES = {
 }  # fmt: skip
 # (configuration, processes, devices of each, mesh); all must equal one process with one device
 LAYOUTS = (
-    ("digits", 2, 4, {"fsdp": 1}),
     ("digits", 4, 2, {"data": 2, "fsdp": 2, "tensor": 2}),
     ("imagenet64", 2, 4, {"fsdp": 8}),
-    ("imagenet64", 4, 2, {"data": 4, "tensor": 2}),
 )
 
 pytestmark = pytest.mark.slow
@@ -66,7 +65,7 @@ class Pod:
         changes = CHANGES | {f"mesh.{axis}": size for axis, size in (mesh or {}).items()}
         changes |= {field.replace("__", "."): value for field, value in more.items()}
         environment = dict(os.environ, PYTHON=sys.executable)
-        environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+        environment["XLA_FLAGS"] = xla.FAST
         if processes == 1:  # in several, the cache would serve process 0 alone
             environment["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".cache" / "jax-cli")
         self._log = Path(f"{workdir}.log")
@@ -241,9 +240,9 @@ def test_fine_tuning_by_two_processes(trained, data_dir, tmp_path):
 
 
 def test_samples_by_two_processes_are_those_of_one_to_the_bit(trained, data_dir, tmp_path):
-    """One device of one process, eight of one, and four of each of two."""
+    """One device of one process, and four of each of two (eight of one: test_generate.py)."""
     arrays = {}
-    for processes, devices in ((1, 1), (1, 8), (2, 4)):
+    for processes, devices in ((1, 1), (2, 4)):
         workdir = tmp_path / f"{processes}x{devices}"
         shutil.copytree(trained("digits"), workdir)
         pod = Pod(
@@ -261,15 +260,6 @@ def test_samples_by_two_processes_are_those_of_one_to_the_bit(trained, data_dir,
     for others in arrays.values():
         for name, array in alone.items():
             np.testing.assert_array_equal(others[name], array)
-
-
-def test_evaluation_by_two_processes(trained, data_dir, tmp_path):
-    workdir = tmp_path / "run"
-    shutil.copytree(trained("digits"), workdir)
-    pod = Pod("digits", workdir, data_dir, 2, 4, mode="evaluate")
-    assert pod.end() == 0, pod.log
-    record = json.loads((workdir / "evaluation" / f"{NUM_STEPS:08d}-decay_0.998.json").read_text())
-    assert record["num_samples"] == 20
 
 
 def test_a_mistake_ends_every_process_with_its_message(data_dir, tmp_path):

@@ -242,6 +242,7 @@ ENTRY %main (x: bf16[8,128]) -> bf16[8,128] {
 def test_a_tpu_program():
     program = Program(TPU, num_devices=16, num_slices=2)
     found = {c.kind: c for c in program.collectives()}
+    assert len(found) == len(program.collectives())  # started and awaited is once
     shard = 8 * 128 * 2
     assert found["all-gather"].runs == 6  # 1, 3, .. 11
     assert found["all-gather"].bytes == 6 * 7 * shard
