@@ -212,7 +212,8 @@ def _plain(sampler: Mapping[str, Any]) -> tuple[str, str]:
     other = {field: value for field, value in PLAIN.items() if given[field] != value}
     fields = {"name": "ddim", "num_steps": steps, **other}
     changed = [field for field in ("name", *other) if given[field] != fields[field]]
-    note = f" It draws with plain DDIM here, not with the {', '.join(changed)} named above."
+    has = ", ".join(f"{field} {given[field]}" for field in changed)
+    note = f" It draws with plain DDIM here, not with the sampler above, which has {has}."
     return ", ".join(f"{k}={v!r}" for k, v in fields.items()), note if changed else ""
 
 
