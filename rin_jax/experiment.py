@@ -24,11 +24,10 @@ from rin_jax.diffusion.guidance import Guidance
 from rin_jax.diffusion.objective import Objective
 from rin_jax.diffusion.process import Process
 from rin_jax.diffusion.samplers import Sampler
-from rin_jax.diffusion.schedules import Schedule, make_schedule
+from rin_jax.diffusion.schedules import make_schedule
 from rin_jax.evaluation.protocol import Evaluation
 from rin_jax.network.rin import RIN
 from rin_jax.runtime import sharding
-from rin_jax.runtime.sharding import MeshSizes
 from rin_jax.training.ema import Ema, Weight
 from rin_jax.training.optimizer import Optimizer
 from rin_jax.training.settings import Train
@@ -45,17 +44,11 @@ SINCE_FORMAT_2 = {
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """What the section `sampler` says beside the sampling procedure and its guidance.
+    """What the section `sampler` says beside the sampling procedure and its guidance."""
 
-    Attributes:
-      guide: workdir of a weaker network that guides (autoguidance); None: no such network.
-      guide_checkpoint: step of its checkpoint; None: the newest.
-      images_per_device: drawn at once; an image is the same only under the same number.
-    """
-
-    guide: str | None
-    guide_checkpoint: int | None
-    images_per_device: int
+    guide: str | None  # workdir of a weaker network that guides (autoguidance); None: no such one
+    guide_checkpoint: int | None  # step of its checkpoint; None: the newest
+    images_per_device: int  # drawn at once; an image is the same only under the same number
 
     def __post_init__(self):
         at_least_one("sampler", self, "images_per_device")
@@ -68,92 +61,60 @@ class Generation:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What a configuration describes; see `make_experiment`.
+    """What a configuration describes, section by section; see `make_experiment`."""
 
-    Attributes:
-      config: the resolved configuration; no value is missing but those that may be.
-      seed: of all randomness of a run.
-      data, train, ema, checkpoint, evaluation, mesh: the sections of these names.
-      rin: the network, section `model`.
-      objective: the training loss, section `diffusion`.
-      sampler, guidance, generation: the three parts of section `sampler`.
-      optimizer: the optax transformation of section `optimizer`.
-      learning_rate: its schedule.
-      averages: the running averages of the parameters, by name.
-    """
-
-    config: ml_collections.FrozenConfigDict
-    seed: int
+    config: ml_collections.FrozenConfigDict  # resolved; no value is missing but those that may be
+    seed: int  # of all randomness of a run
     data: Data
-    rin: RIN
-    objective: Objective
-    sampler: Sampler
+    rin: RIN  # the network, section `model`
+    objective: Objective  # the training loss, section `diffusion`
+    sampler: Sampler  # of section `sampler`, as are the next two
     guidance: Guidance
     generation: Generation
     optimizer: optax.GradientTransformation
-    learning_rate: optax.Schedule
+    learning_rate: optax.Schedule  # of the optimizer
     train: Train
     ema: Ema
-    averages: dict[str, Weight]
+    averages: dict[str, Weight]  # the running averages of the parameters, by name
     checkpoint: Policy
     evaluation: Evaluation
-    mesh: MeshSizes
-
-
-SECTIONS = (
-    "data", "model", "diffusion", "sampler", "optimizer", "train", "ema", "checkpoint",
-    "evaluation", "mesh",
-)  # fmt: skip
+    mesh: sharding.MeshSizes
 
 
 def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
-    """Resolves and checks a configuration.
-
-    Raises:
-      ConfigError: with the field, the values that disagree and the remedy.
-    """
+    """Resolves and checks a configuration; ConfigError names field, values and remedy."""
     sections = config.to_dict()
-    check_fields("", sections, ("seed", *SECTIONS))
+    check_fields("", sections, (
+        "seed", "data", "model", "diffusion", "sampler", "optimizer", "train", "ema", "checkpoint",
+        "evaluation", "mesh",
+    ))  # fmt: skip
     data = section(Data, "data", sections).resolved()
     sections["data"] = dataclasses.asdict(data)
-    rin = section(
-        RIN,
-        "model",
-        sections,
-        example_shape=(data.image_size, data.image_size, data.channels),
-        num_classes=data.num_classes,
-    )
+    shape = (data.image_size, data.image_size, data.channels)
+    rin = section(RIN, "model", sections, example_shape=shape, num_classes=data.num_classes)
     objective = make_objective(sections["diffusion"])
     sampler, guidance, generation = make_sampler(sections["sampler"], objective.process)
-    check_guidance(guidance, generation, objective, data)
+    check_guidance(guidance.scale, generation.guide, objective, data)
     train = section(Train, "train", sections)
     optimizer, learning_rate = section(Optimizer, "optimizer", sections).make(train.num_steps)
     ema = section(Ema, "ema", sections)
     return Experiment(
-        config=ml_collections.FrozenConfigDict(sections),
-        seed=sections["seed"],
-        data=data,
-        rin=rin,
-        objective=objective,
-        sampler=sampler,
-        guidance=guidance,
-        generation=generation,
-        optimizer=optimizer,
-        learning_rate=learning_rate,
-        train=train,
-        ema=ema,
-        averages=ema.weights(),
+        config=ml_collections.FrozenConfigDict(sections), seed=sections["seed"],
+        data=data, rin=rin, objective=objective,
+        sampler=sampler, guidance=guidance, generation=generation,
+        optimizer=optimizer, learning_rate=learning_rate, train=train,
+        ema=ema, averages=ema.weights(),
         checkpoint=section(Policy, "checkpoint", sections),
         evaluation=section(Evaluation, "evaluation", sections),
-        mesh=section(MeshSizes, "mesh", sections),
-    )
+        mesh=section(sharding.MeshSizes, "mesh", sections),
+    )  # fmt: skip
 
 
 def fields_of(kind: type, *derived: str) -> tuple[str, ...]:
     """The fields of a dataclass that a section gives: all but Flax's own and `derived`."""
-    left_out = {*derived, *(("parent", "name") if issubclass(kind, nn.Module) else ())}
-    names = (field.name for field in dataclasses.fields(kind) if field.init)
-    return tuple(name for name in names if name not in left_out)
+    left_out = (*derived, "parent", "name") if issubclass(kind, nn.Module) else derived
+    fields = [field.name for field in dataclasses.fields(kind) if field.init]
+    return tuple(name for name in fields if name not in left_out)
 
 
 def section(kind: type, name: str, sections: Mapping[str, Any], **derived: Any) -> Any:
@@ -180,8 +141,7 @@ def make_objective(given: Mapping[str, Any]) -> Objective:
     of_process, own = fields_of(Process), fields_of(Objective, "process")
     check_fields("diffusion", given, (*of_process, *own))
     process = Process(**{field: given[field] for field in of_process})
-    fields = {field: given[field] for field in own}
-    return Objective(process=process, **fields | {"schedule": schedule_of("diffusion", given)})
+    return Objective(process=process, **with_schedule("diffusion", given, own))
 
 
 def make_sampler(
@@ -191,35 +151,30 @@ def make_sampler(
     of_guidance = {f"guidance_{field}": field for field in fields_of(Guidance)}
     own, rest = fields_of(Sampler, "process"), fields_of(Generation)
     check_fields("sampler", given, (*own, *of_guidance, *rest))
-    fields = {field: given[field] for field in own}
-    sampler = Sampler(process=process, **fields | {"schedule": schedule_of("sampler", given)})
+    sampler = Sampler(process=process, **with_schedule("sampler", given, own))
     guidance = Guidance(**{field: given[name] for name, field in of_guidance.items()})
     return sampler, guidance, Generation(**{field: given[field] for field in rest})
 
 
-def schedule_of(name: str, given: Mapping[str, Any]) -> Schedule:
-    """The noise schedule of a section."""
+def with_schedule(name: str, given: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
+    """The given values of some fields of a section, with its noise schedule made."""
     try:
-        return make_schedule(**given["schedule"])
+        schedule = make_schedule(**given["schedule"])
     except ConfigError as error:
         raise ConfigError(f"{name}.schedule: {error}") from error
+    return {field: given[field] for field in fields} | {"schedule": schedule}
 
 
-def check_guidance(
-    guidance: Guidance, generation: Generation, objective: Objective, data: Data
-) -> None:
+def check_guidance(scale: float, guide: str | None, objective: Objective, data: Data) -> None:
     """Raises ConfigError if nothing is there that could guide, or what is there does not."""
-    scale, guide = guidance.scale, generation.guide
     if guide is not None and not scale:
         raise ConfigError(
             f"sampler.guide is {guide!r}, but sampler.guidance_scale is 0; set it above 0."
         )
     if scale and guide is None and not (data.num_classes and objective.cond_dropout):
-        why = (
-            "diffusion.cond_dropout is 0: the network never learns to go without a label"
-            if data.num_classes
-            else "the network has no classes"
-        )
+        why = "the network has no classes"
+        if data.num_classes:
+            why = "diffusion.cond_dropout is 0: the network never learns to go without a label"
         raise ConfigError(
             f"sampler.guidance_scale is {scale}, but {why}; set it to 0, or sampler.guide to the "
             "workdir of a weaker network."
@@ -229,8 +184,7 @@ def check_guidance(
 def device_mesh(experiment: Experiment, devices: list | None = None) -> Mesh:
     """The mesh of an experiment over all devices, or over those given.
 
-    Raises:
-      ConfigError: the axes do not fit the devices, or `tensor` the heads or hidden widths.
+    Raises ConfigError if the axes do not fit the devices, or `tensor` the heads or hidden widths.
     """
     mesh = sharding.make_mesh(**dataclasses.asdict(experiment.mesh), devices=devices)
     rin, tensor = experiment.rin, mesh.shape["tensor"]
@@ -283,11 +237,11 @@ def check_architecture(experiment: Experiment, saved: Mapping[str, Any], where: 
     """
     now = architecture(experiment.config.to_dict())
     before = architecture(saved_config(saved).to_dict())
-    differences = [
-        f"{field}: checkpoint {before[field]!r}, now {now[field]!r}"
-        for field in now
-        if before[field] != now[field]
+    differ = [
+        f"\n  {field}: checkpoint {before[field]!r}, now {value!r}"
+        for field, value in now.items()
+        if before[field] != value
     ]
-    if differences:
-        listed = "\n  ".join([f"{where} belongs to another architecture:", *differences])
+    if differ:
+        listed = f"{where} belongs to another architecture:{''.join(differ)}"
         raise ConfigError(f"{listed}\nUse another --workdir, or the checkpoint's values.")

@@ -9,77 +9,56 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from rin_jax import ConfigError
+
 TOGETHER = ("train", "sample", "evaluate", "reconstruct")  # what all processes of a run do together
 MODES = (*TOGETHER, "prepare", "plan", "export", "import_pix2seq")
 sys.path.append(str(Path(__file__).parents[1]))  # configs/ lies beside rin_jax/
 
+# fmt: off
 CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "Configuration file, optionally with a variant: configs/digits.py:tiny. Any field can be "
-    "overridden: --config.model.depth=2.",
-)
+    "config", None, "Configuration file, optionally with a variant: configs/digits.py:tiny. Any "
+    "field can be overridden: --config.model.depth=2.")
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run (checkpoints, curves, samples); the same one resumes it."
-)
+    "workdir", None, "Folder of the run (checkpoints, curves, samples); the same one resumes it.")
 MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do with the run.")
 NUM = flags.DEFINE_integer("num", None, "--mode=sample: how many images; a hundred if not given.")
 CLASSES = flags.DEFINE_list(
-    "classes",
-    [],
-    "--mode=sample: labels, taken in turn (3,7); or all, in turn; or balanced, all in a random "
-    "order in each round; or random. At most ten, evenly spaced, if not given.",
-)
+    "classes", [], "--mode=sample: labels, taken in turn (3,7); or all, in turn; or balanced, all "
+    "in a random order in each round; or random. At most ten, evenly spaced, if not given.")
 CHECKPOINT = flags.DEFINE_integer(
-    "checkpoint", None, "--mode=sample: step of the checkpoint; the newest if not given."
-)
+    "checkpoint", None, "--mode=sample: step of the checkpoint; the newest if not given.")
 EXPORT = flags.DEFINE_string(
-    "export",
-    None,
-    "--mode=sample: take the weights from this export (a folder, a URL or owner/name on the hub) "
-    "instead of a run; --workdir is then any folder that gets the samples.",
-)
+    "export", None, "--mode=sample: take the weights from this export (a folder, or owner/name on "
+    "the hub) instead of a run; --workdir is then any folder that gets the samples.")
 PICTURES = flags.DEFINE_bool(
-    "pictures", False, "--mode=sample: also draw the way of the first images and what was read."
-)
+    "pictures", False, "--mode=sample: also draw the way of the first images and what was read.")
 EMA = flags.DEFINE_string(
-    "ema",
-    None,
-    "--mode=sample, evaluate, export: the average whose weights are used, decay_0.9999 or "
-    "power_0.05; the first that the run keeps if not given.",
-)
+    "ema", None, "--mode=sample, evaluate, export: the average whose weights are used, "
+    "decay_0.9999 or power_0.05; the first that the run keeps if not given.")
 LENGTH = flags.DEFINE_float(
-    "length",
-    None,
-    "--mode=reconstruct: length of the power average to make from the run's snapshots, a share of "
-    "the training so far in (0, 0.288].",
-)
+    "length", None, "--mode=reconstruct: length of the power average to make from the run's "
+    "snapshots, a share of the training so far in (0, 0.288].")
 SOURCE = flags.DEFINE_string(
-    "source",
-    None,
-    "--mode=prepare: a folder of your own images that becomes the data set data.name: a folder "
-    "a class, or labels.csv (columns file, label), or dataset.json, or no classes. "
-    "--mode=import_pix2seq: a TensorFlow checkpoint of the authors' released code, or its folder.",
-)
+    "source", None, "--mode=prepare: a folder of your own images that becomes the data set "
+    "data.name: a folder a class, or labels.csv (columns file, label), or dataset.json, or no "
+    "classes. --mode=import_pix2seq: a TensorFlow checkpoint of the authors' released code, or its "
+    "folder.")
 DOWNLOADED = flags.DEFINE_string(
-    "downloaded",
-    None,
-    "--mode=prepare: a folder with files, under their original names, that TFDS would fetch or "
-    "that have to be fetched by hand.",
-)
+    "downloaded", None, "--mode=prepare: a folder with files, under their original names, that "
+    "TFDS would fetch or that have to be fetched by hand.")
 JOIN_TIMEOUT = flags.DEFINE_float(
-    "join_timeout", 300.0, "Seconds to wait at the start until all processes of the run are there."
-)
+    "join_timeout", 300.0, "Seconds to wait at the start until all processes of the run are there.")
 TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "--mode=plan: the TPU slice to compile for, v5e:16x16; needs no TPU."
-)
+    "topology", None, "--mode=plan: the TPU slice to compile for, v5e:16x16; needs no TPU.")
 NUM_SLICES = flags.DEFINE_integer("num_slices", 1, "--mode=plan: slices of that topology.")
 TO = flags.DEFINE_string("to", None, "--mode=export: the folder that is written.")
 GRID = flags.DEFINE_bool("grid", True, "--mode=export: draw a grid of samples, samples.png.")
 ONNX = flags.DEFINE_bool("onnx", False, "--mode=export: write the denoiser as ONNX too.")
 PUSH = flags.DEFINE_string(
-    "push", None, "--mode=export: then upload the folder to this repository of the hub, owner/name."
-)
+    "push", None,
+    "--mode=export: then upload the folder to this repository of the hub, owner/name.")
+# fmt: on
 
 
 def main(argv: list[str]) -> None:
@@ -88,7 +67,6 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # the libraries' own progress is not the user's
-    from rin_jax import ConfigError
     from rin_jax.runtime import cluster, exits, preemption, processes
     from rin_jax.training.metrics import NotFiniteError
 
@@ -96,11 +74,8 @@ def main(argv: list[str]) -> None:
     try:
         check_flags(MODE.value)
         if MODE.value in TOGETHER:
-            facts = cluster.started_with(
-                CONFIG.value, mode=MODE.value, workdir=WORKDIR.value, num=NUM.value,
-                classes=CLASSES.value, ema=EMA.value, checkpoint=CHECKPOINT.value,
-                export=EXPORT.value, pictures=PICTURES.value, length=LENGTH.value,
-            )  # fmt: skip
+            same = MODE, WORKDIR, NUM, CLASSES, EMA, CHECKPOINT, EXPORT, PICTURES, LENGTH
+            facts = cluster.started_with(CONFIG.value, **{flag.name: flag.value for flag in same})
             with (
                 preemption.watching() as watch,
                 processes.together(facts, JOIN_TIMEOUT.value, codes, watch.told),
@@ -115,8 +90,6 @@ def main(argv: list[str]) -> None:
 
 def check_flags(mode: str) -> None:
     """Raises ConfigError at a flag that the mode needs and lacks, or has and does not read."""
-    from rin_jax import ConfigError
-
     for flag, *needing in ((WORKDIR, *TOGETHER, "export", "import_pix2seq"),
                            (TO, "export"), (SOURCE, "import_pix2seq")):  # fmt: skip
         if flag.value is None and mode in needing:
@@ -170,9 +143,7 @@ def run(mode: str, watch=None) -> None:
     elif mode == "export":
         from rin_jax.jobs.export import export
 
-        export(
-            CONFIG.value, WORKDIR.value, TO.value, EMA.value, GRID.value, ONNX.value, PUSH.value
-        )
+        export(CONFIG.value, WORKDIR.value, TO.value, EMA.value, GRID.value, ONNX.value, PUSH.value)
     elif mode == "import_pix2seq":
         from rin_jax.jobs.import_pix2seq import import_pix2seq
 

@@ -3,9 +3,10 @@
 import os
 from pathlib import Path
 
-# Compiling takes most of the suite's time, and tests run each program only a few times.
+from tests.xla import FAST
+
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
-    " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    f" --xla_force_host_platform_device_count=8 {FAST}"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -16,6 +16,7 @@ from rin_jax.experiment import SINCE_FORMAT_2, make_experiment
 from rin_jax.network.cost import forward_flops
 from rin_jax.network.partitioning import param_shapes
 from rin_jax.network.rin import RIN
+from tests import xla
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # Parameters and GFLOPs of the authors' code, counted apart from this project and rounded.
@@ -193,7 +194,7 @@ def test_tiny_runs_end_to_end(tmp_path):
         *(f"--workdir={tmp_path / 'run'}", f"--config.data.data_dir={tmp_path / 'data'}"),
     ]
     environment = dict(os.environ, JAX_COMPILATION_CACHE_DIR=jax.config.jax_compilation_cache_dir)
-    environment.pop("XLA_FLAGS", None)  # one device, as a user's machine has
+    environment["XLA_FLAGS"] = xla.FAST  # one device, as a user's machine has
     for mode in ("train", "sample", "evaluate"):
         done = subprocess.run(
             [*command, f"--mode={mode}"],

@@ -6,6 +6,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "rin_jax"
 MOST_LINES, MOST_LINES_OF_A_FUNCTION, MOST_ROOMS = 300, 100, 11
+ONE_FILE_BY_DESIGN = {"interop.rin_torch"}  # an export has a copy of it, which needs PyTorch alone
 
 # A room -> the rooms that it may import. `training` has two rows: what an experiment is made of
 # lies below it, what uses an experiment above.
@@ -23,7 +24,7 @@ ROOMS = {
     "sampling": {"experiment", "network", "diffusion", "runtime", "checkpointing"},
     "training": {"sampling", "experiment", "network", "diffusion", "runtime", "checkpointing",
                  RECIPE},
-    "interop": {"sampling", "experiment", "network", "runtime"},
+    "interop": {"sampling", "experiment", "network", "diffusion", "runtime"},
     "jobs": {"interop", "training", "sampling", "experiment", "checkpointing", "network",
              "data", "evaluation", "runtime", RECIPE},
     "main": {"jobs", "runtime", "training"},
@@ -124,7 +125,8 @@ def test_rooms_and_files():
 def test_files_and_functions_stay_small():
     for name, path in modules():
         text = path.read_text()
-        assert len(text.splitlines()) <= MOST_LINES, f"{name} is too long: split it"
+        long = len(text.splitlines()) > MOST_LINES
+        assert long == (name in ONE_FILE_BY_DESIGN), f"{name} is too long: split it"
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 lines = node.end_lineno - node.lineno

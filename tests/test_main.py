@@ -11,14 +11,14 @@ import pytest
 from rin_jax import ConfigError
 from rin_jax.experiment import check_devices, device_mesh, make_experiment
 from rin_jax.runtime import sharding
-from tests import tiny
+from tests import tiny, xla
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def command(*arguments: str, workdir) -> subprocess.CompletedProcess:
     """python -m rin_jax.main on one device, with the tests' compile cache."""
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    environment = os.environ | {"XLA_FLAGS": xla.FAST}
     environment["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".cache" / "jax-cli")
     return subprocess.run(
         [sys.executable, "-m", "rin_jax.main", f"--workdir={workdir}", *arguments],

@@ -16,6 +16,8 @@ import pytest
 from nbclient import NotebookClient
 from PIL import Image
 
+from tests import xla
+
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -160,7 +162,7 @@ def execute(name: str, folder: Path, **parameters) -> list[list[np.ndarray]]:
         assert re.search(rf"^{field} = ", cell.source, re.MULTILINE), field
         cell.source += f"\n{field} = {value!r}"
     cache = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax-cli")}
-    flags = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"}
+    flags = {"XLA_FLAGS": xla.FAST, "JAX_PLATFORMS": "cpu"}
     places = {"PYTHONPATH": str(ROOT), "TFDS_DATA_DIR": str(folder / "tfds")}
     client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}})
     client.execute(env={**os.environ, **cache, **flags, **places})

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tests import xla
+
 ROOT = Path(__file__).resolve().parents[1]
 PHASES = ("start", "compile", "restore", "input", "step", "save", "samples", "end")
 CHANGES = {
@@ -83,7 +85,7 @@ class Life:
         changes = CHANGES | {"data.data_dir": data_dir, "train.num_steps": num_steps}
         environment = dict(
             os.environ,
-            XLA_FLAGS="--xla_backend_optimization_level=0",
+            XLA_FLAGS=xla.FAST,
             JAX_COMPILATION_CACHE_DIR=f"{data_dir}/cache",
             JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
             PYTHONPATH=str(ROOT),

@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,19 +29,12 @@ FORMAT = 2
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """The section `checkpoint` of a configuration: when checkpoints are saved, and which stay.
+    """The section `checkpoint` of a configuration: when checkpoints are saved, and which stay."""
 
-    Attributes:
-      every_steps: steps between two checkpoints.
-      keep: how many of the newest stay.
-      keep_every_steps: those of multiples of this step stay too; None: none of them.
-      keep_best: how many with the lowest mean loss stay too.
-    """
-
-    every_steps: int
-    keep: int
-    keep_every_steps: int | None
-    keep_best: int
+    every_steps: int  # steps between two checkpoints
+    keep: int  # how many of the newest stay
+    keep_every_steps: int | None  # those of multiples of this step stay too; None: none of them
+    keep_best: int  # how many with the lowest mean loss stay too
 
     def __post_init__(self):
         at_least_one("checkpoint", self, "every_steps", "keep")
@@ -53,19 +46,12 @@ class DamagedError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """A complete checkpoint in a folder, none of its arrays read yet.
+    """A complete checkpoint in a folder, none of its arrays read yet."""
 
-    Attributes:
-      step: steps taken.
-      path: its folder.
-      metadata: what was saved with it.
-      checksums: those of its arrays, by path.
-    """
-
-    step: int
-    path: epath.Path
-    metadata: dict[str, Any]
-    checksums: dict[str, int]
+    step: int  # steps taken
+    path: epath.Path  # its folder
+    metadata: dict[str, Any]  # what was saved with it
+    checksums: dict[str, int]  # those of its arrays, by path
 
     @property
     def config(self) -> dict[str, Any]:
@@ -81,9 +67,8 @@ class Saved:
 class Checkpoints:
     """Saves checkpoints into one folder; a context manager that ends with the last one complete.
 
-    Args:
-      path: the folder, local or any that etils.epath knows (gs://...).
-      policy: which checkpoints stay; None keeps all.
+    `path` is local or any that etils.epath knows (gs://...). `policy` says which checkpoints stay;
+    None keeps all.
     """
 
     def __init__(self, path: epath.Path, policy: Policy | None = None):
@@ -110,21 +95,12 @@ class Checkpoints:
         self._checkpointer.close()
 
     def save(
-        self,
-        step: int,
-        items: Mapping[str, Any],
-        metadata: Mapping[str, Any],
-        loss: float | None = None,
+        self, step: int, items: Mapping[str, Any], metadata: Mapping, loss: float | None = None
     ) -> None:
         """Starts saving pytrees of arrays by name; waits first for the save before.
 
-        The arrays may be given away (donated) when this returns.
-
-        Args:
-          step: steps taken.
-          items: the pytrees.
-          metadata: JSON.
-          loss: the mean loss, by which the best are kept.
+        `metadata` is JSON; `loss` the mean, by which the best are kept. The arrays may be given
+        away (donated) when this returns.
         """
         self._checkpointer.wait()
         # "facts" and "digests" are format 2's names of metadata and checksums
@@ -160,12 +136,11 @@ def folder(workdir: str, name: str = "checkpoints") -> epath.Path:
 def find(path: epath.Path) -> tuple[list[Saved], dict[int, str]]:
     """The checkpoints in a folder, newest first, and why others there are damaged, by step.
 
-    Nothing is read but their metadata, and no device is used.
-
-    Raises:
-      ConfigError: one was written by another format version.
+    Nothing is read but their metadata, and no device is used. ConfigError: one was written by
+    another format version.
     """
-    steps = sorted((int(p.name) for p in _entries(path) if p.name.isdigit()), reverse=True)
+    entries = path.iterdir() if path.exists() else ()
+    steps = sorted((int(entry.name) for entry in entries if entry.name.isdigit()), reverse=True)
     found, damaged = [], {}
     for step in steps:
         try:
@@ -173,10 +148,6 @@ def find(path: epath.Path) -> tuple[list[Saved], dict[int, str]]:
         except DamagedError as error:
             damaged[step] = str(error)
     return found, damaged
-
-
-def _entries(path: epath.Path) -> list[epath.Path]:
-    return list(path.iterdir()) if path.exists() else []
 
 
 def _read_metadata(path: epath.Path, step: int) -> Saved:
@@ -204,8 +175,7 @@ def _first_line(error: Exception) -> str:
 def load(saved: Saved, abstract: Mapping[str, Any]) -> dict[str, Any]:
     """Items of a checkpoint, laid out as the shapes in `abstract` say; all processes together.
 
-    Raises:
-      DamagedError: in all processes, if any of them cannot read its part or a checksum differs.
+    DamagedError, in all processes: one of them cannot read its part, or a checksum differs.
     """
     loaded, reason = None, ""
     index = jax.process_index()
@@ -227,10 +197,9 @@ def load(saved: Saved, abstract: Mapping[str, Any]) -> dict[str, Any]:
     return loaded
 
 
-def describe_damage(damaged: Mapping[int, str]) -> Iterator[str]:
+def describe_damage(damaged: Mapping[int, str]) -> list[str]:
     """A sentence for each damaged checkpoint."""
-    for step, reason in damaged.items():
-        yield f"checkpoint {step} is damaged: {reason}"
+    return [f"checkpoint {step} is damaged: {reason}" for step, reason in damaged.items()]
 
 
 def move_aside(workdir: str, steps: Sequence[int]) -> epath.Path:

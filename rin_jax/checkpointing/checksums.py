@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 ODD = 0x9E3779B1
+GROUP_BYTES = 2**26  # of arrays in one program, which on a CPU holds as much beside them
 
 
 def checksum(x: jax.Array) -> jax.Array:
@@ -35,10 +36,22 @@ def _checksums(leaves: list[jax.Array]) -> jax.Array:
 
 
 def tree_checksums(tree: Any) -> dict[str, int]:
-    """The checksum of every leaf by its path, PART/LAYER/...; one program for all of them."""
+    """The checksum of every leaf by its path, PART/LAYER/...; one program for many of them."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    values = jax.device_get(_checksums([leaf for _, leaf in leaves])) if leaves else []
+    values: list[int] = []
+    for group in _groups([leaf for _, leaf in leaves]):
+        values += jax.device_get(_checksums(group)).tolist()
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): int(value)
+        jax.tree_util.keystr(path, simple=True, separator="/"): value
         for (path, _), value in zip(leaves, values, strict=True)
     }
+
+
+def _groups(leaves: list[jax.Array]) -> list[list[jax.Array]]:
+    """The leaves in order, as many at once as fit GROUP_BYTES, or one that is larger."""
+    groups: list[list[jax.Array]] = []
+    for leaf in leaves:
+        if not groups or sum(x.nbytes for x in (*groups[-1], leaf)) > GROUP_BYTES:
+            groups.append([])
+        groups[-1].append(leaf)
+    return groups

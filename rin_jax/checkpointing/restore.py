@@ -14,14 +14,11 @@ from rin_jax.checkpointing import checkpoints
 from rin_jax.checkpointing.checkpoints import DamagedError, Saved, describe_damage, folder
 from rin_jax.runtime import console
 
-COPIES = "Put a copy of the files back, or name another --workdir."
-
 
 def find(workdir: str) -> tuple[list[Saved], dict[int, str]]:
     """The checkpoints of a run, newest first, without a device, and why others are damaged.
 
-    Raises:
-      ConfigError: all there are are damaged, or one has another format version.
+    ConfigError: all there are are damaged, or one has another format version.
     """
     found, damaged = checkpoints.find(folder(workdir))
     for line in describe_damage(damaged):
@@ -32,24 +29,16 @@ def find(workdir: str) -> tuple[list[Saved], dict[int, str]]:
 
 
 def find_checkpoints(workdir: str, checkpoint: int | None = None) -> list[Saved]:
-    """The checkpoints of a run, newest first, or the one of a step.
-
-    Raises:
-      ConfigError: there is none, with the steps of those that are; or as `find`.
-    """
+    """The checkpoints of a run, newest first, or that of a step; ConfigError if there is none."""
     found, _ = find(workdir)
     if not found:
-        raise ConfigError(
-            f"no checkpoint in {workdir}; train there first (--mode=train) or name another "
-            "workdir."
-        )
-    if checkpoint is None:
-        return found
-    of_step = [saved for saved in found if saved.step == checkpoint]
-    if not of_step:
+        remedy = "train there first (--mode=train) or name another workdir."
+        raise ConfigError(f"no checkpoint in {workdir}; {remedy}")
+    chosen = [saved for saved in found if checkpoint in (None, saved.step)]
+    if not chosen:
         steps = ", ".join(str(saved.step) for saved in reversed(found))
         raise ConfigError(f"no checkpoint {checkpoint} in {workdir}; there are {steps}.")
-    return of_step
+    return chosen
 
 
 def load_newest(
@@ -57,8 +46,7 @@ def load_newest(
 ) -> tuple[Saved, dict[str, Any], dict[int, str]]:
     """The newest checkpoint that can be restored, its items, and why newer ones cannot, by step.
 
-    Raises:
-      ConfigError: none of those in the folder `where` can.
+    ConfigError: none of those in the folder `where` can.
     """
     damaged: dict[int, str] = {}
     for saved in found:
@@ -76,4 +64,5 @@ def load_newest(
 def none_usable(where: str | epath.Path, damaged: Mapping[int, str]) -> ConfigError:
     """The error of a folder whose checkpoints are all damaged."""
     reasons = "; ".join(describe_damage(damaged))
-    return ConfigError(f"no checkpoint in {where} can be used: {reasons}. {COPIES}")
+    remedy = "Put a copy of the files back, or name another --workdir."
+    return ConfigError(f"no checkpoint in {where} can be used: {reasons}. {remedy}")

@@ -1,8 +1,8 @@
 """Which image data set a name means, and what is known of it.
 
-Owns what a data set is here: a TFDS name with one image feature of 8 bits and perhaps one class
-label. Under a name there may be the set as TFDS prepared it and, for each image size, a copy of
-ours (`shard_writer.py`) in the folder NAME_SIZEpx; the copy of the size that is wanted comes first.
+A data set here is a TFDS name with one image feature of 8 bits and perhaps one class label. Under
+a name there may be the set as TFDS prepared it and, for each image size, a copy of ours
+(`shard_writer.py`) in the folder NAME_SIZEpx; the copy of the size that is wanted comes first.
 """
 
 import dataclasses
@@ -21,36 +21,21 @@ from rin_jax.data import digits  # noqa: F401  (the import registers the name "d
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """What is known of one split of a data set without reading a record.
+    """What is known of one split of a data set without reading a record."""
 
-    Attributes:
-      name: as given.
-      split: as given.
-      image_shape: (height, width, channels) as declared, None where it varies.
-      num_classes: 0 if the data set has no class label.
-      class_names: one name a class; empty if there is no class label.
-      num_examples: records in the split; None while the data set is not prepared.
-      folder: of the files; they need not be there yet.
-    """
-
-    name: str
+    name: str  # like split, as given
     split: str
-    image_shape: tuple[int | None, ...]
-    num_classes: int
-    class_names: tuple[str, ...]
-    num_examples: int | None
-    folder: str
+    image_shape: tuple[int | None, ...]  # (height, width, channels) as declared; None: it varies
+    num_classes: int  # 0 if the data set has no class label
+    class_names: tuple[str, ...]  # one name a class; empty if there is no class label
+    num_examples: int | None  # records in the split; None while the data set is not prepared
+    folder: str  # of the files; they need not be there yet
 
 
 def describe(name: str, split: str, data_dir: str | None, image_size: int | None) -> DatasetInfo:
     """Looks a data set up; downloads, prepares and reads nothing.
 
-    Args:
-      name: a TFDS name, perhaps with a configuration ("imagenet_resized/64x64"), or that of a
-        set prepared from a folder.
-      split: a TFDS split, for example "train" or "train[:90%]".
-      data_dir: the folder of prepared data sets; None is TFDS's own default.
-      image_size: height and width to train at; None if the data set is to tell.
+    The arguments are the fields of the section `data`.
 
     Raises:
       ConfigError: no such name, no such split, no image of 8 bits in the data set, or its
@@ -77,9 +62,8 @@ def find_splits(folder: epath.Path) -> tuple[str, ...]:
 
 
 def has_random_access(builder: tfds.core.DatasetBuilder) -> bool:
-    """Whether a prepared data set is there as ArrayRecord."""
-    formats = {file_format.value for file_format in builder.info.available_file_formats()}
-    return "array_record" in formats
+    """Whether a prepared data set is stored as ArrayRecord."""
+    return "array_record" in {found.value for found in builder.info.available_file_formats()}
 
 
 def find_builder(
@@ -94,13 +78,13 @@ def find_builder(
 
 
 def other_sizes(name: str, data_dir: str | None) -> str:
-    """The sizes at which there are copies of a data set, as part of a message."""
+    """The other sizes at which a data set is prepared, as the end of a message."""
     folder = folder_of(data_dir)
     stem = sized_folder(name, data_dir, 0).parent.name.removesuffix("0px")
     found = folder.glob(f"{stem}*px/1.0.0/dataset_info.json") if folder.exists() else ()
     sizes = sorted(path.parent.parent.name.removeprefix(stem) for path in found)
-    sizes = [size for size in sizes if size.removesuffix("px").isdigit()]
-    return f" at data.image_size, only at {', '.join(sizes)}" if sizes else ""
+    known = ", ".join(size for size in sizes if size.removesuffix("px").isdigit())
+    return f" at data.image_size, only at {known}" if known else ""
 
 
 def tfds_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
@@ -109,8 +93,7 @@ def tfds_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
         return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
-        stem = name.partition("/")[0].partition(":")[0]
-        nearest = difflib.get_close_matches(stem, known, n=5, cutoff=0.5)
+        nearest = difflib.get_close_matches(re.split("[/:]", name)[0], known, n=5, cutoff=0.5)
         hint = f"nearest names: {', '.join(nearest)}" if nearest else "no name is near it"
         raise ConfigError(
             f"data.name: neither TFDS nor {folder_of(data_dir)} has a data set "
@@ -153,15 +136,14 @@ def feature_keys(name: str, builder: tfds.core.DatasetBuilder) -> tuple[str, str
 
 
 def _choose(keys: list[str], preferred: str) -> str | None:
-    if preferred in keys:
-        return preferred
-    return keys[0] if len(keys) == 1 else None
+    only = keys[0] if len(keys) == 1 else None
+    return preferred if preferred in keys else only
 
 
 def info(name: str, split: str, builder: tfds.core.DatasetBuilder) -> DatasetInfo:
     """What a builder tells of one split; errors as `describe`."""
     image_key, label_key = feature_keys(name, builder)
-    class_label = builder.info.features[label_key] if label_key else None
+    label = builder.info.features[label_key] if label_key else None
     num_examples = None
     if builder.is_prepared():
         try:
@@ -172,27 +154,17 @@ def info(name: str, split: str, builder: tfds.core.DatasetBuilder) -> DatasetInf
                 f"{builder.data_path} has {', '.join(builder.info.splits)}; choose one of these, "
                 f"or run the same command once with --mode=prepare"
             ) from error
-    return DatasetInfo(
-        name=name,
-        split=split,
-        image_shape=tuple(builder.info.features[image_key].shape),
-        num_classes=class_label.num_classes if class_label else 0,
-        class_names=tuple(class_label.names) if class_label else (),
-        num_examples=num_examples,
-        folder=str(builder.data_path),
-    )
+    image_shape = tuple(builder.info.features[image_key].shape)
+    num_classes, names = (label.num_classes, tuple(label.names)) if label else (0, ())
+    folder = str(builder.data_path)
+    return DatasetInfo(name, split, image_shape, num_classes, names, num_examples, folder)
 
 
-def prepare_with_tfds(
-    name: str, builder: tfds.core.DatasetBuilder, downloaded: str | None
-) -> None:
+def prepare_with_tfds(name: str, builder: tfds.core.DatasetBuilder, downloaded: str | None) -> None:
     """Has TFDS prepare a data set as ArrayRecord, from the network if it must.
 
-    Args:
-      name: as in the configuration.
-      builder: of the data set.
-      downloaded: a folder that is looked through for the files first, under their original
-        names; the only way for a data set that one has to fetch by hand.
+    `downloaded` is a folder that is looked through for the files first, under their original
+    names; the only way for a data set that one has to fetch by hand.
 
     Raises:
       ConfigError: the preparation needs TensorFlow, which is not installed; files are missing or
@@ -200,14 +172,14 @@ def prepare_with_tfds(
     """
     config = tfds.download.DownloadConfig(try_download_gcs=False, manual_dir=downloaded)
     if downloaded is not None:
-        trust_files(builder, downloaded)
+        _trust_files(builder, downloaded)
     try:
         builder.download_and_prepare(file_format="array_record", download_config=config)
     except ImportError as error:
         raise _missing_package(f"preparing {name!r}", error) from error
     except (AssertionError, OSError) as error:  # files that are missing, network, disk
-        # TFDS writes beside the folder and renames at the end, which fails if another process
-        # was first: its copy is complete, then, and serves.
+        # TFDS writes beside the folder and renames at the end, which fails if another process was
+        # first; that one's copy is complete and will do.
         if builder.data_path.exists():
             return
         raise ConfigError(
@@ -216,7 +188,7 @@ def prepare_with_tfds(
         ) from error
 
 
-def trust_files(builder: tfds.core.DatasetBuilder, downloaded: str) -> None:
+def _trust_files(builder: tfds.core.DatasetBuilder, downloaded: str) -> None:
     """Takes the user's files as they are, with a warning where TFDS knows other checksums.
 
     Some sources pack the same content anew, which changes the checksum of the package.

@@ -20,34 +20,24 @@ from rin_jax import ConfigError
 from rin_jax.data import preprocessing
 from rin_jax.data.originals import Image
 
-EXTENSIONS = frozenset(
-    (".png", ".jpg", ".jpeg", ".jpe", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
-     ".jp2", ".avif")
-)  # fmt: skip
-_TABLES = ("dataset.json", "labels.csv")
-_SHOWN = 5  # names in an error message
+EXTENSIONS = {
+    ".png", ".jpg", ".jpeg", ".jpe", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
+    ".jp2", ".avif",
+}  # fmt: skip
+Classes = tuple[list[int] | None, tuple[str, ...]]  # a label for each file, and the class names
 
 
 @dataclasses.dataclass(frozen=True)
 class FolderOriginal:
-    """The images of a folder in a fixed order that mixes the classes; see `open_folder`.
+    """The images of a folder in a fixed order that mixes the classes; see `open_folder`."""
 
-    Attributes:
-      name, split: of the data set that becomes of it.
-      root: the folder.
-      files: relative paths of the images.
-      labels: a class for each, or None.
-      class_names: one a class.
-      channels: 1 or 3, of all images.
-    """
-
-    name: str
+    name: str  # like split, of the data set that becomes of it
     split: str
     root: pathlib.Path
-    files: Sequence[str]
-    labels: Sequence[int] | None
-    class_names: tuple[str, ...]
-    channels: int
+    files: Sequence[str]  # relative paths of the images
+    labels: Sequence[int] | None  # a class for each
+    class_names: tuple[str, ...]  # one a class
+    channels: int  # 1 or 3, of all images
 
     @property
     def fingerprint(self) -> str:
@@ -72,13 +62,7 @@ class FolderOriginal:
 def open_folder(
     root: str, name: str, split: str, num_classes: int | None, channels: int
 ) -> FolderOriginal:
-    """Lists the images of a folder and finds their classes.
-
-    Args:
-      root: the folder.
-      name, split: of the data set that is to become of it.
-      num_classes: how many classes the labels may name; None for any number.
-      channels: 1 (grey) or 3 (colour), of all images.
+    """Lists the images of a folder and finds their classes; at most `num_classes`, if given.
 
     Raises:
       ConfigError: no images; a class without images; labels that are missing, of no image or
@@ -87,20 +71,18 @@ def open_folder(
     folder = pathlib.Path(root)
     if not folder.is_dir():
         raise ConfigError(f"--source={root} is not a folder; name the folder that has the images")
-    files = sorted(
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.suffix.lower() in EXTENSIONS and path.is_file()
-    )
+    paths = [path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS]
+    files = sorted(path.relative_to(folder).as_posix() for path in paths if path.is_file())
     if not files:
         known = ", ".join(sorted(EXTENSIONS))
         raise ConfigError(f"--source={root} has no image (files that end in {known})")
-    tables = [table for table in _TABLES if (folder / table).exists()]
+    readers = {"dataset.json": _read_json, "labels.csv": _read_csv}
+    tables = [table for table in readers if (folder / table).exists()]
     if len(tables) > 1:
         raise ConfigError(f"--source={root} has {' and '.join(tables)}; keep one of them")
     if tables:
-        read = _read_json if tables[0] == "dataset.json" else _read_csv
-        labels, names = _by_table(folder / tables[0], read(folder / tables[0]), files)
+        rows = readers[tables[0]](folder / tables[0])
+        labels, names = _by_table(folder / tables[0], rows, files)
     else:
         labels, names = _by_folders(folder, files)
     if labels is not None and num_classes is not None and len(names) > num_classes:
@@ -109,20 +91,12 @@ def open_folder(
             f"0..{len(names) - 1}; set at least {len(names)}"
         )
     order = np.random.default_rng(0).permutation(len(files)).tolist()
-    return FolderOriginal(
-        name=name,
-        split=split,
-        root=folder,
-        files=[files[index] for index in order],
-        labels=None if labels is None else [labels[index] for index in order],
-        class_names=names,
-        channels=channels,
-    )
+    files = [files[index] for index in order]
+    labels = None if labels is None else [labels[index] for index in order]
+    return FolderOriginal(name, split, folder, files, labels, names, channels)
 
 
-def _by_folders(
-    folder: pathlib.Path, files: Sequence[str]
-) -> tuple[list[int] | None, tuple[str, ...]]:
+def _by_folders(folder: pathlib.Path, files: Sequence[str]) -> Classes:
     folders = [path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."]
     classes = sorted(path.name for path in folders)
     if not classes:
@@ -132,10 +106,9 @@ def _by_folders(
     if loose:
         raise ConfigError(
             f"--source={folder} has folders and also images beside them ({_some(loose)}): move "
-            f"these into a folder of their class, or add labels.csv (columns file, label)"
+            "each into the folder of its class, or add labels.csv (columns file, label)"
         )
-    empty = sorted(set(classes) - set(tops))
-    if empty:
+    if empty := sorted(set(classes) - set(tops)):
         raise ConfigError(
             f"--source={folder}: no image in {len(empty)} of {len(classes)} class folders "
             f"({_some(empty)}); delete these folders or put images in"
@@ -143,9 +116,7 @@ def _by_folders(
     return [classes.index(top) for top in tops], tuple(classes)
 
 
-def _by_table(
-    table: pathlib.Path, rows: dict[str, str] | None, files: Sequence[str]
-) -> tuple[list[int] | None, tuple[str, ...]]:
+def _by_table(table: pathlib.Path, rows: dict[str, str] | None, files: Sequence[str]) -> Classes:
     if rows is None:
         return None, ()
     for what, names in (
@@ -154,24 +125,19 @@ def _by_table(
     ):
         if names:
             raise ConfigError(f"{table} {what}: {_some(names)} ({len(names)} in all)")
-    values = set(rows.values())
-    if all(value.lstrip("-").isdecimal() for value in values):
-        numbers = {int(value) for value in values}
-        negative = sorted(file for file, value in rows.items() if int(value) < 0)
-        if negative:
+    classes = sorted(set(rows.values()))
+    if all(value.lstrip("-").isdecimal() for value in classes):
+        if negative := sorted(file for file, value in rows.items() if int(value) < 0):
             raise ConfigError(f"{table}: labels below 0 at {_some(negative)}")
-        names = tuple(str(number) for number in range(max(numbers) + 1))
-        return [int(rows[file]) for file in files], names
-    classes = sorted(values)
+        labels = [int(rows[file]) for file in files]
+        return labels, tuple(str(number) for number in range(max(labels) + 1))
     return [classes.index(rows[file]) for file in files], tuple(classes)
 
 
 def _read_json(table: pathlib.Path) -> dict[str, str] | None:
     try:
         labels = json.loads(table.read_text(encoding="utf-8"))["labels"]
-        if labels is None:
-            return None
-        return {file: str(int(label)) for file, label in labels}
+        return None if labels is None else {file: str(int(label)) for file, label in labels}
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(
             f'{table} cannot be read ({error!r}); write {{"labels": [["FILE", INTEGER], ...]}}'
@@ -182,9 +148,9 @@ def _read_csv(table: pathlib.Path) -> dict[str, str]:
     with table.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         if not {"file", "label"} <= set(reader.fieldnames or ()):
+            found = reader.fieldnames
             raise ConfigError(
-                f"{table} has the columns {reader.fieldnames}; its first line must name file "
-                f"and label"
+                f"{table} has the columns {found}; its first line must name file and label"
             )
         rows = {}
         for row in reader:
@@ -195,4 +161,4 @@ def _read_csv(table: pathlib.Path) -> dict[str, str]:
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -19,13 +19,10 @@ Image = tuple[str, Callable[[], tuple[np.ndarray, int | None]]]
 
 @dataclasses.dataclass(frozen=True)
 class TfdsOriginal:
-    """One split of a data set that TFDS has prepared, in storage order.
+    """One split of a data set that TFDS has prepared, in storage order; threads may share it.
 
-    ArrayRecord is read without TensorFlow, other formats (TFRecord, say) with it. Reading from
-    several threads is safe.
-
-    Raises:
-      ConfigError: TensorFlow is needed and not installed.
+    ArrayRecord is read without TensorFlow, other formats (TFRecord, say) with it; ConfigError if it
+    is not installed then.
     """
 
     info: catalog.DatasetInfo
@@ -35,8 +32,7 @@ class TfdsOriginal:
         if not catalog.has_random_access(self.builder):
             catalog.require_tensorflow(f"reading {self.info.name!r} from {self.info.folder}")
 
-    name = property(lambda self: self.info.name)
-    split = property(lambda self: self.info.split)
+    name, split = property(lambda self: self.info.name), property(lambda self: self.info.split)
     class_names = property(lambda self: self.info.class_names)
     channels = property(lambda self: self.info.image_shape[-1] or 3)
 
@@ -50,7 +46,7 @@ class TfdsOriginal:
         return self.info.num_examples
 
     def read(self, start: int, stop: int) -> Iterator[Image]:
-        """The images start, ..., stop - 1."""
+        """The images start, ..., stop - 1; see the module."""
         image_key, label_key = catalog.feature_keys(self.info.name, self.builder)
         for index, record in enumerate(self._records(start, stop), start):
             label = None if label_key is None else int(record[label_key])
@@ -64,11 +60,8 @@ class TfdsOriginal:
 
     def _records(self, start: int, stop: int) -> Iterator[dict]:
         features = self.builder.info.features.items()
-        skip = {
-            key: tfds.decode.SkipDecoding()
-            for key, feature in features
-            if isinstance(feature, tfds.features.Image)
-        }
+        images = [key for key, feature in features if isinstance(feature, tfds.features.Image)]
+        skip = dict.fromkeys(images, tfds.decode.SkipDecoding())
         if catalog.has_random_access(self.builder):
             records = self.builder.as_data_source(self.info.split, decoders=skip)
             return (records[index] for index in range(start, stop))

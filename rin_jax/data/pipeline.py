@@ -25,30 +25,22 @@ Batch = dict[str, np.ndarray]
 
 
 def train_batches(
-    source: ImageSource,
-    batch_size: int,
-    seed: int,
-    start: int,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> Iterator[Batch]:
+    source: ImageSource, batch_size: int, seed: int, start: int,
+    process_index: int = 0, process_count: int = 1,
+) -> Iterator[Batch]:  # fmt: skip
     """This process's part of the global batches that follow after `start` images, without end.
 
+    A batch is {"image": uint8 [B, S, S, C]} and, if the data set has a class label, "label": int32
+    [B], where B = batch_size // process_count and `source.data` gives S, C, threads and prefetch.
+
     Args:
-      source: of the records; its `data` gives the image size S, channels C, threads and prefetch.
       batch_size: images of all processes together.
       seed: of the order, in [0, 2**32).
       start: images already read, by batches of whatever size.
-      process_index, process_count: which part this process reads.
-
-    Returns:
-      An iterator over {"image": uint8 [B, S, S, C]} and, if the data set has a class label,
-      "label": int32 [B], where B = batch_size // process_count.
 
     Raises:
-      ConfigError: before anything is read, if the batch does not suit the data set or the
-        processes; while reading, if a label is none of the classes or an image has channels that
-        do not suit.
+      ConfigError: before anything is read, if the batch does not suit the data set or processes;
+        while reading, if a label is none of the classes or an image has unsuitable channels.
       ReadError: while reading, if a record cannot be read.
     """
     if batch_size % process_count:
@@ -61,7 +53,7 @@ def train_batches(
         raise ConfigError(
             f"data.name={info.name!r}, data.split={info.split!r} has {len(source)} records, "
             f"fewer than one batch of train.batch_size={batch_size}; choose a smaller batch or a "
-            f"larger split"
+            "larger split"
         )
     reader = _Reader(source)
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()

@@ -19,21 +19,13 @@ Original = TfdsOriginal | FolderOriginal
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """What is known of a written shard.
+    """What is known of a written shard."""
 
-    Attributes:
-      records: images in it.
-      bytes: of the file.
-      enlarged: images whose shorter side was below the training size.
-      classes: images of each class.
-      skipped: (what, why) of each image that was left out.
-    """
-
-    records: int
-    bytes: int
-    enlarged: int
-    classes: dict[int, int]
-    skipped: list[tuple[str, str]]
+    records: int  # images in it
+    bytes: int  # of the file
+    enlarged: int  # images whose shorter side was below the training size
+    classes: dict[int, int]  # images of each class
+    skipped: list[tuple[str, str]]  # (what, why) of each image that was left out
 
 
 def read_report(folder: pathlib.Path, split: str) -> dict | None:
@@ -49,21 +41,13 @@ def publish(folder: pathlib.Path, staging: pathlib.Path, original: Original, rep
         path.rename(folder / path.name)
     write_whole(folder / f"report-{original.split}.json", json.dumps(report, indent=2))
     template = tfds.core.ShardedFileTemplate(
-        data_dir=folder,
-        dataset_name=folder.parent.name,
-        filetype_suffix="array_record",
-        template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+        folder, dataset_name=folder.parent.name, filetype_suffix="array_record"
     )
-    reports = [json.loads(path.read_text()) for path in sorted(folder.glob("report-*.json"))]
-    splits = [
-        tfds.core.SplitInfo(
-            name=one["split"],
-            shard_lengths=one["shard_lengths"],
-            num_bytes=one["bytes"],
-            filename_template=template.replace(split=one["split"]),
-        )
-        for one in reports
-    ]
+    splits = []
+    for path in sorted(folder.glob("report-*.json")):
+        one = json.loads(path.read_text())
+        files = template.replace(split=one["split"])
+        splits.append(tfds.core.SplitInfo(one["split"], one["shard_lengths"], one["bytes"], files))
     tfds.folder_dataset.write_metadata(
         data_dir=folder,
         features=make_features(original, report["image_size"]),

@@ -13,36 +13,26 @@ from PIL import Image, ImageOps
 
 from rin_jax import ConfigError
 
-_WHITE = 255
 _JPEG = b"\xff\xd8"
-_READ = {  # (grey, part of the size) -> how OpenCV decodes
+_READ = {  # (grey, divisor of the size) -> how OpenCV decodes
     (False, 1): cv2.IMREAD_COLOR, (True, 1): cv2.IMREAD_GRAYSCALE,
     (False, 2): cv2.IMREAD_REDUCED_COLOR_2, (True, 2): cv2.IMREAD_REDUCED_GRAYSCALE_2,
     (False, 4): cv2.IMREAD_REDUCED_COLOR_4, (True, 4): cv2.IMREAD_REDUCED_GRAYSCALE_4,
     (False, 8): cv2.IMREAD_REDUCED_COLOR_8, (True, 8): cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }  # fmt: skip
-cv2.setNumThreads(1)  # the threads are ours
+cv2.setNumThreads(1)  # the pipeline has its own threads
 
 
 def preprocess(image: np.ndarray, image_size: int, channels: int) -> np.ndarray:
     """Largest central square, antialiased bicubic resize, grey repeated if colour is wanted.
 
-    Args:
-      image: uint8 [H, W, C], C being 1 or 3.
-      image_size: S; an image of that size already is not resized.
-      channels: as C, or 3 where C is 1.
-
-    Returns:
-      uint8 [S, S, channels]; it may share memory with `image`.
-
-    Raises:
-      ConfigError: colour is stored and grey wanted, or another unsuitable number of channels.
+    uint8 [H, W, 1 or 3] becomes [S, S, channels], which may share its memory: an image of that size
+    already is not resized. Raises ConfigError as `check_channels`.
     """
     check_channels(image.shape[-1], channels)
     image = centre_square(image)
     if len(image) != image_size:
-        resized = resize_bicubic(image, image_size)
-        image = np.rint(resized.clip(0, 255)).astype(np.uint8)
+        image = np.rint(resize_bicubic(image, image_size).clip(0, 255)).astype(np.uint8)
     return np.repeat(image, channels, axis=-1) if image.shape[-1] < channels else image
 
 
@@ -50,9 +40,9 @@ def check_channels(stored: int, channels: int) -> None:
     """Raises ConfigError if images stored with so many channels cannot be read as `channels`."""
     if (stored, channels) not in ((1, 1), (1, 3), (3, 3)):
         raise ConfigError(
-            f"data.channels={channels} does not suit images stored with {stored}: grey (1) is "
-            f"read as 1 or 3, colour (3) as 3 only; set data.channels to one of these or choose "
-            f"another data.name"
+            f"data.channels={channels} does not suit images stored with {stored}: grey (1) is read "
+            "as 1 or 3, colour (3) as 3 only; set data.channels to one of these or choose another "
+            "data.name"
         )
 
 
@@ -65,16 +55,10 @@ def centre_square(images: np.ndarray) -> np.ndarray:
 
 
 def resize_bicubic(image: np.ndarray, image_size: int) -> np.ndarray:
-    """Antialiased bicubic resize of [H, W, C] to float32 [S, S, C], in the range's units.
-
-    Not clipped: near edges the values leave the input's range slightly.
-    """
-    planes = np.moveaxis(image.astype(np.float32), -1, 0)
-    resized = [
-        Image.fromarray(plane).resize((image_size, image_size), Image.Resampling.BICUBIC)
-        for plane in planes
-    ]
-    return np.stack([np.asarray(plane) for plane in resized], axis=-1)
+    """Antialiased bicubic resize of [H, W, C] to float32 [S, S, C], which may leave its range."""
+    size, kernel = (image_size, image_size), Image.Resampling.BICUBIC
+    planes = [Image.fromarray(plane) for plane in np.moveaxis(image.astype(np.float32), -1, 0)]
+    return np.stack([np.asarray(plane.resize(size, kernel)) for plane in planes], axis=-1)
 
 
 def resize_area(images: np.ndarray, image_size: int) -> np.ndarray:
@@ -95,11 +79,9 @@ def resize_area(images: np.ndarray, image_size: int) -> np.ndarray:
 def decode(encoded: bytes, channels: int | None, image_size: int | None = None) -> np.ndarray:
     """Decodes an image of TFDS into uint8 [H, W, C], with the declared number of channels.
 
-    With `image_size`, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as that
-    leaves at least twice image_size: a third of the work, and close to the same training image.
-
-    Raises:
-      ValueError: it is not an image or is damaged.
+    With `image_size`, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as that leaves
+    at least twice image_size: a third of the work, and close to the same training image. ValueError
+    if it is not an image or is damaged.
     """
     grey, reduction = channels == 1, 1
     if image_size is not None and encoded.startswith(_JPEG):
@@ -120,15 +102,10 @@ def decode(encoded: bytes, channels: int | None, image_size: int | None = None) 
 
 
 def read_any(file, channels: int) -> np.ndarray:
-    """Reads an image file of a user into uint8 [H, W, channels], upright.
+    """Reads an image file (a path, or open) of a user into uint8 [H, W, 1 or 3], upright.
 
     Turned as EXIF says; 16 bits scaled to 8; transparent parts on white; palette, CMYK and other
-    colours as RGB; colour to grey by luma (ITU-R 601) and grey repeated. Of an animation the
-    first frame.
-
-    Args:
-      file: a path or a binary file.
-      channels: 1 or 3.
+    colours as RGB; colour to grey by luma (ITU-R 601), grey repeated; an animation's first frame.
 
     Raises:
       OSError: it is not an image or is damaged.
@@ -143,18 +120,17 @@ def read_any(file, channels: int) -> np.ndarray:
         raise ValueError(f"pixels of mode {image.mode!r} have no known scale; save it as 8 bits")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (_WHITE,) * 4)
+        white = Image.new("RGBA", image.size, (255,) * 4)
         image = Image.alpha_composite(white, image)
     pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """PNG of a uint8 image [H, W, 1 or 3], filtered but not compressed.
-
-    ArrayRecord compresses its records itself: to the same size, and read and written faster.
-    """
-    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=0)
+    """PNG of a uint8 image [H, W, 1 or 3], filtered but not compressed: ArrayRecord does that."""
+    picture, buffer = (
+        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image),
+        io.BytesIO(),
+    )
+    picture.save(buffer, "PNG", compress_level=0)  # faster, and of the same size in the end
     return buffer.getvalue()

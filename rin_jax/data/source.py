@@ -33,15 +33,11 @@ class ReadError(OSError):
 
 
 class ImageSource:
-    """The records of one split, in storage order.
+    """The records of one split, in storage order, by the section `data`; `info` is about them.
 
     Record i is {"image": uint8 [H, W, C]} and, if info.num_classes > 0, "label": int. An image is
     decoded for training at `data.image_size`, see `preprocessing.decode`. Reading from several
     threads is safe; it raises ReadError, or ConfigError at a label that is none of the classes.
-
-    Attributes:
-      data: the section that the source was opened with.
-      info: what is known of the split.
     """
 
     def __init__(self, builder: tfds.core.DatasetBuilder, data: Data):
@@ -123,10 +119,7 @@ class ImageSource:
 
 
 def open_source(data: Data) -> ImageSource:
-    """Opens one split for training, after a look at each of its files.
-
-    Args:
-      data: with an image size and channels.
+    """Opens one split for training, after a look at each of its files; needs size and channels.
 
     Raises:
       ConfigError: as `catalog.describe`; the channels do not suit; it is not prepared, or in a
@@ -172,10 +165,8 @@ def _check_files(name: str, files: list) -> None:
         except Exception as error:
             return f"{path} cannot be opened: {error}"
         if records != file.examples_in_shard:
-            return (
-                f"{path} is damaged: it has {records} records instead of "
-                f"{file.examples_in_shard}, so that record {records} is the first one missing"
-            )
+            lost = f"{file.examples_in_shard}, so that record {records} is the first one missing"
+            return f"{path} is damaged: it has {records} records instead of {lost}"
         return None
 
     with futures.ThreadPoolExecutor(_THREADS) as threads:

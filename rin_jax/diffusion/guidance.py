@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rin_jax import ConfigError
+from rin_jax import ConfigError, one_of
 
 Array = jax.Array
 # denoise_fn(xt, gamma, cond, prev_latents) -> (prediction, latents)
@@ -28,22 +28,15 @@ DenoiseFn = Callable[[Array, Array, Any, Any], tuple[Array, Any]]
 Pass = tuple[Array, Any]  # prediction and latents
 
 EVERYWHERE = (0.0, 1.0)
-LATENTS = ("shared", "own")
 
 
 @dataclasses.dataclass(frozen=True)
 class Guidance:
-    """How much, where, and what the second pass starts from.
+    """How much, where, and what the second pass starts from."""
 
-    Attributes:
-      scale: w >= 0; 0 is none.
-      interval: (low, high), the gammas between which it acts, both included.
-      latents: "shared" or "own", of the second pass.
-    """
-
-    scale: float
-    interval: tuple[float, float]
-    latents: str
+    scale: float  # w >= 0; 0 is none
+    interval: tuple[float, float]  # (low, high), the gammas between which it acts, both included
+    latents: str  # "shared" or "own", of the second pass
 
     def __post_init__(self):
         if self.scale < 0:
@@ -55,10 +48,7 @@ class Guidance:
                 f"sampler.guidance_interval is {self.interval}; it must be (low, high) with "
                 "0 <= low < high <= 1, values of gamma."
             )
-        if self.latents not in LATENTS:
-            raise ConfigError(
-                f"sampler.guidance_latents is {self.latents!r}; choose one of {', '.join(LATENTS)}."
-            )
+        one_of("sampler.guidance_latents", self.latents, ("shared", "own"))
 
     @property
     def carries_pair(self) -> bool:
@@ -68,19 +58,11 @@ class Guidance:
     def classifier_free(self, denoise_fn: DenoiseFn, null_cond: Any) -> DenoiseFn:
         """Away from the prediction under `null_cond`; one batch of twice the size."""
 
-        def double(a, b):
-            return jax.tree.map(lambda x, y: jnp.concatenate([x, y]), a, b)
-
         def both(xt, gamma, cond, first, second):
-            batch = xt.shape[0]
-            prediction, latents = denoise_fn(
-                double(xt, xt), double(gamma, gamma), double(cond, null_cond), double(first, second)
-            )
-            halves = (slice(batch), slice(batch, None))
-            return tuple(
-                (prediction[half], jax.tree.map(lambda z, half=half: z[half], latents))
-                for half in halves
-            )
+            one, other = (xt, gamma, cond, first), (xt, gamma, null_cond, second)
+            passes = denoise_fn(*jax.tree.map(lambda x, y: jnp.concatenate([x, y]), one, other))
+            halves = slice(xt.shape[0]), slice(xt.shape[0], None)
+            return tuple(jax.tree.map(lambda z, half=half: z[half], passes) for half in halves)
 
         return self._guided(denoise_fn, both)
 

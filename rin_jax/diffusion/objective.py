@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rin_jax import ConfigError
+from rin_jax import ConfigError, one_of
 from rin_jax.diffusion import process as process_lib
 from rin_jax.diffusion.guidance import DenoiseFn
 from rin_jax.diffusion.process import Process, expand
@@ -27,62 +27,37 @@ LOSS_TYPES = ("eps", "x0", "v")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Draws:
-    """The randomness of one batch, given so that it can be split, sharded and tested.
+    """The randomness of one batch, given so that it can be split, sharded and tested."""
 
-    Attributes:
-      t: times [B] in [0, 1).
-      eps: noise [B, ...].
-      self_cond: 1.0 where pass 2 gets pass 1's latents, else 0.0, [B].
-      keep_cond: whether each pass sees the condition, bool [B, 2]; drawn per pass.
-    """
-
-    t: Array
-    eps: Array
-    self_cond: Array
-    keep_cond: Array
+    t: Array  # times [B] in [0, 1)
+    eps: Array  # noise [B, ...]
+    self_cond: Array  # 1.0 where pass 2 gets pass 1's latents, else 0.0, [B]
+    keep_cond: Array  # whether each pass sees the condition, bool [B, 2]; drawn per pass
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What is minimised.
+    """What is minimised."""
 
-    Attributes:
-      process: scaling and prediction type.
-      schedule: gamma(t) of training.
-      loss_type: the quantity whose mean squared error is taken: "eps", "x0" or "v".
-      self_cond_rate: share of examples that get latents from a first pass; 0: no first pass.
-      cond_dropout: share of examples whose condition is hidden, for guidance.
-    """
-
-    process: Process
-    schedule: Schedule
-    loss_type: str
-    self_cond_rate: float
-    cond_dropout: float
+    process: Process  # scaling and prediction type
+    schedule: Schedule  # gamma(t) of training
+    loss_type: str  # the quantity whose mean squared error is taken: "eps", "x0" or "v"
+    self_cond_rate: float  # share of examples with latents from a first pass; 0: no first pass
+    cond_dropout: float  # share of examples whose condition is hidden, for guidance
 
     def __post_init__(self):
-        if self.loss_type not in LOSS_TYPES:
-            raise ConfigError(
-                f"diffusion.loss_type is {self.loss_type!r}; choose one of {', '.join(LOSS_TYPES)}."
-            )
+        one_of("diffusion.loss_type", self.loss_type, LOSS_TYPES)
         for name in ("self_cond_rate", "cond_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(
-                    f"diffusion.{name} is {getattr(self, name)}; it is a share, 0..1."
-                )
+            if not 0 <= (share := getattr(self, name)) <= 1:
+                raise ConfigError(f"diffusion.{name} is {share}; it is a share, 0..1.")
 
     def draw(self, key: Array, shape: tuple[int, ...]) -> Draws:
         """Draws for a batch of examples of `shape` [B, ...]."""
-        batch = shape[0]
-        keys = jax.random.split(key, 4)
-        return Draws(
-            t=jax.random.uniform(keys[0], (batch,)),
-            eps=jax.random.normal(keys[1], shape),
-            self_cond=jax.random.bernoulli(keys[2], self.self_cond_rate, (batch,)).astype(
-                jnp.float32
-            ),
-            keep_cond=jax.random.bernoulli(keys[3], 1 - self.cond_dropout, (batch, 2)),
-        )
+        batch, keys = shape[0], jax.random.split(key, 4)
+        t, eps = jax.random.uniform(keys[0], (batch,)), jax.random.normal(keys[1], shape)
+        self_cond = jax.random.bernoulli(keys[2], self.self_cond_rate, (batch,))
+        keep_cond = jax.random.bernoulli(keys[3], 1 - self.cond_dropout, (batch, 2))
+        return Draws(t, eps, self_cond.astype(jnp.float32), keep_cond)
 
     def loss(
         self,
@@ -93,15 +68,11 @@ class Objective:
         cond: Any,
         draws: Draws,
     ) -> Array:
-        """Mean squared error of a batch, a float32 scalar.
+        """Mean squared error of a batch of examples x [B, ...] in [-1, 1], a float32 scalar.
 
-        Args:
-          first_pass, second_pass: the network with its parameters, once for each pass: each has
-            its own dropout.
-          drop_cond: (cond, keep bool [B]) -> cond with the others' condition hidden.
-          x: examples [B, ...] in [-1, 1].
-          cond: condition, any pytree that the passes understand.
-          draws: the batch's randomness.
+        Each pass is the network with its parameters and a dropout of its own. `drop_cond`:
+        (cond, keep bool [B]) -> cond with the others' condition hidden; `cond` is any pytree that
+        it and the passes understand.
         """
         x0 = x * self.process.input_scale
         gamma = self.schedule(draws.t)
@@ -111,9 +82,9 @@ class Objective:
         prev_latents = None
         if self.self_cond_rate:
             first_cond = drop_cond(cond, draws.keep_cond[:, 0])
-            _, prev_latents = first_pass(net_input, gamma, first_cond, None)
+            _, latents = first_pass(net_input, gamma, first_cond, None)
             prev_latents = jax.tree.map(
-                lambda z: jax.lax.stop_gradient(z) * expand(draws.self_cond, z), prev_latents
+                lambda z: jax.lax.stop_gradient(z) * expand(draws.self_cond, z), latents
             )
         second_cond = drop_cond(cond, draws.keep_cond[:, 1])
         prediction, _ = second_pass(net_input, gamma, second_cond, prev_latents)

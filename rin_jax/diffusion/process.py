@@ -12,7 +12,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from rin_jax import ConfigError
+from rin_jax import ConfigError, one_of
 
 Array = jax.Array
 TINY = 1e-9  # keeps 1 - gamma from dividing by zero where a schedule reaches gamma = 1
@@ -51,24 +51,14 @@ def eps_from_x0(xt: Array, x0: Array, gamma: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Process:
-    """How examples are scaled and noised, and how a network's output is read.
+    """How examples are scaled and noised, and how a network's output is read."""
 
-    Attributes:
-      prediction_type: what the network predicts: "eps", "x0" or "v".
-      input_scale: b, the range of x0 is [-b, b].
-      normalize_input: divide the network's input by its standard deviation, per example.
-    """
-
-    prediction_type: str
-    input_scale: float
-    normalize_input: bool
+    prediction_type: str  # what the network predicts: "eps", "x0" or "v"
+    input_scale: float  # b, the range of x0 is [-b, b]
+    normalize_input: bool  # divide the network's input by its standard deviation, per example
 
     def __post_init__(self):
-        if self.prediction_type not in PREDICTION_TYPES:
-            raise ConfigError(
-                f"diffusion.prediction_type is {self.prediction_type!r}; "
-                f"choose one of {', '.join(PREDICTION_TYPES)}."
-            )
+        one_of("diffusion.prediction_type", self.prediction_type, PREDICTION_TYPES)
         if not self.input_scale > 0:
             raise ConfigError(f"diffusion.input_scale is {self.input_scale}; it must be positive.")
 
@@ -76,8 +66,7 @@ class Process:
         """What the network sees of xt [B, ...]: xt, or xt / std(xt) with its mean kept."""
         if not self.normalize_input:
             return xt
-        std = jnp.std(xt, axis=tuple(range(1, xt.ndim)), keepdims=True)
-        return xt / std
+        return xt / jnp.std(xt, axis=tuple(range(1, xt.ndim)), keepdims=True)
 
     def clip(self, x0: Array) -> Array:
         """x0 clipped to [-b, b]."""

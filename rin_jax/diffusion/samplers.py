@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rin_jax import ConfigError
+from rin_jax import ConfigError, at_least_one, one_of
 from rin_jax.diffusion.guidance import DenoiseFn
 from rin_jax.diffusion.process import Process, eps_from_x0
 from rin_jax.diffusion.schedules import Schedule
@@ -37,46 +37,27 @@ Watch = Callable[[Array, Any], Any]
 Before = tuple[Array, Array]  # time (a scalar) and x0 [B, ...] of the step before
 
 
-LATENTS = ("carry", "reset")
-
-
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """A sampling procedure.
+    """A sampling procedure."""
 
-    Attributes:
-      process: scaling and prediction type, as in training.
-      schedule: gamma(t) of sampling; need not be that of training.
-      name: of the update rule, in RULES.
-      num_steps: N.
-      eta: share of fresh noise in [0, 1], for rules that take it; 0 is deterministic.
-      time_difference: d >= 0, each step aims this many steps further than the next time, under
-        rules that may jump.
-      latents: "carry" from step to step, or "reset" to zero at the start of each step.
-      refresh: evaluations at the start of each step that update the latents alone.
-      latent_decay: weight in [0, 1) of the carried latents in an exponential mean; 0 carries
-        the last evaluation's latents as they are.
-    """
-
-    process: Process
-    schedule: Schedule
-    name: str
-    num_steps: int
-    eta: float
-    time_difference: float
-    latents: str
-    refresh: int
-    latent_decay: float
+    process: Process  # scaling and prediction type, as in training
+    schedule: Schedule  # gamma(t) of sampling; need not be that of training
+    name: str  # of the update rule, in RULES
+    num_steps: int  # N
+    eta: float  # share of fresh noise in [0, 1], for rules that take it; 0 is deterministic
+    time_difference: float  # d >= 0: a step aims d steps beyond the next time, if its rule may
+    latents: str  # "carry" from step to step, or "reset" to zero at the start of each step
+    refresh: int  # evaluations at the start of each step that update the latents alone
+    latent_decay: float  # weight in [0, 1) of the carried latents in an exponential mean; 0: none
 
     def __post_init__(self):
-        for field, allowed in (("name", RULES), ("latents", LATENTS)):
-            if getattr(self, field) not in allowed:
-                raise ConfigError(
-                    f"sampler.{field} is {getattr(self, field)!r}; choose one of "
-                    f"{', '.join(allowed)}."
-                )
-        if self.num_steps < 1:
-            raise ConfigError(f"sampler.num_steps is {self.num_steps}; it must be at least 1.")
+        one_of("sampler.name", self.name, RULES)
+        one_of("sampler.latents", self.latents, ("carry", "reset"))
+        at_least_one("sampler", self, "num_steps")
+        for field in ("time_difference", "refresh"):
+            if (value := getattr(self, field)) < 0:
+                raise ConfigError(f"sampler.{field} is {value}; it must not be negative.")
         if not 0 <= self.eta <= 1:
             raise ConfigError(f"sampler.eta is {self.eta}; it must be in [0, 1].")
         if self.eta and not self.rule.takes_eta:
@@ -84,18 +65,12 @@ class Sampler:
                 f"sampler.eta is {self.eta}, but sampler.name is {self.name!r}, which does not "
                 f"read it; set it to 0, or the name to {_rules('takes_eta')}."
             )
-        if self.time_difference < 0:
-            raise ConfigError(
-                f"sampler.time_difference is {self.time_difference}; it must not be negative."
-            )
         if self.time_difference and not self.rule.may_jump:
             raise ConfigError(
                 f"sampler.time_difference is {self.time_difference}, but sampler.name is "
                 f"{self.name!r}, whose steps must join; set it to 0, or the name to "
                 f"{_rules('may_jump')}."
             )
-        if self.refresh < 0:
-            raise ConfigError(f"sampler.refresh is {self.refresh}; it must not be negative.")
         if not 0 <= self.latent_decay < 1:
             raise ConfigError(f"sampler.latent_decay is {self.latent_decay}; it must be in [0, 1).")
         if self.latent_decay and self.latents == "reset":
@@ -157,52 +132,42 @@ class Sampler:
         return *self.process.to_clipped_x0_eps(prediction, xt, gamma), latents
 
     def step(
-        self,
-        denoise_fn: DenoiseFn,
-        xt: Array,
-        latents: Any,
-        cond: Any,
-        t: Array,
-        t_next: Array,
-        fresh: Array,
-        before: Before | None = None,
-    ) -> tuple[Array, Any, Array]:
+        self, denoise_fn: DenoiseFn, xt: Array, latents: Any, cond: Any, t: Array, t_next: Array,
+        fresh: Array, before: Before | None = None,
+    ) -> tuple[Array, Any, Array]:  # fmt: skip
         """One step from scalar time t to t_next: (x_next, latents, x0).
 
         `before`: time and x0 of the step before, for a rule that needs them; at the first step the
         time is t itself.
         """
-        batch = xt.shape[:1]
-        gamma = jnp.broadcast_to(self.schedule(t), batch)
-        gamma_next = jnp.broadcast_to(self.schedule(t_next), batch)
+
+        def gamma_at(time):
+            return jnp.broadcast_to(self.schedule(time), xt.shape[:1])
+
+        def evaluate(x, gamma, latents):
+            return self.evaluate(denoise_fn, x, gamma, cond, latents)
+
+        gamma, gamma_next = gamma_at(t), gamma_at(t_next)
         if self.latents == "reset":
             latents = jax.tree.map(jnp.zeros_like, latents)
         if self.refresh:
             latents = jax.lax.fori_loop(
-                0,
-                self.refresh,
-                lambda _, z: self.evaluate(denoise_fn, xt, gamma, cond, z)[2],
-                latents,
+                0, self.refresh, lambda _, z: evaluate(xt, gamma, z)[2], latents
             )
-        x0, eps, latents = self.evaluate(denoise_fn, xt, gamma, cond, latents)
+        x0, eps, latents = evaluate(xt, gamma, latents)
         gamma_before = x0_before = None
         if self.rule.needs_before:
             t_before, x0_before = before
-            gamma_before = jnp.broadcast_to(self.schedule(t_before), batch)
+            gamma_before = gamma_at(t_before)
         step = Step(x0, eps, latents, gamma, gamma_next, t_next <= 0, gamma_before, x0_before)
-        better, latents = self.rule.estimate(
-            step, lambda x, gamma, latents: self.evaluate(denoise_fn, x, gamma, cond, latents)
-        )
+        better, latents = self.rule.estimate(step, evaluate)
         if better is not x0:
             eps = eps_from_x0(xt, better, gamma)
         x_next = self.rule.update(xt, better, eps, gamma, gamma_next, fresh, self.eta)
         return x_next, latents, x0
 
     def sample(self, denoise_fn: DenoiseFn, noise: Array, cond: Any, noise_fn: NoiseFn) -> Array:
-        """Examples [B, ...] in [-1, 1] from `noise` [B, ...]; one scan over the steps.
-
-        `noise_fn(i)` gives the fresh noise of step i (not called if there is none).
-        """
+        """Examples [B, ...] in [-1, 1] from `noise` [B, ...] and, if steps add any, noise_fn(i)."""
         return self.watched(denoise_fn, noise, cond, noise_fn, lambda x0, latents: None)[0]
 
     def watched(
@@ -218,9 +183,7 @@ class Sampler:
             i, t_before, t, t_next = step
             xt, latents, x0 = carry
             fresh = noise_fn(i) if self.stochastic else jnp.zeros_like(xt)
-            carry = self.step(
-                denoise_fn, xt, latents, cond, t, t_next, fresh, before=(t_before, x0)
-            )
+            carry = self.step(denoise_fn, xt, latents, cond, t, t_next, fresh, (t_before, x0))
             return carry, watch(carry[2], carry[1])
 
         steps = (jnp.arange(self.num_steps), jnp.concatenate([t[:1], t[:-1]]), t, t_next)

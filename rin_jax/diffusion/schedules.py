@@ -58,8 +58,7 @@ def linear(t: Array) -> Array:
 
 def logarithmic(t: Array, start: float, end: float, reverse: bool) -> Array:
     """(ln end - ln u) / (ln end - ln start), u from start to end; `reverse` swaps the two."""
-    if reverse:
-        start, end = end, start
+    start, end = (end, start) if reverse else (start, end)
     u = start + (end - start) * t
     gamma = (np.log(end) - jnp.log(u)) / (np.log(end) - np.log(start))
     return jnp.clip(gamma, MIN_GAMMA, 1.0)
@@ -84,29 +83,26 @@ def _between(function: Schedule, t: Array, start: float, end: float) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A family of schedules.
+    """A family of schedules: gamma(t) in JAX and, for programs without JAX, as a formula.
 
-    Attributes:
-      gamma: gamma(t, **parameters) in JAX.
-      formula: the same at one float t in [0, 1], as a Python expression of t, the parameters,
-        `math`'s cos, exp, log and pi, and `between` of FOREIGN_BETWEEN.
+    The formula is a Python expression of one number t in [0, 1] (of Python, NumPy or PyTorch), the
+    parameters, `cos`, `exp`, `log` and `pi` for such numbers, and the function of FOREIGN_BETWEEN.
     """
 
-    gamma: Callable[..., Array]
-    formula: str
+    gamma: Callable[..., Array]  # gamma(t, **parameters)
+    formula: str | None  # None: a run with it cannot be exported
 
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:
         """Name -> what the signature of `gamma` says of it, without t."""
-        parameters = dict(inspect.signature(self.gamma).parameters)
-        del parameters["t"]
-        return parameters
+        signature = inspect.signature(self.gamma).parameters.items()
+        return {name: parameter for name, parameter in signature if name != "t"}
 
 
 FOREIGN_BETWEEN = f"""\
 def between(f, t, start, end):
-    gamma = (f(start + (end - start) * t) - f(end)) / (f(start) - f(end))
-    return min(max(gamma, {MIN_GAMMA}), 1.0)
+    first, last = f(start + 0 * t), f(end + 0 * t)  # 0 * t: numbers of the kind of t
+    return min(max((f(start + (end - start) * t) - last) / (first - last), {MIN_GAMMA}), 1.0)
 """
 
 SCHEDULES: dict[str, Family] = {
@@ -128,11 +124,7 @@ SCHEDULES: dict[str, Family] = {
 
 
 def make_schedule(name: str, **parameters: float) -> Schedule:
-    """gamma(t) from a family's name and all its parameters.
-
-    Raises:
-      ConfigError: unknown family, or missing or unknown parameters, with what is there.
-    """
+    """gamma(t) from a family's name and all its parameters; ConfigError if they are not those."""
     if name not in SCHEDULES:
         near = difflib.get_close_matches(name, SCHEDULES, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""

@@ -36,35 +36,20 @@ Evaluate = Callable[[Array, Array, Any], tuple[Array, Array, Any]]
 
 
 class Step(NamedTuple):
-    """A step after its first evaluation; examples are [B, ...] and gammas [B].
+    """A step after its first evaluation; examples are [B, ...] and gammas [B]."""
 
-    Attributes:
-      x0, eps: the estimates of that evaluation.
-      latents: what it returned.
-      gamma, gamma_next: signal power at the step's beginning and end.
-      last: bool scalar, whether the step ends at t = 0.
-      gamma_before, x0_before: those of the step before; equal gammas mean that there was none.
-        None under a rule that does not need them.
-    """
-
-    x0: Array
+    x0: Array  # the estimates of that evaluation
     eps: Array
-    latents: Any
-    gamma: Array
-    gamma_next: Array
-    last: Array
-    gamma_before: Array | None
-    x0_before: Array | None
+    latents: Any  # what it returned
+    gamma: Array  # signal power at the step's beginning
+    gamma_next: Array  # and at its end
+    last: Array  # bool scalar, whether the step ends at t = 0
+    gamma_before: Array | None  # of the step before, `gamma` if there was none; None: not needed
+    x0_before: Array | None  # the same for x0
 
 
 def ddim(
-    xt: Array,
-    x0: Array,
-    eps: Array,
-    gamma: Array,
-    gamma_next: Array,
-    fresh: Array,
-    eta: float = 0.0,
+    xt: Array, x0: Array, eps: Array, gamma: Array, gamma_next: Array, fresh: Array, eta: float
 ) -> Array:
     """One step; examples [B, ...], gammas [B]. With eta 0 `fresh` is not used."""
     del xt
@@ -78,23 +63,15 @@ def ddim(
 
 
 def ddpm(
-    xt: Array,
-    x0: Array,
-    eps: Array,
-    gamma: Array,
-    gamma_next: Array,
-    fresh: Array,
-    eta: float = 0.0,
-    *,
-    small_variance: bool,
-) -> Array:
+    xt: Array, x0: Array, eps: Array, gamma: Array, gamma_next: Array, fresh: Array, eta: float,
+    *, small_variance: bool,
+) -> Array:  # fmt: skip
     """One ancestral step with all its fresh noise, of the large or the small variance."""
     del x0, eta
     alpha = jnp.clip(gamma / gamma_next, 0.0, 1.0)
     beta = 1 - alpha
-    mean = (xt - expand(beta / jnp.sqrt(jnp.maximum(1 - gamma, TINY)), xt) * eps) / expand(
-        jnp.sqrt(alpha), xt
-    )
+    part = expand(beta / jnp.sqrt(jnp.maximum(1 - gamma, TINY)), xt)
+    mean = (xt - part * eps) / expand(jnp.sqrt(alpha), xt)
     if small_variance:
         beta = beta * (1 - gamma_next) / jnp.maximum(1 - gamma, TINY)
     return mean + expand(jnp.sqrt(beta), xt) * fresh
@@ -113,7 +90,7 @@ def mean_of_both_ends(step: Step, evaluate: Evaluate) -> tuple[Array, Any]:
     """
 
     def second(latents):
-        x_end = ddim(step.x0, step.x0, step.eps, step.gamma_next, step.gamma_next, step.x0)
+        x_end = ddim(step.x0, step.x0, step.eps, step.gamma_next, step.gamma_next, step.x0, 0)
         at_end, _, latents = evaluate(x_end, step.gamma_next, latents)
         return (step.x0 + at_end) / 2, latents
 
@@ -132,35 +109,23 @@ def extrapolated(step: Step, evaluate: Evaluate) -> tuple[Array, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """An update rule.
+    """An update rule."""
 
-    Attributes:
-      update: (xt, x0, eps, gamma, gamma_next, fresh, eta) -> x_next.
-      estimate: (step, evaluate) -> (x0 for the update, latents to carry on).
-      evaluations: of the network in a step, without refreshing; a step to t = 0 has one.
-      stochastic: whether every step adds fresh noise.
-      takes_eta: whether eta sets a share of fresh noise.
-      may_jump: whether a step may aim beyond the next one's beginning (time_difference).
-      needs_before: whether `estimate` reads what is known of the step before.
-    """
-
-    update: Callable[..., Array]
+    update: Callable[..., Array]  # (xt, x0, eps, gamma, gamma_next, fresh, eta) -> x_next
+    # (step, evaluate) -> (x0 for the update, latents to carry on)
     estimate: Callable[[Step, Evaluate], tuple[Array, Any]] = first_estimate
-    evaluations: int = 1
-    stochastic: bool = False
-    takes_eta: bool = False
-    may_jump: bool = False
-    needs_before: bool = False
+    evaluations: int = 1  # of the network in a step, without refreshing; a step to t = 0 has one
+    stochastic: bool = False  # whether every step adds fresh noise
+    takes_eta: bool = False  # whether eta sets a share of fresh noise
+    may_jump: bool = False  # whether a step may aim beyond the next one's time (time_difference)
+    needs_before: bool = False  # whether `estimate` reads what is known of the step before
 
 
+DDPM = {"stochastic": True, "may_jump": True}
 RULES: dict[str, Rule] = {
     "ddim": Rule(ddim, takes_eta=True, may_jump=True),
     "heun": Rule(ddim, mean_of_both_ends, evaluations=2),
     "dpmpp_2m": Rule(ddim, extrapolated, takes_eta=True, needs_before=True),
-    "ddpm_large": Rule(
-        functools.partial(ddpm, small_variance=False), stochastic=True, may_jump=True
-    ),
-    "ddpm_small": Rule(
-        functools.partial(ddpm, small_variance=True), stochastic=True, may_jump=True
-    ),
+    "ddpm_large": Rule(functools.partial(ddpm, small_variance=False), **DDPM),
+    "ddpm_small": Rule(functools.partial(ddpm, small_variance=True), **DDPM),
 }

@@ -6,17 +6,29 @@
     class_names  one name a class, or null where they are not known
     step, ema    training steps taken; which running average of the weights this is
     sha256       of model.safetensors
+
+A tensor's name is its path in the parameter tree, dotted: `blocks_0.read.mlp.norm.scale` is
+params["blocks_0"]["read"]["mlp"]["norm"]["scale"], of the same shape. Layers that the network scans
+over stay stacked along the leading axes.
 """
 
+import contextlib
 import dataclasses
+import hashlib
 import json
-from collections.abc import Callable, Mapping
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from etils import epath
+from flax import traverse_util
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
-from rin_jax.interop import safetensors, tensors
+from rin_jax import ConfigError
 from rin_jax.network.partitioning import param_shapes
 from rin_jax.network.rin import RIN
 
@@ -43,11 +55,36 @@ def network_fields(rin: RIN) -> dict[str, Any]:
     return json.loads(json.dumps(fields))
 
 
+def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
+    """A parameter tree as {name: leaf}; the leaves themselves, not copies."""
+    return traverse_util.flatten_dict(params, sep=".")
+
+
+def nest(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    return traverse_util.unflatten_dict(tensors, sep=".")
+
+
 def write_weights(
     folder: epath.Path, params: Mapping[str, Any], metadata: Mapping[str, str]
 ) -> str:
-    """Writes model.safetensors, a tensor at a time; returns its SHA-256."""
-    return safetensors.write(folder / WEIGHTS, tensors.flatten(params), metadata)
+    """Writes model.safetensors; returns its SHA-256.
+
+    `params` are float32 arrays. Those of a CPU are written as they lie in memory; those of other
+    devices are on the host once while this runs.
+
+    Raises:
+      ConfigError: an array of another type, which is named.
+    """
+    arrays = {name: np.asarray(leaf, order="C") for name, leaf in flatten(params).items()}
+    for name, array in arrays.items():
+        if array.dtype != np.float32:
+            raise ConfigError(f"{name} is {array.dtype}; an export has float32 tensors only.")
+    path = folder / WEIGHTS
+    with _local(path) as local:
+        save_file(arrays, local, dict(metadata))
+        _copy(local, path)
+        return _sha256(local)
 
 
 def write(folder: epath.Path, description: Description) -> None:
@@ -60,25 +97,25 @@ def read(folder: epath.Path) -> Description:
     """Reads config.json.
 
     Raises:
-      ValueError: it is not there, damaged, of another format version, or incomplete.
+      ConfigError: it is not there, damaged, of another format version, or incomplete.
     """
     path = folder / CONFIG
     if not path.exists():
-        raise ValueError(f"{folder} is no export: it has no {CONFIG}.")
+        raise ConfigError(f"{folder} is not an export: it has no {CONFIG}.")
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}; copy the file again.") from error
+        raise ConfigError(f"{path} is damaged: {error}; copy the file again.") from error
     version = content.pop("format", None) if isinstance(content, dict) else None
     if version != FORMAT:
-        raise ValueError(
+        raise ConfigError(
             f"{path} has format {version!r}; this version of rin_jax reads format {FORMAT}. Use "
             "the version that wrote it, or export the checkpoint again."
         )
     wanted = [field.name for field in dataclasses.fields(Description)]
     missing, unknown = sorted(set(wanted) - set(content)), sorted(set(content) - set(wanted))
     if missing or unknown:
-        raise ValueError(
+        raise ConfigError(
             f"{path} is damaged: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}."
         )
     names = content["class_names"]
@@ -86,7 +123,7 @@ def read(folder: epath.Path) -> Description:
 
 
 def check_network(path: epath.Path, saved: Mapping[str, Any], rin: RIN) -> None:
-    """Raises ValueError if config.json's `network` is not what its `config` builds here.
+    """Raises ConfigError if config.json's `network` is not what its `config` builds here.
 
     They differ if the file was changed, or where another version has other defaults.
     """
@@ -97,32 +134,72 @@ def check_network(path: epath.Path, saved: Mapping[str, Any], rin: RIN) -> None:
         if saved.get(name) != now.get(name)
     ]
     if differences:
-        raise ValueError(f"{path} describes two networks:\n  " + "\n  ".join(differences))
+        raise ConfigError(f"{path} describes two networks:\n  " + "\n  ".join(differences))
 
 
 def read_weights(
     folder: epath.Path, sha256: str, rin: RIN, place: Callable[[np.ndarray], Any]
 ) -> dict[str, Any]:
-    """The parameter tree of `rin` from model.safetensors; `place` puts each array on its devices.
+    """The parameter tree of `rin` from model.safetensors, a tensor at a time.
+
+    `place` puts each array on its devices.
 
     Raises:
-      ValueError: a tensor is missing, left over or of another shape, or the file is cut off or
-        was changed; the tensor or the file is named.
+      ConfigError: the file is missing, cut off, changed or not of this format, or a tensor is
+        missing, unknown, not float32 or of another shape; the file or the tensor is named.
     """
     path = folder / WEIGHTS
     if not path.exists():
-        raise ValueError(f"{folder} has no {WEIGHTS}.")
-    wanted = {name: leaf.shape for name, leaf in tensors.flatten(param_shapes(rin)).items()}
+        raise ConfigError(f"{folder} has no {WEIGHTS}.")
+    with _local(path) as local:
+        _copy(path, local)
+        if (found := _sha256(local)) != sha256:
+            raise ConfigError(
+                f"{path} was cut off or changed since its export: its SHA-256 is {found}, "
+                f"that of the export {sha256}; copy the file again."
+            )
+        try:
+            # not the default, which maps the file into memory: read parts of it would count too
+            with safe_open(local, "np", backend="pread") as file:
+                _check_tensors(path, file, rin)
+                return nest({name: place(file.get_tensor(name)) for name in file.keys()})  # noqa: SIM118
+        except SafetensorError as error:
+            raise ConfigError(f"{path} is not a safetensors file: {error}.") from error
+
+
+def _check_tensors(path: epath.Path, file: Any, rin: RIN) -> None:
+    """Raises ConfigError unless an open file has the parameters of `rin` and nothing else."""
+    wanted = {name: list(leaf.shape) for name, leaf in flatten(param_shapes(rin)).items()}
+    headers = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+    problems = [f"{name}: missing" for name in wanted if name not in headers]
+    for name, header in headers.items():
+        if name not in wanted:
+            problems.append(f"{name}: unknown")
+        elif header.get_shape() != wanted[name]:
+            problems.append(f"{name}: shape {header.get_shape()} instead of {wanted[name]}")
+        elif header.get_dtype() != "F32":
+            problems.append(f"{name}: {header.get_dtype()} instead of F32")
+    if problems:
+        raise ConfigError(f"{path} does not fit the network:\n  " + "\n  ".join(problems))
+
+
+@contextlib.contextmanager
+def _local(path: epath.Path) -> Iterator[pathlib.Path]:
+    """A file of this machine that stands for `path`: itself, or a temporary one for a bucket."""
+    if "://" not in str(path):
+        yield pathlib.Path(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield pathlib.Path(folder, path.name)
+
+
+def _copy(source: pathlib.Path | epath.Path, target: pathlib.Path | epath.Path) -> None:
+    """Copies a file to or from a bucket; nothing if the two are one."""
+    if str(source) != str(target):
+        with source.open("rb") as reader, target.open("wb") as writer:
+            shutil.copyfileobj(reader, writer, 2**24)
+
+
+def _sha256(path: pathlib.Path) -> str:
     with path.open("rb") as file:
-        reader = safetensors.Reader(file, str(path))
-        problems = [f"{name}: missing" for name in wanted if name not in reader.shapes]
-        for name, shape in reader.shapes.items():
-            if name not in wanted:
-                problems.append(f"{name}: unknown")
-            elif shape != wanted[name]:
-                problems.append(f"{name}: shape {shape} instead of {wanted[name]}")
-        if problems:
-            raise ValueError(f"{path} does not fit the network:\n  " + "\n  ".join(problems))
-        placed = {name: place(array) for name, array in reader.tensors()}
-        reader.check_digest(sha256)
-    return tensors.nest(placed)
+        return hashlib.file_digest(file, "sha256").hexdigest()

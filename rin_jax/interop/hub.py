@@ -2,38 +2,37 @@
 
 import re
 
+from rin_jax import ConfigError
+
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def pull(repo: str) -> str:
     """The local folder of the newest export of a hub repository, fetched as far as it is not here.
 
-    An interrupted download goes on where it stopped. With HF_HUB_OFFLINE=1 only what was fetched
-    before is looked at.
+    An interrupted download goes on where it stopped; with HF_HUB_OFFLINE=1 nothing is fetched.
 
     Raises:
-      ValueError: no hub id, or the hub has no such repository, or cannot be reached.
-      ImportError: huggingface_hub is not installed.
+      ConfigError: not a hub id, the hub has no such repository or cannot be reached, or
+        huggingface_hub is not installed.
     """
     if not HUB_ID.fullmatch(repo):
-        raise ValueError(f"there is no folder {repo}, and it is no hub id (owner/name) either.")
+        raise ConfigError(f"there is no folder {repo}, and it is not a hub id (owner/name) either.")
     hub = _library(f"{repo} is no folder here; fetching it from the hub")
     try:
         return hub.snapshot_download(repo)
     except Exception as error:  # the transport below has its own classes of errors
-        raise ValueError(f"there is no folder {repo}, and from the hub: {error}") from error
+        raise ConfigError(f"there is no folder {repo}, and from the hub: {error}") from error
 
 
 def push(folder: str, repo: str) -> str:
     """Uploads a folder as one commit of a hub repository; returns the commit's address.
 
-    A repository that is not there yet is made, private.
-
-    After an interruption the same call sends what is still missing.
+    A repository that is not there yet is made, private. After an interruption the same call sends
+    what is still missing.
 
     Raises:
-      ValueError: the hub cannot be reached or refuses.
-      ImportError: huggingface_hub is not installed.
+      ConfigError: the hub cannot be reached or refuses, or huggingface_hub is not installed.
     """
     check_push(repo)
     api = _library("--push").HfApi()
@@ -41,13 +40,13 @@ def push(folder: str, repo: str) -> str:
         api.create_repo(repo, private=True, exist_ok=True)
         return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Export"))
     except Exception as error:  # as in `pull`
-        raise ValueError(f"--push={repo}: {error}") from error
+        raise ConfigError(f"--push={repo}: {error}") from error
 
 
 def check_push(repo: str) -> None:
-    """Raises ValueError or ImportError at what would stop `push` after the export is made."""
+    """Raises ConfigError at what would stop `push` after the export is made."""
     if not HUB_ID.fullmatch(repo):
-        raise ValueError(f"--push is {repo!r}; a hub repository is named owner/name.")
+        raise ConfigError(f"--push is {repo!r}; a hub repository is named owner/name.")
     _library("--push")
 
 
@@ -55,7 +54,7 @@ def _library(doing: str):
     try:
         import huggingface_hub
     except ImportError as error:
-        raise ImportError(
+        raise ConfigError(
             f'{doing} needs huggingface_hub: pip install "rin-jax[hub]" (or put the export into a '
             "folder and name that)"
         ) from error

@@ -9,18 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from flax import traverse_util
 
-from rin_jax.interop import tensors
+from rin_jax import ConfigError
 from rin_jax.network.partitioning import param_shapes
 from rin_jax.network.rin import RIN
 
-ATTENTION = {
-    f"{ours}/{leaf}": f"{theirs}/{leaf}"
-    for ours, theirs in (
-        ("query", "query"), ("key", "key"), ("value", "value"), ("out", "attention_output"),
-    )
-    for leaf in ("kernel", "bias")
-}  # fmt: skip
 DENSE = {"kernel": "kernel", "bias": "bias"}
 NORM = {"scale": "gamma", "bias": "beta"}
 
@@ -29,6 +23,12 @@ def _nest(ours: str, theirs: str, names: Mapping[str, str]) -> dict[str, str]:
     return {f"{ours}/{a}": f"{theirs}/{b}" for a, b in names.items()}
 
 
+ATTENTION = (
+    _nest("query", "query", DENSE)
+    | _nest("key", "key", DENSE)
+    | _nest("value", "value", DENSE)
+    | _nest("out", "attention_output", DENSE)
+)
 FFN = _nest("hidden", "dense1", DENSE) | _nest("out", "dense2", DENSE)
 MLP = _nest("norm", "ffn/ln", NORM) | _nest("ffn", "ffn", FFN)
 CROSS = (
@@ -47,19 +47,14 @@ LAYER = (
 
 
 def network(config: Mapping[str, Any], num_classes: int) -> RIN:
-    """The RIN of a reference configuration.
+    """The RIN of a reference's network configuration (`latent_slots`, `num_layers`, ...).
 
-    Args:
-      config: the reference's network configuration (`latent_slots`, `num_layers`, ...).
-      num_classes: width of its one-hot condition; 0 if it has none.
-
-    Raises:
-      ValueError: the configuration uses a part that this network does not have.
+    `num_classes` is the width of its one-hot condition, 0 if it has none. ConfigError: the
+    configuration uses a part that this network does not have.
     """
-    expected = {"cond_proj": True, "conv_kernel_size": 0, "drop_att": 0.0}
-    for name, value in expected.items():
+    for name, value in {"cond_proj": True, "conv_kernel_size": 0, "drop_att": 0.0}.items():
         if config.get(name, value) != value:
-            raise ValueError(
+            raise ConfigError(
                 f"reference configuration has {name}={config[name]!r}; only {value!r} is supported."
             )
     depths = tuple(int(depth) for depth in str(config["num_layers"]).split(","))
@@ -100,28 +95,25 @@ def import_params(weights: Mapping[str, np.ndarray], rin: RIN) -> dict[str, Any]
     """The parameters of `rin` from reference variables `tape/...`.
 
     Raises:
-      ValueError: variables are missing, left over, or of another shape; all are listed.
+      ConfigError: variables are missing, left over, or of another shape; all are listed.
     """
     names = reference_names(rin)
     problems, used, params = [], set(), {}
-    for path, leaf in tensors.flatten(param_shapes(rin)).items():
-        ours = path.replace(".", "/")
-        found = [weights.get(f"tape/{name}") for name in names[ours].ravel()]
-        used.update(f"tape/{name}" for name in names[ours].ravel())
-        missing = [
-            f"tape/{n}" for n, w in zip(names[ours].ravel(), found, strict=True) if w is None
-        ]
-        if missing:
+    for ours, leaf in traverse_util.flatten_dict(param_shapes(rin), sep="/").items():
+        theirs = [f"tape/{name}" for name in names[ours].ravel()]
+        used.update(theirs)
+        if missing := [name for name in theirs if name not in weights]:
             problems.append(f"{ours}: missing {', '.join(missing)}")
             continue
-        stacked = np.stack(found).reshape(*names[ours].shape, *found[0].shape)
+        layers = np.stack([weights[name] for name in theirs])
+        stacked = layers.reshape(*names[ours].shape, *layers.shape[1:])
         if stacked.shape != leaf.shape:
             problems.append(f"{ours}: shape {stacked.shape} instead of {leaf.shape}")
-        params[path] = stacked.astype(np.float32)
+        params[ours] = stacked.astype(np.float32)
     problems += [f"{name}: not used" for name in sorted(set(weights) - used)]
     if problems:
-        raise ValueError("reference weights do not fit the network:\n  " + "\n  ".join(problems))
-    return tensors.nest(params)
+        raise ConfigError("reference weights do not fit the network:\n  " + "\n  ".join(problems))
+    return traverse_util.unflatten_dict(params, sep="/")
 
 
 def reference_names(rin: RIN) -> dict[str, np.ndarray]:
@@ -143,28 +135,22 @@ def reference_names(rin: RIN) -> dict[str, np.ndarray]:
         ("latents", "latent_pos_emb", rin.latent_positions),
         ("stem/positions", "tape_pos_emb", rin.interface_positions),
     ):
-        plus = kind == "sin_cos_plus_learned"
-        single[f"{ours}/table"] = (
-            f"{theirs}_res/kernel" if plus else f"{theirs}/kernel/vis_pos_embedding"
-        )
+        leaf = "_res/kernel" if kind == "sin_cos_plus_learned" else "/kernel/vis_pos_embedding"
+        single[f"{ours}/table"] = f"{theirs}{leaf}"
     names = {ours: np.array(theirs) for ours, theirs in single.items()}
-
     first = 0
     for group, (depth, blocks) in enumerate(itertools.groupby(rin.depths)):
         block_ids = range(first, first := first + len(list(blocks)))
-        for unit in ("read", "read_cond", "write"):
-            for ours, theirs in CROSS.items():
-                names[f"blocks_{group}/{unit}/{ours}"] = np.array(
-                    [f"{unit}_unit_{i}/transformer_decoder_layer/{theirs}" for i in block_ids]
-                )
+        for unit, (ours, theirs) in itertools.product(
+            ("read", "read_cond", "write"), CROSS.items()
+        ):
+            layers = [f"{unit}_unit_{i}/transformer_decoder_layer/{theirs}" for i in block_ids]
+            names[f"blocks_{group}/{unit}/{ours}"] = np.array(layers)
+        suffixes = ("", *(f"_{layer}" for layer in range(1, depth)))[:depth]
         for ours, theirs in LAYER.items():
-            names[f"blocks_{group}/compute/{ours}"] = np.array(
-                [
-                    [
-                        f"latent_processing_unit{i}/transformer_encoder{suffix}/{theirs}"
-                        for suffix in ("", *(f"_{layer}" for layer in range(1, depth)))[:depth]
-                    ]
-                    for i in block_ids
-                ]
-            )
+            layers = [
+                [f"latent_processing_unit{i}/transformer_encoder{s}/{theirs}" for s in suffixes]
+                for i in block_ids
+            ]
+            names[f"blocks_{group}/compute/{ours}"] = np.array(layers)
     return names

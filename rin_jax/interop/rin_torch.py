@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, scaled_dot_product_attention, silu
 
 FORMAT, NO_LABEL = 2, -1  # of config.json; the label of an example without a class
-TINY, MIN_GAMMA = 1e-9, 1e-9  # the least divisor, and the least signal power of a schedule
+TINY = 1e-9  # the least divisor
 SAMPLERS = {  # what this file can do of the sampler's fields
     "name": ("ddim", "ddpm_large", "ddpm_small"), "eta": (0.0,), "latents": ("carry",),
     "refresh": (0,), "guidance_interval": ([0.0, 1.0],), "guidance_latents": ("shared",),
@@ -292,9 +292,10 @@ class RIN(nn.Module):
         name, num_steps, decay = fields["name"], fields["num_steps"], fields["latent_decay"]
         xt, latents, w = noise, self.first(noise.shape[0]), fields["guidance_scale"]
         for i in range(num_steps):
-            ahead = i + 1 + fields["time_difference"]
-            times = torch.tensor([1 - i / num_steps, max(1 - ahead / num_steps, 0.0)])
-            gamma, gamma_next = signal_power(times.to(xt.device), **fields["schedule"])
+            ahead = i + 1.0 + fields["time_difference"]
+            times = (1 - torch.tensor([float(i), ahead]) / num_steps).clamp(min=0)
+            gammas = [signal_power(t, **fields["schedule"]) for t in times]
+            gamma, gamma_next = torch.tensor(gammas, device=xt.device)
             prediction, new = self(xt, gamma.expand(len(xt)), labels, latents)
             if w:  # the pass without a class starts from the same latents
                 without, _ = self(xt, gamma.expand(len(xt)), previous=latents)
@@ -317,29 +318,16 @@ def ancestral(xt: Tensor, eps: Tensor, fresh: Tensor, gamma, gamma_next, small: 
     return (xt - beta / left.sqrt() * eps) / alpha.sqrt() + variance.sqrt() * fresh
 
 
-def signal_power(t: Tensor, name: str, **of) -> Tensor:
+cos, exp, log, pi = torch.cos, torch.exp, torch.log, math.pi  # what the formulas are made of
+# schedule -> gamma(t, **parameters) at a scalar t
+SCHEDULES: dict = {}  # the export writes the formulas here
+
+
+def signal_power(t: Tensor, name: str, **parameters) -> float:
     """gamma(t) of a schedule; t is 0 at data and 1 at noise."""
-    if name == "offset_cosine":
-        t = (t + of.get("small", 2e-4)) / (1 + of.get("stretch", 2.5e-4))
-        return (t * (math.pi / 2)).cos().square()
-    if name == "linear":
-        return (1 - t).clamp(MIN_GAMMA, 1)
-    if name == "edm":
-        low, high = of["sigma_min"] ** (1 / of["rho"]), of["sigma_max"] ** (1 / of["rho"])
-        return 1 / (1 + ((low + (high - low) * t) ** of["rho"]).square())
-    start, end = of["start"], of["end"]
-    if name == "logsnr":
-        return (start + (end - start) * t).sigmoid()
-    if name == "logarithmic":
-        start, end = (end, start) if of["reverse"] else (start, end)
-        gamma = (end / (start + (end - start) * t)).log() / math.log(end / start)
-        return gamma.clamp(MIN_GAMMA, 1)
-    family = {
-        "cosine": lambda u: (u * (math.pi / 2)).cos().clamp(min=0) ** (2 * of["tau"]),
-        "sigmoid": lambda u: (-u / of["tau"]).sigmoid(),
-    }[name]
-    first, last = (family(torch.tensor(float(u), device=t.device)) for u in (start, end))
-    return ((family(start + (end - start) * t) - last) / (first - last)).clamp(MIN_GAMMA, 1)
+    if name not in SCHEDULES:
+        raise ValueError(f"schedule {name!r} is not in this file; use one of {list(SCHEDULES)}.")
+    return float(SCHEDULES[name](t, **parameters))
 
 
 def load(folder: str, device: str = "cpu") -> RIN:
@@ -352,31 +340,29 @@ def load(folder: str, device: str = "cpu") -> RIN:
 
 def load_weights(model: RIN, folder: str, sha256: str) -> RIN:
     """The model with the tensors of model.safetensors, read one by one."""
-    places, digest = file_names(model), hashlib.sha256()
+    layers_of, digest = file_names(model), hashlib.sha256()
     path = pathlib.Path(folder, "model.safetensors")
     with path.open("rb") as file, torch.no_grad():
-
-        def read(size):
-            if len(data := bytearray(file.read(size))) < size:
-                raise ValueError(f"{path} is cut off; copy the file again.")
-            digest.update(data)
-            return data
-
-        header = json.loads(read(struct.unpack("<Q", read(8))[0]))
+        while chunk := file.read(2**24):
+            digest.update(chunk)
+        if digest.hexdigest() != sha256:
+            raise ValueError(f"{path} was cut off or changed since its export; copy it again.")
+        file.seek(0)
+        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
         header.pop("__metadata__", None)
-        if wrong := sorted(set(header) ^ set(places)):
+        if wrong := sorted(set(header) ^ set(layers_of)):
             raise ValueError(f"{path}: missing or unknown tensors: {', '.join(wrong)}.")
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            shape, layers = entry["shape"], places[name]
+            shape, dtype, layers = entry["shape"], entry["dtype"], layers_of[name]
             stack, sizes = math.prod(shape[: len(layers[0][0])]), {p.numel() for _, p in layers}
-            if stack != len(layers) or {math.prod(shape) // stack} != sizes:
-                raise ValueError(f"{path}: {name} of shape {shape} does not fit the network.")
-            tensor = torch.frombuffer(read(4 * math.prod(shape)), dtype=torch.float32)
+            fits = stack == len(layers) and {math.prod(shape) // stack} == sizes
+            if not fits or dtype != "F32":
+                raise ValueError(f"{path}: {name}, {dtype} of shape {shape}, does not fit.")
+            data = bytearray(file.read(4 * math.prod(shape)))
+            tensor = torch.frombuffer(data, dtype=torch.float32).reshape(shape)
             for index, parameter in layers:
                 target = parameter.T if name.endswith("kernel") else parameter
-                target.copy_(tensor.reshape(shape)[index].reshape(target.shape))
-        if file.read(1) or digest.hexdigest() != sha256:
-            raise ValueError(f"{path} was changed since it was exported; copy the file again.")
+                target.copy_(tensor[index].reshape(target.shape))
     return model
 
 

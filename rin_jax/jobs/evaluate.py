@@ -11,9 +11,8 @@ from rin_jax.data import pipeline
 from rin_jax.data.source import open_source
 from rin_jax.evaluation.classifier import Classifier
 from rin_jax.experiment import device_mesh, make_experiment
-from rin_jax.network import conditioning
 from rin_jax.runtime import console
-from rin_jax.sampling.generate import make_generate
+from rin_jax.sampling.generate import generate_all
 from rin_jax.sampling.weights import load_ema
 
 REAL_IMAGES = 5000  # the classifier learns from at most this many,
@@ -22,10 +21,10 @@ LARGEST_IMAGE = 32  # and reads no larger images
 
 
 def evaluate(config, workdir: str, ema: str | None = None) -> dict[str, float]:
-    """Samples `evaluation.num_samples` images, classes in turn, and writes the record.
+    """Samples `evaluation.num_samples` images, classes in turn, and writes and returns the record.
 
-    The record goes to WORKDIR/evaluation/STEP-WEIGHTS.json and names the sampler, the seed and the
-    weights beside the figures. `ema` as `restore.load_ema`.
+    WORKDIR/evaluation/STEP-WEIGHTS.json names the sampler, the seed and the weights beside the
+    figures. `ema` as `load_ema`.
     """
     experiment = make_experiment(config)
     config, num_classes = experiment.config, experiment.rin.num_classes
@@ -35,41 +34,29 @@ def evaluate(config, workdir: str, ema: str | None = None) -> dict[str, float]:
             f"{REAL_IMAGES // IMAGES_PER_CLASS} classes; data.num_classes is {num_classes}."
         )
     if experiment.data.image_size > LARGEST_IMAGE:
-        raise ConfigError(
-            f"--mode=evaluate reads images up to {LARGEST_IMAGE} pixels; data.image_size is "
-            f"{experiment.data.image_size}."
-        )
+        text = f"--mode=evaluate reads images up to {LARGEST_IMAGE} pixels"
+        raise ConfigError(f"{text}; data.image_size is {experiment.data.image_size}.")
     real = pipeline.fixed_examples(open_source(experiment.data), REAL_IMAGES)
+    fewest = np.bincount(real["label"], minlength=num_classes).min()
+    if fewest < 2:
+        raise ConfigError(
+            f"--mode=evaluate reads the first {len(real['label']):,} images of "
+            f"{experiment.data.name!r}, and some class has {fewest} of them; it needs 2 at least."
+        )
     mesh = device_mesh(experiment)
     step, name, params = load_ema(experiment, mesh, workdir, ema)
-    generate = make_generate(experiment, mesh, experiment.seed)
-
-    count, size = experiment.evaluation.num_samples, experiment.evaluation.batch_size
+    count, part = experiment.evaluation.num_samples, experiment.evaluation.batch_size
     labels = np.arange(count, dtype=np.int32) % num_classes
-    progress = console.Progress(0, count, 1)
-    images = []
-    for first in range(0, count, size):
-        rows = np.arange(first, min(first + size, count))
-        padded = np.resize(rows, size)  # the last batch has the size of the others: one program
-        cond = conditioning.of_labels(labels[padded], num_classes)
-        images.append(generate(params, padded, cond)[: len(rows)])
-        console.say(progress.line(progress.update(int(rows[-1]) + 1)))
+    images = generate_all(experiment, mesh, experiment.seed, params, labels, part)
     classifier = Classifier(real["image"], real["label"])
-    agreement = classifier.agreement(np.concatenate(images), labels)
+    agreement = classifier.agreement(images, labels)
     record = {
-        "step": step,
-        "agreement": agreement,
-        "classifier_accuracy": classifier.accuracy,
-        "num_samples": count,
-        "weights": name,
-        "seed": config.seed,
+        "step": step, "agreement": agreement, "classifier_accuracy": classifier.accuracy,
+        "num_samples": count, "weights": name, "seed": config.seed,
         "sampler": config.sampler.to_dict(),
-        "data": {
-            "name": experiment.data.name,
-            "split": experiment.data.split,
-            "real_images": len(real["image"]),
-        },
-    }
+        "data": {"name": experiment.data.name, "split": experiment.data.split,
+                 "real_images": len(real["image"])},
+    }  # fmt: skip
     path = epath.Path(workdir) / "evaluation" / f"{step:08d}-{name}.json"
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,6 @@ sampler is that of the command. One device is enough, whatever the run had.
 import dataclasses
 import json
 import math
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,14 +20,9 @@ from etils import epath
 from rin_jax import ConfigError
 from rin_jax.checkpointing import restore
 from rin_jax.data import catalog
-from rin_jax.experiment import (
-    Experiment,
-    check_architecture,
-    device_mesh,
-    make_experiment,
-    saved_config,
-)
-from rin_jax.interop import card, export_format, hub, onnx, stablehlo
+from rin_jax.data.dataset import Data
+from rin_jax.experiment import check_architecture, device_mesh, make_experiment, saved_config
+from rin_jax.interop import card, export_format, formulas, hub, onnx, stablehlo
 from rin_jax.interop.loading import ANY_DEVICES, Model
 from rin_jax.network import conditioning
 from rin_jax.runtime import console, files
@@ -37,23 +31,17 @@ from rin_jax.sampling.generate import make_generate
 from rin_jax.sampling.weights import load_ema
 
 GRID_FILE = "samples.png"
-TORCH_FILE = pathlib.Path(__file__).parents[1] / "interop" / "rin_torch.py"
 
 
 def export(
-    config: ml_collections.ConfigDict,
-    workdir: str,
-    to: str,
-    ema: str | None,
-    with_grid: bool,
-    with_onnx: bool,
-    push: str | None,
-) -> epath.Path:
+    config: ml_collections.ConfigDict, workdir: str, to: str, ema: str | None,
+    with_grid: bool, with_onnx: bool, push: str | None,
+) -> epath.Path:  # fmt: skip
     """Writes the export; see the flags of the same names.
 
-    Raises:
-      ConfigError: no checkpoint, an average that the run does not have, a folder that is not an
-        export's, or a package that is missing; before anything is written.
+    ConfigError, before anything is written: no checkpoint, an average that the run does not have, a
+    schedule without a formula for other runtimes, a folder that is not an export's, or a package
+    that is missing.
     """
     path = epath.Path(to)
     check_target(path, with_onnx, push)
@@ -68,18 +56,14 @@ def export(
 
 
 def write(
-    path: epath.Path,
-    model: Model,
-    records: Sequence[Mapping[str, Any]],
-    *,
-    with_grid: bool,
-    with_onnx: bool,
+    path: epath.Path, model: Model, records: Sequence[Mapping], *, with_grid: bool, with_onnx: bool
 ) -> None:
-    """Writes a model with what is known of it; config.json last, when all else is there.
+    """Writes a model and the records of its evaluations; config.json last, when all is there.
 
-    `records`: of evaluations of these weights.
+    ConfigError: the sampler's schedule has no formula for other runtimes.
     """
     experiment = model.experiment
+    formulas.check(experiment.config.sampler.schedule.name)
     path.mkdir(parents=True, exist_ok=True)
     for name in (export_format.CONFIG, GRID_FILE, *onnx.FILES):  # of an export that was here before
         (path / name).unlink(missing_ok=True)
@@ -95,7 +79,7 @@ def write(
     if with_grid:
         files.write_png(path / GRID_FILE, sample_grid(model))
     stablehlo.write(path, experiment)
-    (path / TORCH_FILE.name).write_text(TORCH_FILE.read_text())
+    (path / formulas.TORCH_FILE.name).write_text(formulas.torch_file())
     fields = dataclasses.asdict(description)
     text = card.card(path.name, fields, records, picture=with_grid, onnx=with_onnx)
     (path / "README.md").write_text(text)
@@ -107,7 +91,8 @@ def write(
 def check_target(path: epath.Path, with_onnx: bool, push: str | None) -> None:
     """Raises ConfigError at what would stop the export later."""
     if path.exists() and any(path.iterdir()) and not (path / export_format.WEIGHTS).exists():
-        raise ConfigError(f"--to={path} has files that are no export; name a new or empty folder.")
+        remedy = "name a new or empty folder."
+        raise ConfigError(f"--to={path} has files that are not an export; {remedy}")
     if (with_onnx or push) and "://" in str(path):
         raise ConfigError(f"--to={path}: --onnx and --push need a folder on this machine.")
     if with_onnx:
@@ -123,51 +108,42 @@ def checkpoint_model(config: ml_collections.ConfigDict, workdir: str, ema: str |
     devices and data folders are no part of a model.
     """
     experiment = make_experiment(config)
-    names = class_names(experiment)
+    formulas.check(experiment.config.sampler.schedule.name)
+    names = class_names(experiment.data)
     found, _ = restore.find(workdir)
     if found:  # or load_ema says so
-        check_architecture(
-            experiment, found[0].config, f"checkpoint {found[0].step} in {workdir}"
-        )
+        check_architecture(experiment, found[0].config, f"checkpoint {found[0].step} in {workdir}")
         own = saved_config(found[0].config)
         own.sampler, own.mesh = experiment.config.sampler.to_dict(), ANY_DEVICES
         own.data.data_dir = None
         experiment = make_experiment(own)
-    guide = experiment.generation.guide
-    if guide is not None:
-        raise ConfigError(
-            f"sampler.guide is {guide}, but an export holds one network; leave the guide out."
-        )
+    if (guide := experiment.generation.guide) is not None:
+        text = f"sampler.guide is {guide}, but an export holds one network"
+        raise ConfigError(f"{text}; leave the guide out.")
     mesh = device_mesh(experiment, jax.local_devices()[:1])
     found_ema = load_ema(experiment, mesh, workdir, ema)
     return Model(experiment, found_ema.params, mesh, names, found_ema.step, found_ema.name)
 
 
-def class_names(experiment: Experiment) -> tuple[str, ...] | None:
+def class_names(data: Data) -> tuple[str, ...] | None:
     """Names of the classes; None where the data set is not known on this machine."""
-    data = experiment.data
     if not data.num_classes:
         return ()
     try:
         info = catalog.describe(data.name, data.split, data.data_dir, data.image_size)
-    except (ValueError, ImportError) as error:
+    except ConfigError as error:
         console.say(f"class names are not known here: {error}")
         return None
     return info.class_names or None
 
 
 def sample_grid(model: Model) -> np.ndarray:
-    """The picture of --mode=sample, a row of it at a time."""
+    """The picture of --mode=sample."""
     experiment = model.experiment
-    num_classes = experiment.rin.num_classes
+    labels = grids.grid_labels(experiment.rin.num_classes)
+    cond = conditioning.of_labels(labels, experiment.rin.num_classes)
     generate = make_generate(experiment, model.mesh, experiment.seed)
-    labels = grids.grid_labels(num_classes).reshape(-1, grids.COLUMNS)
-    indices = np.arange(labels.size).reshape(labels.shape)
-    rows = [
-        generate(model.params, i, conditioning.of_labels(row, num_classes))
-        for i, row in zip(indices, labels, strict=True)
-    ]
-    return grids.grid(np.concatenate(rows), grids.COLUMNS)
+    return grids.grid(generate(model.params, np.arange(len(labels)), cond), grids.COLUMNS)
 
 
 def evaluations(workdir: str, step: int) -> list[dict[str, Any]]:

@@ -23,30 +23,24 @@ from rin_jax.training.state import create_state, items_of, metadata_of
 def import_pix2seq(config: ml_collections.ConfigDict, workdir: str, source: str) -> int:
     """Writes the checkpoint and WORKDIR/import.json, which accounts for every variable.
 
-    Returns:
-      The step of the checkpoint.
-
-    Raises:
-      ConfigError: no such checkpoint, variables that do not fit the network, or a run that has
-        begun already.
+    Returns the checkpoint's step. ConfigError: no such checkpoint, variables that do not fit the
+    network, or a run that has begun already.
     """
     experiment = make_experiment(config)
     begun, _ = restore.find(workdir)
     if begun:
-        raise ConfigError(
-            f"{workdir} has a checkpoint of step {begun[0].step} already; name another --workdir."
-        )
+        text = f"{workdir} has a checkpoint of step {begun[0].step} already"
+        raise ConfigError(f"{text}; name another --workdir.")
     found = tf_checkpoint.read(source)
     params = pix2seq.import_params(found.params or found.average, experiment.rin)
     average = pix2seq.import_params(found.average or found.params, experiment.rin)
     step = found.step or 0
     mesh = device_mesh(experiment)
     state = create_state(experiment, mesh, experiment.seed)
-    state = state.replace(
-        step=jax.device_put(state.step + step, state.step.sharding),
-        params=_placed(params, state.params),
-        emas={name: _placed(average, like) for name, like in state.emas.items()},
+    imported = state.replace(
+        step=state.step + step, params=params, emas=dict.fromkeys(state.emas, average)
     )
+    state = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), imported, state)
     metadata = metadata_of(state, experiment, step * experiment.train.batch_size)
     with Checkpoints(folder(workdir)) as saver:
         saver.save(step, items_of(state), metadata)
@@ -69,10 +63,6 @@ def account(found: tf_checkpoint.Found, experiment: Experiment) -> dict:
     used = {key: averages[average] + ours[name] for (name, average), key in found.keys.items()}
     unused = {key: list(shape) for key, shape in found.others.items()}
     return {"used": dict(sorted(used.items())), "unused": dict(sorted(unused.items()))}
-
-
-def _placed(params: dict, like: dict) -> dict:
-    return jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), params, like)
 
 
 def _summary(report: dict, found: tf_checkpoint.Found) -> str:

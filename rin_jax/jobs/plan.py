@@ -5,6 +5,7 @@ machine. What it says of memory and of the bytes that chips exchange is exact; t
 (`runtime/roofline.py`).
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,15 +18,9 @@ from jax.sharding import Mesh
 from rin_jax import ConfigError
 from rin_jax.experiment import Experiment, check_devices, device_mesh, make_experiment
 from rin_jax.network import conditioning, cost
-from rin_jax.runtime import chips, sharding
+from rin_jax.runtime import chips, roofline, sharding
 from rin_jax.runtime.chips import GIB
 from rin_jax.runtime.console import say
-from rin_jax.runtime.roofline import (
-    describe_assumptions,
-    describe_collectives,
-    describe_times,
-    roofline,
-)
 from rin_jax.runtime.tpu_compiler import Compiled, compiled, topology_devices
 from rin_jax.sampling.generate import compile_sampler
 from rin_jax.sampling.weights import abstract_params
@@ -33,15 +28,9 @@ from rin_jax.training.settings import Train
 from rin_jax.training.state import abstract_state
 from rin_jax.training.step import compile_train_step, make_loss
 
-REMAT = ("none", "dots", "full")  # from the least time to the least memory
-
 
 def plan(config: ml_collections.ConfigDict, topology: str, num_slices: int) -> None:
-    """Prints the plan of a run on `num_slices` slices of `topology`.
-
-    Raises:
-      ConfigError: the topology is not known, libtpu is missing or the configuration does not fit.
-    """
+    """Prints the plan of a run on slices of `topology`; ConfigError as the functions it calls."""
     jax.config.update("jax_platforms", "cpu")
     experiment = make_experiment(config)
     chip = chips.by_topology(topology)
@@ -63,12 +52,11 @@ def plan(config: ml_collections.ConfigDict, topology: str, num_slices: int) -> N
     say(describe_memory(experiment, mesh, result))
     if result.fits:
         say(describe_step(experiment, mesh, result, chip))
-    fsdp = math.gcd(16, mesh.size // num_slices // mesh.shape["tensor"])
+    fsdp = math.gcd(16, mesh.size // num_slices // mesh.shape["tensor"])  # inside a slice
     say(describe_search(experiment, result, step, fsdp))
     images = experiment.generation.images_per_device * mesh.size
-    sampler = compiled(
-        lambda: compile_sampler(experiment, mesh, images), mesh.size, num_slices, chip
-    )
+    compile_ = functools.partial(compile_sampler, experiment, mesh, images)
+    sampler = compiled(compile_, mesh.size, num_slices, chip)
     say(describe_sampler(experiment, mesh, sampler, chip, images))
 
 
@@ -88,11 +76,9 @@ def describe_model(experiment: Experiment) -> str:
     """Parameters, tokens and FLOPs; the latter beside the compiler's count of a small depth."""
     rin, self_cond = experiment.rin, bool(experiment.objective.self_cond_rate)
     mesh = sharding.make_mesh(1, 1, 1, jax.devices("cpu")[:1])
-    params = abstract_params(rin, mesh)
-    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    count = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(rin, mesh)))
     forward, train = cost.forward_flops(rin), cost.training_flops(rin, self_cond)
-    batch = experiment.train.batch_size
-    ratio = compiler_flops_ratio(experiment)
+    batch, ratio = experiment.train.batch_size, compiler_flops_ratio(experiment)
     return (
         f"parameters: {count:,}; tokens: {rin.num_tokens} interface, {rin.num_latents} latents\n"
         f"FLOPs: {forward / 1e9:,.4g} G forward an image, {train / 1e9:,.4g} G training an image, "
@@ -123,11 +109,8 @@ def lower_gradient(experiment: Experiment, mesh: Mesh, batch_size: int) -> jax.s
     key = jax.eval_shape(lambda: jax.random.key(0))
     draws = jax.eval_shape(lambda key: experiment.objective.draw(key, images.shape), key)
     params = abstract_params(rin, mesh)
-    placements = jax.tree.map(lambda x: x.sharding, params)
-    gradient = jax.jit(
-        jax.value_and_grad(make_loss(experiment)),
-        out_shardings=(sharding.replicated(mesh), placements),
-    )
+    places = sharding.replicated(mesh), jax.tree.map(lambda x: x.sharding, params)
+    gradient = jax.jit(jax.value_and_grad(make_loss(experiment)), out_shardings=places)
     with sharding.logical_axes(mesh):
         return gradient.lower(params, *split((images, cond, draws)), key)
 
@@ -136,17 +119,12 @@ def state_bytes(experiment: Experiment, mesh: Mesh) -> dict[str, float]:
     """Bytes of a device's state, by kind."""
     state = abstract_state(experiment, mesh)
 
-    def total(tree):
-        return sum(
-            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-            for leaf in jax.tree.leaves(tree)
-        )
+    kinds = {"parameters": state.params, "optimizer": state.opt_state, "EMA": state.emas}
 
-    return {
-        "parameters": total(state.params),
-        "optimizer": total(state.opt_state),
-        "EMA": total(state.emas),
-    }
+    def size(leaf):
+        return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+    return {name: sum(map(size, jax.tree.leaves(tree))) for name, tree in kinds.items()}
 
 
 def describe_memory(experiment: Experiment, mesh: Mesh, result: Compiled) -> str:
@@ -163,32 +141,26 @@ def describe_step(experiment: Experiment, mesh: Mesh, result: Compiled, chip: ch
     images = experiment.train.batch_size / mesh.size
     model = images * cost.training_flops(experiment.rin, bool(experiment.objective.self_cond_rate))
     flops = model + images * cost.recomputed_flops(experiment.rin)
-    times = describe_times(
-        "step", roofline(flops, result, chip), experiment.train.batch_size, model, chip.peak_flops
-    )
-    return f"{describe_collectives(result)}\n{times}\n{describe_assumptions(chip)}"
+    seconds, batch = roofline.roofline(flops, result, chip), experiment.train.batch_size
+    times = roofline.describe_times("step", seconds, batch, model, chip.peak_flops)
+    sent, assumed = roofline.describe_collectives(result), roofline.describe_assumptions(chip)
+    return f"{sent}\n{times}\n{assumed}"
 
 
 def describe_search(
-    experiment: Experiment,
-    result: Compiled,
-    step: Callable[..., Compiled],
-    fsdp: int,
+    experiment: Experiment, result: Compiled, step: Callable[..., Compiled], fsdp: int
 ) -> str:
     """The cheapest remat policy that fits or, if none does, what else makes it fit.
 
     `result` is that of `experiment`, `step(**changes)` compiles it with fields changed; `fsdp` is
     the size of that axis to try where parameters are replicated.
     """
-    tried = {experiment.rin.remat: result}
     lines = []
-    for remat in REMAT:
-        if remat not in tried:
-            tried[remat] = step(model__remat=remat)
-        lines.append(f"remat {remat}: {tried[remat].verdict()}")
-        if tried[remat].fits:
-            lines[-1] += ": the cheapest that does"
-            return "\n".join(lines)
+    for remat in ("none", "dots", "full"):  # from the least time to the least memory
+        tried = result if remat == experiment.rin.remat else step(model__remat=remat)
+        lines.append(f"remat {remat}: {tried.verdict()}")
+        if tried.fits:
+            return "\n".join(lines) + ": the cheapest that does"
     train = experiment.train
     sharded = {"mesh__data": -1, "mesh__fsdp": fsdp} if experiment.mesh.fsdp == 1 < fsdp else {}
     for changes in candidates(train, sharded):
@@ -197,10 +169,8 @@ def describe_search(
         except ConfigError as error:
             lines.append(f"no smaller micro-batch is possible: {error}")
             break
-        words = " ".join(
-            f"--config.{path.replace('__', '.')}={value}" for path, value in changes.items()
-        )
-        lines.append(f"--config.model.remat=full {words}: {found.verdict()}")
+        words = [f"--config.{path.replace('__', '.')}={x}" for path, x in changes.items()]
+        lines.append(f"--config.model.remat=full {' '.join(words)}: {found.verdict()}")
         if found.fits:
             parts = changes.get("train__accumulation_steps", 1) // train.accumulation_steps
             if parts > 1:
@@ -216,10 +186,9 @@ def candidates(train: Train, sharded: dict[str, int]) -> Iterator[dict[str, int]
     """Changes that need less memory, one after the other."""
     if sharded:
         yield sharded
-    steps = train.accumulation_steps * 2
-    while train.batch_size % steps == 0:
+    steps = train.accumulation_steps
+    while train.batch_size % (steps := 2 * steps) == 0:
         yield {**sharded, "train__accumulation_steps": steps}
-        steps *= 2
 
 
 def sampling_flops(experiment: Experiment) -> float:
@@ -233,11 +202,11 @@ def describe_sampler(
 ) -> str:
     """Memory, collectives and roofline of the sampler."""
     sampler = experiment.sampler
-    head = (
-        f"sampler, {images} images, {sampler.num_steps} steps of {sampler.name}: {result.verdict()}"
-    )
+    steps = f"{sampler.num_steps} steps of {sampler.name}"
+    head = f"sampler, {images} images, {steps}: {result.verdict()}"
     if not result.fits:
         return f"{head}; lower --config.sampler.images_per_device"
     flops = images / mesh.size * sampling_flops(experiment)
-    times = describe_times("sampler", roofline(flops, result, chip), images, flops, chip.peak_flops)
-    return f"{head}\n{describe_collectives(result)}\n{times}"
+    seconds = roofline.roofline(flops, result, chip)
+    times = roofline.describe_times("sampler", seconds, images, flops, chip.peak_flops)
+    return f"{head}\n{roofline.describe_collectives(result)}\n{times}"

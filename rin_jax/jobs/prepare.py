@@ -8,7 +8,7 @@ import dataclasses
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -35,14 +35,10 @@ NAME = re.compile(r"[a-z][a-z0-9_]*")
 def prepare(config, workdir: str | None, folder: str | None, downloaded: str | None) -> epath.Path:
     """Prepares `data.name` at `data.image_size` in `data.data_dir`; returns the preview's path.
 
-    Args:
-      config: of the experiment; only its section data and the seed are read.
-      workdir: where the preview goes; None: to the files of the data set.
-      folder: images of the user's own (`data/image_folder.py`) that become the data set.
-      downloaded: a folder with files that TFDS would otherwise fetch.
-
-    Raises:
-      ConfigError: with what is wrong and the remedy; what was written is kept.
+    Of `config` only the section data and the seed are read. The preview goes to `workdir` or, if
+    None, to the data set. `folder` has images of the user's own (`data/image_folder.py`) that
+    become the data set; `downloaded` files that TFDS would otherwise fetch. ConfigError at what is
+    wrong; what was written is kept.
     """
     data = section(Data, "data", config.to_dict())
     if "://" in str(catalog.folder_of(data.data_dir)):
@@ -57,20 +53,16 @@ def prepare(config, workdir: str | None, folder: str | None, downloaded: str | N
         original = _folder_original(data, split, folder)
     if original is not None:
         _write(original, data)
-    info = catalog.describe(data.name, data.split, data.data_dir, data.image_size)
-    channels = data.channels or info.image_shape[-1] or 3
-    source = open_source(dataclasses.replace(data, channels=channels, prefetch=1))
-    report = prepared_set.read_report(epath.Path(info.folder), split)
-    if report is not None:
+    source = open_source(dataclasses.replace(data, channels=data.channels or 3, prefetch=1))
+    if (report := prepared_set.read_report(epath.Path(source.info.folder), split)) is not None:
         console.say(_describe(report))
     return _show(source, config.seed, workdir)
 
 
 def _folder_original(data: Data, split: str, folder: str) -> FolderOriginal:
     if not NAME.fullmatch(data.name):
-        raise ConfigError(
-            f"data.name is {data.name!r}; name the new data set with small letters, digits and _."
-        )
+        remedy = "name the new data set with small letters, digits and _."
+        raise ConfigError(f"data.name is {data.name!r}; {remedy}")
     if data.name in tfds.list_builders(with_community_datasets=False):
         raise ConfigError(
             f"data.name is {data.name!r}, a data set of TFDS; give the images of --source another "
@@ -125,39 +117,35 @@ def _write(original: TfdsOriginal | FolderOriginal, data: Data) -> None:
 
 
 def _describe(report: dict) -> str:
-    """A report for a person."""
-    lines = [
-        f"{report['written']:,} images of {report['image_size']} pixels, "
-        f"{report['bytes'] / 1e9:,.3f} GB in {len(report['shard_lengths'])} files"
-    ]
+    images = f"{report['written']:,} images of {report['image_size']} pixels"
+    lines = [f"{images}, {report['bytes'] / 1e9:,.3f} GB in {len(report['shard_lengths'])} files"]
     if report["enlarged"]:
         lines.append(f"enlarged, since they were smaller: {report['enlarged']:,}")
     if report["skipped"]:
         lines.append(f"left out: {len(report['skipped']):,}")
         lines += [f"  {what}: {why}" for what, why in report["skipped"][:10]]
-    return "\n".join([*lines, *_describe_classes(list(report["classes"].items()))])
+    return "\n".join([*lines, _describe_classes(report["classes"])])
 
 
-def _describe_classes(classes: Sequence[tuple[str, int]]) -> list[str]:
-    if not classes:
-        return ["no classes"]
-    ordered = sorted(classes, key=lambda row: row[1])
-    (fewest, low), (most, high) = ordered[0], ordered[-1]
-    return [f"{len(classes)} classes, from {low:,} images ({fewest}) to {high:,} ({most})"]
+def _describe_classes(counts: Mapping[str, int]) -> str:
+    if not counts:
+        return "no classes"
+    ordered = sorted(counts, key=counts.get)
+    fewest, most = ordered[0], ordered[-1]
+    numbers = f"from {counts[fewest]:,} images ({fewest}) to {counts[most]:,} ({most})"
+    return f"{len(counts)} classes, {numbers}"
 
 
 def _show(source: ImageSource, seed: int, workdir: str | None) -> epath.Path:
     """Writes preview.png: the first images of training with their labels, and a histogram."""
     num = min(PREVIEW, len(source))
     batch = next(pipeline.train_batches(source, num, seed=seed, start=0))
-    plain = prepare_images(batch["image"], jax.random.key(seed), flip=False)
-    seen = np.asarray(prepare_images(batch["image"], jax.random.key(seed), flip=source.data.flip))
-    flipped = (seen != np.asarray(plain)).any(axis=(1, 2, 3))
-    names = source.info.class_names
+    plain, seen = (np.asarray(prepare_images(batch["image"], jax.random.key(seed), flip=flip))
+                   for flip in (False, source.data.flip))  # fmt: skip
+    names, flipped = source.info.class_names, (seen != plain).any(axis=(1, 2, 3))
     captions = [names[label] for label in batch["label"]] if names else [""] * num
-    captions = [
-        f"{name} <>" if turned else name for name, turned in zip(captions, flipped, strict=True)
-    ]
+    captions = [f"{name} <>" if turned else name
+                for name, turned in zip(captions, flipped, strict=True)]  # fmt: skip
     pixels = np.rint((seen + 1) * 127.5).astype(np.uint8)
     picture = grids.captioned_grid(pixels, captions, columns=8)
     if names:
@@ -165,7 +153,7 @@ def _show(source: ImageSource, seed: int, workdir: str | None) -> epath.Path:
         counts = np.bincount([source.label(i) for i in range(counted)], minlength=len(names))
         title = f"labels of the first {counted:,} of {len(source):,} images"
         picture = grids.stack(picture, grids.histogram(counts, title))
-        console.say("\n".join([title, *_describe_classes(list(zip(names, counts, strict=True)))]))
+        console.say(f"{title}\n{_describe_classes(dict(zip(names, counts, strict=True)))}")
     path = epath.Path(workdir or source.info.folder) / "preview.png"
     files.write_png(path, picture)
     console.say(f"{num} images as the network sees them (<> is flipped): {path}")

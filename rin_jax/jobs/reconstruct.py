@@ -4,6 +4,7 @@ Source: arXiv 2312.02696 section 3.2 (EDM2).
 """
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 
 from rin_jax import ConfigError
@@ -19,9 +20,7 @@ def reconstruct(config: ml_collections.ConfigDict, workdir: str, length: float) 
     """Writes WORKDIR/reconstructed/power_LENGTH/STEP and a table of coefficients beside it.
 
     STEP is that of the newest snapshot; `--ema=power_LENGTH` finds it. Returns the table.
-
-    Raises:
-      ConfigError: a length out of its range, or no snapshots of these parameters.
+    ConfigError: a length out of its range, or no snapshots of these parameters.
     """
     experiment = make_experiment(config)
     ema.exponent(length)
@@ -45,20 +44,15 @@ def reconstruct(config: ml_collections.ConfigDict, workdir: str, length: float) 
         lambda total, params, weight: jax.tree.map(lambda t, p: t + weight * p, total, params),
         donate_argnums=0,
     )
-    zeros = jax.jit(
-        lambda: jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), abstract),
-        out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract),
-    )
-    total = zeros()
+    total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), abstract)
     progress = console.Progress(0, len(stored), 1)
     for number, ((saved, name), weight) in enumerate(zip(stored, weights, strict=True), start=1):
         try:
             params = checkpoints.load(saved, {f"ema_{name}": abstract})[f"ema_{name}"]
         except DamagedError as damage:
-            raise ConfigError(
-                f"{saved.path} is damaged: {damage}. Move it away; the rest is enough."
-            ) from damage
-        total = add(total, params, jax.numpy.float32(weight))
+            text = f"{saved.path} is damaged: {damage}."
+            raise ConfigError(f"{text} Move it away; the rest is enough.") from damage
+        total = add(total, params, jnp.float32(weight))
         console.say(progress.line(progress.update(number)))
 
     name = ema.power_name(length)
@@ -67,11 +61,10 @@ def reconstruct(config: ml_collections.ConfigDict, workdir: str, length: float) 
     checkpoints.remove(path / str(newest.step))
     with Checkpoints(path) as saver:
         saver.save(newest.step, {f"ema_{name}": total}, metadata)
-    lines = [f"{name} at step {newest.step}; relative error of the profile {error:.2%}"]
-    lines += [f"{'snapshot':>10} {'average':>14} {'coefficient':>12}"]
+    table = f"{name} at step {newest.step}; relative error of the profile {error:.2%}\n"
+    table += f"{'snapshot':>10} {'average':>14} {'coefficient':>12}"
     for (saved, stored_name), weight in zip(stored, weights, strict=True):
-        lines.append(f"{saved.step:>10} {stored_name:>14} {weight:>12.5f}")
-    table = "\n".join(lines)
+        table += f"\n{saved.step:>10} {stored_name:>14} {weight:>12.5f}"
     if jax.process_index() == 0:
         (path / f"{newest.step}.txt").write_text(f"{table}\n")
     console.say(f"{table}\n--ema={name} uses it: {path / str(newest.step)}")

@@ -26,35 +26,22 @@ from rin_jax.network import conditioning
 from rin_jax.network.conditioning import NO_LABEL
 from rin_jax.runtime import console, files
 from rin_jax.sampling import grids, trace
-from rin_jax.sampling.generate import guide_experiment, make_generate
+from rin_jax.sampling.generate import generate_all, guide_experiment
 from rin_jax.sampling.weights import load_ema
 
-RULES = ("all", "balanced", "random")
 GRID = grids.ROWS * grids.COLUMNS
 PICTURED = 8  # images whose way is shown
 
 
 def sample(
-    config,
-    workdir: str,
-    *,
-    num: int | None,
-    classes: Sequence[str],
-    ema: str | None,
-    checkpoint: int | None,
-    export: str | None,
-    show: bool,
-) -> epath.Path:
+    config, workdir: str, *, num: int | None, classes: Sequence[str], ema: str | None,
+    checkpoint: int | None, export: str | None, show: bool,
+) -> epath.Path:  # fmt: skip
     """Samples images 0..num-1 of config.seed and writes the files; returns their folder.
 
-    Args:
-      workdir: the run's folder; with `export` any that gets the samples.
-      num: None for a hundred, or for a whole number of rounds of "all" classes.
-      classes: as `choose_labels`.
-      ema: name of the average of the weights; None is the first.
-      checkpoint: its step; None is the newest.
-      export: an export, as `loading.load`, whose weights are used instead of the run's.
-      show: whether to draw trajectories and reads of the first images as well.
+    `num` and `classes` as `choose_labels`; `ema` and `checkpoint` as `load_ema`; `export` as
+    `loading.load`, whose weights are used instead of a run's: `workdir` is then any folder. `show`:
+    whether to draw trajectories and reads of the first images as well.
     """
     experiment = make_experiment(config)
     seed, num_classes = experiment.seed, experiment.rin.num_classes
@@ -68,7 +55,8 @@ def sample(
     else:
         model = load(export, experiment)
     folder = epath.Path(workdir) / "samples" / f"{model.step:08d}"
-    images = generate_all(model, seed, labels)
+    part = model.experiment.generation.images_per_device * model.mesh.size
+    images = generate_all(model.experiment, model.mesh, seed, model.params, labels, part)
     if show:
         few = np.arange(min(PICTURED, len(labels)))
         cond = conditioning.of_labels(labels[few], num_classes)
@@ -77,24 +65,19 @@ def sample(
         write(model, folder, images, labels)
         if show:
             trace.write(folder, trajectory)
-    console.say(
-        f"{len(labels)} samples of step {model.step} ({model.ema} weights): {folder}.png and "
-        f"{folder}"
-    )
+    made = f"{len(labels)} samples of step {model.step} ({model.ema} weights)"
+    console.say(f"{made}: {folder}.png and {folder}")
     return folder
 
 
 def choose_labels(
     classes: Sequence[str], num: int | None, num_classes: int, seed: int
 ) -> np.ndarray:
-    """The labels int32 [N] of images 0, 1, ..
+    """The labels int32 [N] of images 0, 1, ..; of a hundred, or whole rounds of "all", for None.
 
-    Args:
-      classes: labels, taken in turn; or ["all"] in turn; or ["balanced"], all in a new random
-        order in each round; or ["random"], each drawn by itself. Empty for at most ten in turn.
-
-    Raises:
-      ConfigError: a class that the model does not know, no class, or too few images.
+    `classes` are labels, taken in turn; or ["all"] in turn; or ["balanced"], all in a new random
+    order in each round; or ["random"], each drawn by itself. Empty for at most ten in turn.
+    ConfigError: a class that the model does not know, no class, or too few images.
     """
     if num is not None and num < 1:
         raise ConfigError(f"--num is {num}; it must be at least 1.")
@@ -122,43 +105,24 @@ def choose_labels(
     if list(classes) == ["random"]:
         draws = [np.random.default_rng((seed, i)).integers(num_classes) for i in range(count)]
         return np.array(draws, np.int32)
-    chosen = [parse_label(text, num_classes) for text in classes]
-    return np.resize(np.int32(chosen or np.unique(grids.grid_labels(num_classes))), count)
-
-
-def parse_label(text: str, num_classes: int) -> int:
-    """One label of --classes."""
-    if not text.strip().isdigit() or int(text) >= num_classes:
-        raise ConfigError(
-            f"--classes has {text}, but the model knows {num_classes} classes: "
-            f"0..{num_classes - 1}; give some of them, or one of {', '.join(RULES)} alone."
-        )
-    return int(text)
-
-
-def generate_all(model: Model, seed: int, labels: np.ndarray) -> np.ndarray:
-    """Images of all labels, in parts as large as the mesh takes at once, with a line for each."""
-    generate = make_generate(model.experiment, model.mesh, seed)
-    part = model.experiment.generation.images_per_device * model.mesh.size
-    progress = console.Progress(0, len(labels), 1)
-    images = []
-    for first in range(0, len(labels), part):
-        rows = np.arange(first, min(first + part, len(labels)))
-        cond = conditioning.of_labels(labels[rows], model.experiment.rin.num_classes)
-        images.append(generate(model.params, rows, cond))
-        console.say(progress.line(progress.update(int(rows[-1]) + 1)))
-    return np.concatenate(images)
+    for text in classes:
+        if not text.strip().isdigit() or int(text) >= num_classes:
+            raise ConfigError(
+                f"--classes has {text}, but the model knows {num_classes} classes: "
+                f"0..{num_classes - 1}; give some of them, or one of all, balanced, random alone."
+            )
+    chosen = list(map(int, classes)) or np.unique(grids.grid_labels(num_classes))
+    return np.resize(np.int32(chosen), count)
 
 
 def write(model: Model, folder: epath.Path, images: np.ndarray, labels: np.ndarray) -> None:
     """The grid, each image, the arrays and the record."""
     config, names = model.config, class_names(model.config, model.class_names or ())
     first = np.argsort(labels[:GRID], kind="stable")
+    grid = grids.grid(images[first], grids.COLUMNS)
     if names:
         captions = [names[label] for label in labels[first]]
         grid = grids.captioned_grid(images[first], captions, grids.COLUMNS)
-    else:
-        grid = grids.grid(images[first], grids.COLUMNS)
     files.write_png(folder.parent / f"{folder.name}.png", grid)
     for i, image in enumerate(images):
         files.write_png(folder / f"{i:06d}.png", image)
@@ -166,15 +130,10 @@ def write(model: Model, folder: epath.Path, images: np.ndarray, labels: np.ndarr
     np.savez(arrays, images=images, labels=labels, indices=np.arange(len(labels)), seed=config.seed)
     (folder / "samples.npz").write_bytes(arrays.getvalue())
     record = {
-        "step": model.step,
-        "ema": model.ema,
-        "seed": config.seed,
-        "num": len(labels),
+        "step": model.step, "ema": model.ema, "seed": config.seed, "num": len(labels),
         "evaluations": model.experiment.sampler.num_evaluations,
-        "sampler": config.sampler.to_dict(),
-        "dtype": config.model.dtype,
-        "class_names": names,
-    }
+        "sampler": config.sampler.to_dict(), "dtype": config.model.dtype, "class_names": names,
+    }  # fmt: skip
     (folder / "record.json").write_text(json.dumps(record, indent=2) + "\n")
 
 

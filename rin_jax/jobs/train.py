@@ -6,7 +6,6 @@ so a run that stops and goes on under the same command is the run that never sto
 
 import contextlib
 import json
-import math
 import time
 from collections.abc import Iterator
 
@@ -38,9 +37,8 @@ SHARING_SECONDS = 60.0  # network file systems show a new file late
 
 def describe(experiment: Experiment, mesh: Mesh) -> str:
     """The configuration, the parameters and the costs of a run, for a person."""
-    rin, config = experiment.rin, experiment.config
-    params = abstract_params(rin, mesh)
-    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    rin, params = experiment.rin, abstract_params(experiment.rin, mesh)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
     forward = cost.forward_flops(rin)
     step = cost.training_flops(rin, bool(experiment.objective.self_cond_rate))
     kind = mesh.devices.flat[0].device_kind
@@ -48,7 +46,7 @@ def describe(experiment: Experiment, mesh: Mesh) -> str:
     peak = f"{chip.peak_flops / 1e12:g} TFLOP/s bfloat16 a chip" if chip else "not known"
     table = parameter_overview.get_parameter_overview(params, include_stats=False)
     return (
-        f"{config}\n{table}\n"
+        f"{experiment.config}\n{table}\n"
         f"tokens: {rin.num_tokens} interface, {rin.num_latents} latents\n"
         f"parameters: {count:,}\n"
         f"FLOPs per image: {forward / 1e9:,.3f} G forward, {step / 1e9:,.3f} G training step\n"
@@ -68,17 +66,11 @@ def describe_memory(compiled) -> str:
 
 
 def open_data(experiment: Experiment) -> ImageSource:
-    """The data set of a run.
-
-    Raises:
-      ConfigError: it does not fit the configuration, or not that of other processes.
-    """
-    data = experiment.data
-    source = open_source(data)
-    data.check_labels(source.info.num_classes)
-    processes.agree(
-        f"reading {data.name}", records=len(source), fingerprint=source.fingerprint[:12]
-    )
+    """The data set of a run; ConfigError if it does not fit. All processes end if theirs differ."""
+    source = open_source(experiment.data)
+    experiment.data.check_labels(source.info.num_classes)
+    facts = {"records": len(source), "fingerprint": source.fingerprint[:12]}
+    processes.agree(f"reading {experiment.data.name}", **facts)
     return source
 
 
@@ -87,20 +79,14 @@ def open_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """This process's rows of the global batches that follow after `images_read` images.
 
-    Raises:
-      ConfigError: the batch does not fit the data set or the processes; while reading, if a label
-        is none of the classes.
-      ReadError: while reading, if a record cannot be read.
+    ConfigError: the batch does not fit the data set or the processes; while reading, if a label is
+    none of the classes. ReadError: while reading, if a record cannot be read.
     """
     part, parts = sharding.batch_part(sharding.batch_sharding(mesh), jax.process_index())
     batches = pipeline.train_batches(
-        source,
-        experiment.train.batch_size,
-        seed=experiment.seed,
-        start=images_read,
-        process_index=part,
-        process_count=parts,
-    )
+        source, experiment.train.batch_size, seed=experiment.seed, start=images_read,
+        process_index=part, process_count=parts,
+    )  # fmt: skip
     wanted = abstract_batch(experiment)  # an unconditional model reads no labels
     return ({name: batch[name] for name in wanted} for batch in batches)
 
@@ -109,8 +95,7 @@ def open_batches(
 def open_workdir(experiment: Experiment, workdir: str) -> Iterator[None]:
     """Makes the folder, which all processes must see, locks it and leaves the configuration.
 
-    Raises:
-      ConfigError: nothing can be written there, or another run writes there.
+    ConfigError: nothing can be written there, or another run writes there.
     """
     path = epath.Path(workdir)
     with contextlib.ExitStack() as stack:
@@ -121,10 +106,8 @@ def open_workdir(experiment: Experiment, workdir: str) -> Iterator[None]:
                 text = json.dumps(experiment.config.to_dict(), indent=2)
                 (path / "config.json").write_text(f"{text}\n")
             except OSError as error:
-                raise ConfigError(
-                    f"cannot write to --workdir {workdir}: {error}. Name a folder that can be "
-                    "written."
-                ) from error
+                text = f"cannot write to --workdir {workdir}: {error}."
+                raise ConfigError(f"{text} Name a folder that can be written.") from error
         processes.agree("writing to --workdir")
         deadline = time.monotonic() + SHARING_SECONDS
         while not (path / "config.json").exists() and time.monotonic() < deadline:
@@ -147,9 +130,8 @@ def train(config: ml_collections.ConfigDict, workdir: str, watch: Watch | None =
     drawn = curves.image_path(epath.Path(workdir), "progress", newest).exists()
     processes.agree("resuming", checkpoints=[saved.step for saved in found], drawn=drawn)
     if newest >= num_steps and drawn:
-        console.say(
-            f"{workdir} is trained to step {newest}; for more steps set --config.train.num_steps."
-        )
+        remedy = "for more steps set --config.train.num_steps."
+        console.say(f"{workdir} is trained to step {newest}; {remedy}")
         return
     source = open_data(experiment)
     beginning = None if found else resume.find_beginning(experiment)
@@ -159,36 +141,20 @@ def train(config: ml_collections.ConfigDict, workdir: str, watch: Watch | None =
         train_step = compile_train_step(experiment, mesh)
         console.say(describe_memory(train_step))
         processes.agree("compiled")  # the first collective would not wait long for the slowest
-        images_read = 0
         if found:
             state, saved = resume.restore_state(experiment, mesh, workdir, found, unreadable)
-            images_read = saved["images_read"]
         else:
-            state = resume.begin(experiment, mesh, beginning)
+            state, saved = resume.begin(experiment, mesh, beginning), {"images_read": 0}
+        images_read = saved["images_read"]
         step = int(state.step)
         tree_checksums(items_of(state))  # compiled here, not in the first save
         writer = curves.Writer(workdir, step, active=jax.process_index() == 0)
         stack.enter_context(contextlib.closing(writer))
-        run_loop(
-            experiment,
-            mesh,
-            train_step,
-            state,
-            open_batches(experiment, mesh, source, images_read),
-            images_read,
-            open_saver(stack, experiment, workdir, step),
-            writer,
-            watch,
-        )
+        batches = open_batches(experiment, mesh, source, images_read)
+        checkpoints = stack.enter_context(Checkpoints(folder(workdir), experiment.checkpoint))
+        snapshots = None
+        if experiment.ema.snapshot_every_steps:
+            snapshots = stack.enter_context(Checkpoints(folder(workdir, "snapshots")))
+        saver = Saver(experiment, checkpoints, snapshots, step)
+        run_loop(experiment, mesh, train_step, state, batches, images_read, saver, writer, watch)
     console.say(f"trained to step {num_steps}; samples and curves in {workdir}")
-
-
-def open_saver(
-    stack: contextlib.ExitStack, experiment: Experiment, workdir: str, step: int
-) -> Saver:
-    """What saves the checkpoints of a run that is at `step`; complete when the stack unwinds."""
-    checkpoints = stack.enter_context(Checkpoints(folder(workdir), experiment.checkpoint))
-    snapshots = None
-    if experiment.ema.snapshot_every_steps:
-        snapshots = stack.enter_context(Checkpoints(folder(workdir, "snapshots")))
-    return Saver(experiment, checkpoints, snapshots, step)

@@ -1,8 +1,4 @@
-"""A block of a RIN, read, compute, write, and how layers are stacked and computed again.
-
-    Z = Z + MHA(LN(Z), X);  Z = Z + FFN(LN(Z))      read
-    Z = compute^depth(Z)                            self-attention on latents
-    X = X + MHA(LN(X), Z);  X = X + FFN(LN(X))      write
+"""A block of a RIN (its equations are in rin.py), and how layers are stacked and computed again.
 
 Source: arXiv 2212.11972 section 2.2.
 """
@@ -58,9 +54,8 @@ class RINBlock(nn.Module):
         latents, interface = (nn.with_logical_constraint(tokens, TOKENS) for tokens in carry)
         cross, layer = CrossAttention, SelfAttentionLayer
         if self.remat != "none":
-            policy = REMAT_POLICIES[self.remat]
-            cross = nn.remat(cross, prevent_cse=False, policy=policy)
-            layer = nn.remat(layer, prevent_cse=False, policy=policy, static_argnums=(2,))
+            kept = {"prevent_cse": False, "policy": REMAT_POLICIES[self.remat]}
+            cross, layer = nn.remat(cross, **kept), nn.remat(layer, static_argnums=(2,), **kept)
 
         def route(name, mlp_ratio):
             return cross(self.routing_heads, mlp_ratio, self.norm_context, self.dtype, name=name)
@@ -73,13 +68,9 @@ class RINBlock(nn.Module):
         latents = route("read", self.latent_mlp_ratio)(latents, context)
         if self.depth:
             compute = layer(
-                self.num_heads,
-                self.latent_mlp_ratio,
-                self.dropout,
-                self.drop_path,
-                self.dtype,
+                self.num_heads, self.latent_mlp_ratio, self.dropout, self.drop_path, self.dtype,
                 name="compute",
-            )
+            )  # fmt: skip
             layers = scan_layers(
                 lambda module, z: module(nn.with_logical_constraint(z, TOKENS), train), self.depth
             )

@@ -50,11 +50,10 @@ def drop(cond: Cond, keep: Array) -> dict[str, Array]:
     return {"label": jnp.where(keep, cond["label"], NO_LABEL)} if cond else {}
 
 
-def label_token(cond: Cond, num_classes: int, width: int, dtype: Dtype) -> Array:
-    """The class as a token [B, 1, width], inside the module that calls this.
-
-    NO_LABEL gives the bias alone.
-    """
+def tokens(cond: Cond, num_classes: int, width: int, dtype: Dtype) -> list[Array]:
+    """Tokens [B, 1, width] of the module that calls this; NO_LABEL: the class token's bias."""
+    if not num_classes:
+        return []
     one_hot = jax.nn.one_hot(cond["label"], num_classes, dtype=dtype)
     token = dense("label", width, dtype)(one_hot)[:, None]
-    return nn.with_logical_constraint(token, TOKENS)
+    return [nn.with_logical_constraint(token, TOKENS)]

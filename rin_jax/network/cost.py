@@ -15,32 +15,24 @@ def multiply_adds(rin: RIN) -> collections.Counter:
     c, r = rin.cond_dim or d, rin.num_cond_tokens
     count: collections.Counter = collections.Counter()
 
-    def attention(queries, width, context, context_width, times=1):
+    def layer(queries, width, context, context_width, ratio, times=1):  # attention, then an MLP
         a = min(width, context_width)
         count["projections"] += times * 2 * (queries * width + context * context_width) * a
         count["scores"] += times * 2 * queries * context * a
-
-    def mlp(tokens, width, ratio, times=1):
-        count["projections"] += times * tokens * ratio * width * width
-        count["ffn_out"] += times * tokens * ratio * width * width
+        for matrix in ("projections", "ffn_out"):
+            count[matrix] += times * queries * ratio * width * width
 
     written = n + r * (rin.cond_route == "write")
     for depth in rin.depths:
         if r and rin.cond_route == "decoupled":
-            attention(m, e, r, c)
-            mlp(m, e, rin.latent_mlp_ratio)
-        attention(m, e, n + r * (rin.cond_route != "decoupled"), d)
-        mlp(m, e, rin.latent_mlp_ratio)
-        attention(m, e, m, e, times=depth)
-        mlp(m, e, rin.latent_mlp_ratio, times=depth)
+            layer(m, e, r, c, rin.latent_mlp_ratio)
+        layer(m, e, n + r * (rin.cond_route != "decoupled"), d, rin.latent_mlp_ratio)
+        layer(m, e, m, e, rin.latent_mlp_ratio, times=depth)
         if depth:
-            attention(written, d, m, e)
-            mlp(written, d, rin.interface_mlp_ratio)
+            layer(written, d, m, e, rin.interface_mlp_ratio)
 
     count["outside"] = 2 * n * rin.patch_size**2 * rin.example_shape[2] * d  # stem and readout
-    time, label = (
-        e if on_latents else c for on_latents in (rin.time_on_latents, rin.label_on_latents)
-    )
+    time, label = (e if on else c for on in (rin.time_on_latents, rin.label_on_latents))
     count["outside"] += (time // 4) * time + time * time + rin.num_classes * label
     count["outside"] += 2 * m * rin.latent_mlp_ratio * e * e * rin.latent_self_cond
     count["outside"] += 2 * n * rin.interface_mlp_ratio * d * d * rin.interface_self_cond
@@ -48,10 +40,7 @@ def multiply_adds(rin: RIN) -> collections.Counter:
 
 
 def forward_flops(rin: RIN) -> int:
-    """Floating-point operations of one forward pass on one image.
-
-    Two for each multiply-add of the matrix products; elementwise work is not counted.
-    """
+    """Floating-point operations of the matrix products of one forward pass on one image."""
     return 2 * multiply_adds(rin).total()
 
 

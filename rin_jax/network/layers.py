@@ -32,19 +32,14 @@ Dtype = Any
 # has the limit sqrt(6 / (W (H + K))): smaller than that of the flattened (W, H K) matrix.
 GLOROT = nn.initializers.glorot_uniform()
 TOKENS = ("batch", "tokens", "width")  # logical axes of [B, T, W]
-HEADS = ("batch", "tokens", "heads", "head")  # of [B, T, H, K]
-HIDDEN = ("batch", "tokens", "hidden")  # of [B, T, F]
 POSITION_INIT = nn.initializers.truncated_normal(stddev=0.02)  # cut at two sigma: std 0.0176
 
 
 def layer_norm(name: str, dtype: Dtype, zero_scale: bool = False) -> nn.LayerNorm:
     """LayerNorm over the last axis with population variance, epsilon 1e-6."""
+    scale = nn.initializers.zeros if zero_scale else nn.initializers.ones
     return nn.LayerNorm(
-        epsilon=1e-6,
-        dtype=dtype,
-        use_fast_variance=False,
-        scale_init=nn.initializers.zeros if zero_scale else nn.initializers.ones,
-        name=name,
+        epsilon=1e-6, dtype=dtype, use_fast_variance=False, scale_init=scale, name=name
     )
 
 
@@ -67,7 +62,7 @@ class HeadProjection(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, shape)
         kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
         heads = jnp.einsum("btw,whk->bthk", x.astype(self.dtype), kernel) + bias[None, None]
-        return nn.with_logical_constraint(heads, HEADS)
+        return nn.with_logical_constraint(heads, ("batch", "tokens", "heads", "head"))
 
 
 class MergeHeads(nn.Module):
@@ -88,7 +83,6 @@ class Attention(nn.Module):
     """Multi-head attention of queries [B, Q, W] to context [B, S, any]; returns [B, Q, W].
 
     `width` is the inner width; a head has `width // num_heads` features. Softmax in float32.
-
     Where the collection "intermediates" is mutable, and only there, the mean of the heads'
     attention [B, Q, S] goes into it as "weights".
     """
@@ -100,9 +94,8 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, queries: Array, context: Array) -> Array:
         def project(name, x):
-            return HeadProjection(
-                self.num_heads, self.width // self.num_heads, self.dtype, name=name
-            )(x)
+            head_dim = self.width // self.num_heads
+            return HeadProjection(self.num_heads, head_dim, self.dtype, name=name)(x)
 
         query, key = project("query", queries), project("key", context)
         if self.is_mutable_collection("intermediates"):
@@ -127,7 +120,7 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         hidden = dense("hidden", self.ratio * x.shape[-1], self.dtype)(x)
-        hidden = nn.with_logical_constraint(hidden, HIDDEN)
+        hidden = nn.with_logical_constraint(hidden, ("batch", "tokens", "hidden"))
         hidden = nn.gelu(hidden, approximate=False)
         hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
         return dense("out", x.shape[-1], self.dtype)(hidden)
@@ -223,9 +216,8 @@ def sincos_positions(shape: tuple[int, ...], width: int, span: float) -> Array:
         return code(shape[0], width)
     rows, cols = (code(n, width // 2) for n in shape)
     grid = (*shape, width // 2)
-    rows = jnp.broadcast_to(rows[:, None], grid)
-    cols = jnp.broadcast_to(cols[None, :], grid)
-    return jnp.concatenate([rows, cols], axis=-1).reshape(-1, width)
+    both = jnp.broadcast_to(rows[:, None], grid), jnp.broadcast_to(cols[None, :], grid)
+    return jnp.concatenate(both, axis=-1).reshape(-1, width)
 
 
 class PositionTable(nn.Module):

@@ -7,6 +7,7 @@ tuple of names that leads to a parameter: ("blocks_0", "read", "attention", "que
 import re
 
 import jax
+import jax.numpy as jnp
 
 from rin_jax.network import conditioning
 from rin_jax.network.rin import RIN
@@ -25,31 +26,26 @@ BLOCKS = re.compile(r"blocks_(\d+)")  # a group of blocks of equal depth, applie
 # Logical axes of a parameter's last axes, by the end of its path; the others have no name. An axis
 # that no row names is not split by heads or hidden units.
 AXES = {
-    ("query", "kernel"): ("width", "heads", "head"),
-    ("key", "kernel"): ("width", "heads", "head"),
-    ("value", "kernel"): ("width", "heads", "head"),
-    ("query", "bias"): ("heads", "head"),
-    ("key", "bias"): ("heads", "head"),
-    ("value", "bias"): ("heads", "head"),
+    **{(name, "kernel"): ("width", "heads", "head") for name in ("query", "key", "value")},
+    **{(name, "bias"): ("heads", "head") for name in ("query", "key", "value")},
     ("attention", "out", "kernel"): ("heads", "head", "width"),
     ("ffn", "hidden", "kernel"): ("width", "hidden"),
     ("ffn", "hidden", "bias"): ("hidden",),
     ("ffn", "out", "kernel"): ("hidden", "width"),
 }
-NOT_DECAYED = ("bias", "scale")  # last name of a parameter that is neither decayed nor adapted
-POSITIONS = ("positions", "table")  # the end of the path of the interface's position table
+
+
+def new_params(rin: RIN, key: jax.Array) -> dict:
+    """Fresh parameters of a network."""
+    xt, gamma = jnp.zeros((1, *rin.example_shape)), jnp.zeros((1,))
+    shapes = conditioning.abstract(rin.num_classes, 1)
+    cond = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return rin.init(key, xt, gamma, cond)["params"]
 
 
 def param_shapes(rin: RIN) -> Shapes:
     """The parameter tree of a network as shapes and dtypes, without any array."""
-    shape = jax.ShapeDtypeStruct
-    return jax.eval_shape(
-        rin.init,
-        jax.random.key(0),
-        shape((1, *rin.example_shape), "float32"),
-        shape((1,), "float32"),
-        conditioning.abstract(rin.num_classes, 1),
-    )["params"]
+    return jax.eval_shape(lambda key: new_params(rin, key), jax.random.key(0))
 
 
 def names(path: tuple) -> Path:
@@ -60,11 +56,7 @@ def names(path: tuple) -> Path:
 
 
 def module_of(path: Path) -> str:
-    """The module of a parameter, "stem" or "blocks_0.read".
-
-    Raises:
-      KeyError: the network has no such module.
-    """
+    """The module of a parameter, "stem" or "blocks_0.read"; KeyError if there is no such one."""
     head, *rest = path
     if BLOCKS.fullmatch(head) and rest[0] in BLOCK_MODULES:
         return f"{head}.{rest[0]}"
@@ -87,15 +79,14 @@ def logical_axes(path: Path, ndim: int) -> tuple[str | None, ...]:
 
 def is_decayed(path: Path) -> bool:
     """Whether a parameter is decayed and adapted: a kernel or a table."""
-    return path[-1] not in NOT_DECAYED
+    return path[-1] not in ("bias", "scale")
 
 
 def is_interface_positions(path: Path) -> bool:
     """Whether this is a table [tokens, D] of the positions of the interface."""
-    return path[-2:] == POSITIONS
+    return path[-2:] == ("positions", "table")
 
 
 def block_groups(modules: dict) -> list[str]:
     """The names of groups of blocks among `modules`, in the order in which they are applied."""
-    found = [name for name in modules if BLOCKS.fullmatch(name)]
-    return sorted(found, key=lambda name: int(BLOCKS.fullmatch(name)[1]))
+    return sorted(filter(BLOCKS.fullmatch, modules), key=lambda name: int(BLOCKS.match(name)[1]))

@@ -33,62 +33,38 @@ COND_ROUTES = (
     "write",  # join the interface: read and written
     "decoupled",  # read first, by a unit of their own
 )
+Latents = Array | dict[str, Array] | None  # None stands for zeros
 
 
 class RIN(nn.Module):
-    """Class-conditional (or, with num_classes 0, unconditional) image RIN.
+    """Class-conditional (or, with num_classes 0, unconditional) image RIN."""
 
-    Attributes:
-      example_shape: (H, W, C) of an image.
-      num_classes: number of classes; 0 removes the class token.
-      patch_size: side of a square patch; divides H and W.
-      num_blocks: number of read / compute / write blocks.
-      depth: compute layers in a block, or one number for each block (0: read alone).
-      num_latents: M, the learned bank together with the time token and the class token.
-      latent_dim: E, a multiple of 8 and of num_heads.
-      interface_dim: D.
-      num_heads: heads of the compute layers.
-      routing_heads: heads of read and write; divides min(E, D).
-      latent_mlp_ratio, interface_mlp_ratio: hidden width / width; interface 0: no MLP in write.
-      latent_positions, interface_positions: "learned", "sin_cos" or "sin_cos_plus_learned".
-      latent_self_cond: whether the latents start from the previous step's.
-      interface_self_cond: whether the interface tokens do too.
-      norm_context: whether read and write normalise their context.
-      time_on_latents, label_on_latents: whether these tokens are among the latents.
-      cond_route: "read", "write" or "decoupled": what happens to those that are not.
-      cond_dim: width of those that are not, if decoupled; else it is interface_dim.
-      time_scale: gamma is multiplied by this before its sinusoids; also the span of sin_cos.
-      dropout, drop_path: rates in the compute layers, in training.
-      remat: "none", "full" or "dots": what the backward pass computes again.
-      dtype: compute dtype; parameters, norms, softmax and the prediction are float32.
-    """
-
-    example_shape: tuple[int, int, int]
-    num_classes: int
-    patch_size: int
-    num_blocks: int
-    depth: int | tuple[int, ...]
-    num_latents: int
-    latent_dim: int
-    interface_dim: int
-    num_heads: int
-    routing_heads: int
-    latent_mlp_ratio: int
-    interface_mlp_ratio: int
-    dropout: float
-    drop_path: float
-    latent_positions: str
-    interface_positions: str
-    latent_self_cond: bool
-    interface_self_cond: bool
-    norm_context: bool
-    time_on_latents: bool
-    label_on_latents: bool
-    cond_route: str
-    cond_dim: int | None
-    time_scale: float
-    remat: str
-    dtype: str
+    example_shape: tuple[int, int, int]  # (H, W, C) of an image
+    num_classes: int  # 0 removes the class token
+    patch_size: int  # side of a square patch; divides H and W
+    num_blocks: int  # of read, compute and write
+    depth: int | tuple[int, ...]  # compute layers of a block, or one number a block (0: read alone)
+    num_latents: int  # M, the learned bank together with the time token and the class token
+    latent_dim: int  # E, a multiple of 8 and of num_heads
+    interface_dim: int  # D
+    num_heads: int  # of the compute layers
+    routing_heads: int  # of read and write; divides min(E, D)
+    latent_mlp_ratio: int  # hidden width / width
+    interface_mlp_ratio: int  # hidden width / width; 0: no MLP in write
+    dropout: float  # rate of hidden units in the compute layers, in training
+    drop_path: float  # rate of branches there, in training
+    latent_positions: str  # "learned", "sin_cos" or "sin_cos_plus_learned"
+    interface_positions: str  # one of the same
+    latent_self_cond: bool  # whether the latents start from the previous step's
+    interface_self_cond: bool  # whether the interface tokens do too
+    norm_context: bool  # whether read and write normalise their context
+    time_on_latents: bool  # whether the time token is among the latents
+    label_on_latents: bool  # whether the class token is
+    cond_route: str  # "read", "write" or "decoupled": what happens to those that are not
+    cond_dim: int | None  # width of those that are not, if decoupled; else it is interface_dim
+    time_scale: float  # gamma is multiplied by this before its sinusoids; also the span of sin_cos
+    remat: str  # "none", "full" or "dots": what the backward pass computes again
+    dtype: str  # compute dtype; parameters, norms, softmax and the prediction are float32
 
     def __post_init__(self):
         check(self, remat=("none", *REMAT_POLICIES), cond_routes=COND_ROUTES)
@@ -121,59 +97,37 @@ class RIN(nn.Module):
     @property
     def depths(self) -> tuple[int, ...]:
         """Compute layers of each block."""
-        depths = (self.depth,) * self.num_blocks if isinstance(self.depth, int) else self.depth
-        return tuple(depths)
+        one = isinstance(self.depth, int)
+        return (self.depth,) * self.num_blocks if one else tuple(self.depth)
 
     @nn.compact
     def __call__(
-        self,
-        xt: Array,
-        gamma: Array,
-        cond: Cond,
-        prev_latents: Array | dict[str, Array] | None = None,
-        train: bool = False,
-    ) -> tuple[Array, Array | dict[str, Array]]:
-        """One denoising pass.
+        self, xt: Array, gamma: Array, cond: Cond, prev_latents: Latents = None, train: bool = False
+    ) -> tuple[Array, Latents]:
+        """One denoising pass: (prediction [B, H, W, C] float32, latents [B, M, E] float32).
 
-        Args:
-          xt: noisy examples [B, *example_shape].
-          gamma: signal power [B] in [0, 1].
-          cond: the condition (`conditioning`), with a label if num_classes is not 0.
-          prev_latents: the latents that the pass before returned; None stands for zeros.
-          train: whether dropout acts (needs a "dropout" key).
-
-        Returns:
-          (prediction [B, H, W, C] float32, latents [B, M, E] float32); with
-          interface_self_cond the latents are a dict of "latents" and "interface" [B, N, D].
+        xt [B, *example_shape] is noisy, gamma [B] its signal power in [0, 1], `prev_latents` what
+        the pass before returned. Dropout acts if `train` and needs a "dropout" key. With
+        interface_self_cond the latents are a dict of "latents" and "interface" [B, N, D].
         """
         batch = xt.shape[0]
         chex.assert_shape(xt, (batch, *self.example_shape))
         chex.assert_shape(gamma, (batch,))
         chex.assert_trees_all_equal_shapes(cond, conditioning.abstract(self.num_classes, batch))
         dtype = jnp.dtype(self.dtype)
-        if not self.interface_self_cond:
+        if not self.interface_self_cond or prev_latents is None:
             prev_latents = {"latents": prev_latents, "interface": None}
-        elif prev_latents is None:
-            prev_latents = {"latents": None, "interface": None}
 
         interface = PatchStem(
-            self.patch_size,
-            self.interface_dim,
-            self.interface_positions,
-            self.time_scale,
-            dtype,
+            self.patch_size, self.interface_dim, self.interface_positions, self.time_scale, dtype,
             name="stem",
-        )(xt)
+        )(xt)  # fmt: skip
         if self.interface_self_cond:
-            interface += self._from_previous(
-                "interface", prev_latents["interface"], interface, self.interface_mlp_ratio
-            )
+            interface += self._from_previous("interface", prev_latents["interface"], interface)
         bank, cond_tokens = self._cond_tokens(gamma, cond)
         latents = jnp.concatenate(bank, axis=1)
         if self.latent_self_cond:
-            latents += self._from_previous(
-                "latent", prev_latents["latents"], latents, self.latent_mlp_ratio
-            )
+            latents += self._from_previous("latent", prev_latents["latents"], latents)
 
         cond_tokens = jnp.concatenate(cond_tokens, axis=1) if cond_tokens else None
         if cond_tokens is not None and self.cond_route == "write":
@@ -183,19 +137,10 @@ class RIN(nn.Module):
         carry = (latents, interface)
         for group, (depth, blocks) in enumerate(itertools.groupby(self.depths)):
             block = RINBlock(
-                depth,
-                self.num_heads,
-                self.routing_heads,
-                self.latent_mlp_ratio,
-                self.interface_mlp_ratio,
-                self.norm_context,
-                self.cond_route == "decoupled",
-                self.dropout,
-                self.drop_path,
-                self.remat,
-                dtype,
-                name=f"blocks_{group}",
-            )
+                depth, self.num_heads, self.routing_heads, self.latent_mlp_ratio,
+                self.interface_mlp_ratio, self.norm_context, self.cond_route == "decoupled",
+                self.dropout, self.drop_path, self.remat, dtype, name=f"blocks_{group}",
+            )  # fmt: skip
             stack = scan_layers(lambda module, x: module(x, cond_tokens, train), len(list(blocks)))
             carry, _ = stack(block, carry, None)
         latents, interface = carry[0], carry[1][:, : self.num_tokens]
@@ -209,15 +154,11 @@ class RIN(nn.Module):
     def _cond_tokens(self, gamma: Array, cond: Cond) -> tuple[list[Array], list[Array]]:
         """Learned bank, time token and class token: those among the latents, and the others."""
         dtype = jnp.dtype(self.dtype)
+        size = self.num_latents - self.num_cond_latents
         bank = PositionTable(
-            (self.num_latents - self.num_cond_latents,),
-            self.latent_dim,
-            self.latent_positions,
-            self.time_scale,
-            name="latents",
+            (size,), self.latent_dim, self.latent_positions, self.time_scale, name="latents"
         )()
-        batch = gamma.shape[0]
-        latents = [jnp.broadcast_to(bank.astype(dtype)[None], (batch, *bank.shape))]
+        latents = [jnp.broadcast_to(bank.astype(dtype)[None], (*gamma.shape, *bank.shape))]
         others: list[Array] = []
 
         def width(on_latents: bool) -> int:
@@ -225,16 +166,15 @@ class RIN(nn.Module):
 
         time = ScalarEmbedding(width(self.time_on_latents), self.time_scale, dtype, name="time")
         (latents if self.time_on_latents else others).append(time(gamma))
-        if self.num_classes:
-            label = conditioning.label_token(
-                cond, self.num_classes, width(self.label_on_latents), dtype
-            )
-            (latents if self.label_on_latents else others).append(label)
+        cond_width = width(self.label_on_latents)
+        tokens = conditioning.tokens(cond, self.num_classes, cond_width, dtype)
+        (latents if self.label_on_latents else others).extend(tokens)
         return latents, others
 
-    def _from_previous(self, name: str, previous: Array | None, like: Array, ratio: int) -> Array:
+    def _from_previous(self, name: str, previous: Array | None, like: Array) -> Array:
         """What the previous pass adds to the initial tokens; nothing at initialisation."""
         previous = jnp.zeros_like(like) if previous is None else previous.astype(like.dtype)
         chex.assert_equal_shape([previous, like])
+        ratio = {"latent": self.latent_mlp_ratio, "interface": self.interface_mlp_ratio}[name]
         projected = MLP(ratio, like.dtype, name=f"prev_{name}_mlp")(previous)
         return layer_norm(f"prev_{name}_norm", like.dtype, zero_scale=True)(projected)

@@ -23,9 +23,8 @@ def patchify(images: Array, patch_size: int) -> Array:
 def unpatchify(patches: Array, height: int, width: int) -> Array:
     """Puts patches [B, N, P, P, C] together to images [B, height, width, C]."""
     batch, _, patch_size, _, channels = patches.shape
-    grid = patches.reshape(
-        batch, height // patch_size, width // patch_size, patch_size, patch_size, channels
-    )
+    rows, cols = height // patch_size, width // patch_size
+    grid = patches.reshape(batch, rows, cols, patch_size, patch_size, channels)
     return grid.swapaxes(2, 3).reshape(batch, height, width, channels)
 
 
@@ -35,7 +34,7 @@ class PatchStem(nn.Module):
     patch_size: int
     width: int
     positions: str
-    position_span: float
+    span: float
     dtype: Dtype
 
     @nn.compact
@@ -46,10 +45,8 @@ class PatchStem(nn.Module):
         tokens = jnp.einsum("bnpqc,pqcd->bnd", patches, kernel.astype(self.dtype))
         tokens = layer_norm("norm", self.dtype)(tokens + bias.astype(self.dtype)[None, None])
         grid = (images.shape[1] // self.patch_size, images.shape[2] // self.patch_size)
-        table = PositionTable(
-            grid, self.width, self.positions, self.position_span, name="positions"
-        )()
-        return tokens + table.astype(self.dtype)[None]
+        table = PositionTable(grid, self.width, self.positions, self.span, name="positions")
+        return tokens + table().astype(self.dtype)[None]
 
 
 class Readout(nn.Module):

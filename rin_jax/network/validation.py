@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from rin_jax import ConfigError
+from rin_jax import ConfigError, one_of
 
 INT32_LIMIT = 2**31
 
@@ -13,13 +13,11 @@ def check(rin: Any, remat: tuple[str, ...], cond_routes: tuple[str, ...]) -> Non
     `remat` and `cond_routes` are the choices there are for its attributes of these names.
     """
     height, width, channels = rin.example_shape
-    sizes = {
-        name: getattr(rin, name)
-        for name in (
-            "patch_size", "num_blocks", "num_latents", "latent_dim", "interface_dim",
-            "num_heads", "routing_heads", "latent_mlp_ratio",
-        )
-    }  # fmt: skip
+    names = (
+        "patch_size", "num_blocks", "num_latents", "latent_dim", "interface_dim", "num_heads",
+        "routing_heads", "latent_mlp_ratio",
+    )  # fmt: skip
+    sizes = {name: getattr(rin, name) for name in names}
     sizes |= {"image size": min(height, width), "channels": channels}
     for name, value in sizes.items():
         if not 1 <= value < INT32_LIMIT:
@@ -44,14 +42,14 @@ def check(rin: Any, remat: tuple[str, ...], cond_routes: tuple[str, ...]) -> Non
             f"model.num_latents is {rin.num_latents}, but {rin.num_cond_latents} of the latents "
             "are the time and class tokens; it must be larger."
         )
-    for heads, width_name, width in (
-        ("num_heads", "latent_dim", rin.latent_dim),
-        ("routing_heads", "min(latent_dim, interface_dim)", min(rin.latent_dim, rin.interface_dim)),
+    routed = min(rin.latent_dim, rin.interface_dim)
+    for field, heads, name, width in (
+        ("num_heads", rin.num_heads, "latent_dim", rin.latent_dim),
+        ("routing_heads", rin.routing_heads, "min(latent_dim, interface_dim)", routed),
     ):
-        if width % getattr(rin, heads):
+        if width % heads:
             raise ConfigError(
-                f"model.{heads} {getattr(rin, heads)} does not divide {width_name} {width}; "
-                "choose a divisor."
+                f"model.{field} {heads} does not divide {name} {width}; choose a divisor."
             )
     joined = rin.num_cond_tokens > 0 and rin.cond_route != "decoupled"
     if joined and rin.cond_dim not in (None, rin.interface_dim):
@@ -62,9 +60,7 @@ def check(rin: Any, remat: tuple[str, ...], cond_routes: tuple[str, ...]) -> Non
     time_width = ("latent_dim",) if rin.time_on_latents else ("cond_dim", "interface_dim")
     name, value = next((n, v) for n in time_width if (v := getattr(rin, n)) is not None)
     if value % 8:
-        raise ConfigError(
-            f"model.{name} is {value}; the embedding of gamma needs a multiple of 8."
-        )
+        raise ConfigError(f"model.{name} is {value}; the embedding of gamma needs a multiple of 8.")
     if not isinstance(rin.depth, int) and len(rin.depth) != rin.num_blocks:
         raise ConfigError(
             f"model.depth lists {len(rin.depth)} blocks, but model.num_blocks is {rin.num_blocks}."
@@ -75,15 +71,11 @@ def check(rin: Any, remat: tuple[str, ...], cond_routes: tuple[str, ...]) -> Non
         if not 0 <= rate < 1:
             raise ConfigError(f"model.{name} is {rate}; it must be in [0, 1).")
     kinds = ("learned", "sin_cos", "sin_cos_plus_learned")
-    for name, value, choices in (
-        ("latent_positions", rin.latent_positions, kinds),
-        ("interface_positions", rin.interface_positions, kinds),
-        ("remat", rin.remat, remat),
-        ("cond_route", rin.cond_route, cond_routes),
-        ("dtype", rin.dtype, ("float32", "bfloat16")),
-    ):
-        if value not in choices:
-            raise ConfigError(f"model.{name} is {value!r}; choose one of {', '.join(choices)}.")
+    one_of("model.latent_positions", rin.latent_positions, kinds)
+    one_of("model.interface_positions", rin.interface_positions, kinds)
+    one_of("model.remat", rin.remat, remat)
+    one_of("model.cond_route", rin.cond_route, cond_routes)
+    one_of("model.dtype", rin.dtype, ("float32", "bfloat16"))
     if rin.interface_positions != "learned" and rin.interface_dim % 4:
         raise ConfigError(
             f"model.interface_dim is {rin.interface_dim}; sin_cos positions need a multiple of 4."

@@ -17,27 +17,16 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One device as JAX counts them.
+    """One device as JAX counts them."""
 
-    Attributes:
-      name: short name; for TPUs the word before the colon of a topology.
-      kinds: names that JAX gives the device (`device_kind`).
-      peak_flops: dense bfloat16 FLOP/s.
-      hbm_bytes: memory.
-      hbm_bandwidth: bytes/s to and from it.
-      interconnect: bytes/s sent to other devices of the slice or node, over all links.
-      network: bytes/s sent to other slices; None where no figure is known.
-      topologies: shapes of TPU slices for a plan; others exist.
-    """
-
-    name: str
-    kinds: tuple[str, ...]
-    peak_flops: float
-    hbm_bytes: float
-    hbm_bandwidth: float
-    interconnect: float
-    network: float | None
-    topologies: tuple[str, ...] = ()
+    name: str  # short; for TPUs the word before the colon of a topology
+    kinds: tuple[str, ...]  # names that JAX gives the device (`device_kind`)
+    peak_flops: float  # dense bfloat16 FLOP/s
+    hbm_bytes: float  # memory
+    hbm_bandwidth: float  # bytes/s to and from it
+    interconnect: float  # bytes/s sent to other devices of the slice or node, over all links
+    network: float | None  # bytes/s sent to other slices; None where no figure is known
+    topologies: tuple[str, ...] = ()  # shapes of TPU slices for a plan; others exist
 
 
 SQUARE = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -62,20 +51,13 @@ def by_kind(device_kind: str) -> Chip | None:
 
 
 def by_topology(topology: str) -> Chip:
-    """The chip of a TPU topology such as "v5e:16x16".
-
-    Raises:
-      ConfigError: the chip is not a TPU of the table; lists those there are.
-    """
-    name, _, _ = topology.partition(":")
-    chip = next((chip for chip in CHIPS if chip.name == name and chip.topologies), None)
-    if chip is None or ":" not in topology:
-        raise ConfigError(f"unknown --topology {topology!r}; known are\n{known_topologies()}")
-    return chip
+    """The chip of a TPU topology such as "v5e:16x16"; ConfigError if the table has no such TPU."""
+    for chip in CHIPS:
+        if chip.topologies and topology.startswith(f"{chip.name}:"):
+            return chip
+    raise ConfigError(f"unknown --topology {topology!r}; known are\n{known_topologies()}")
 
 
 def known_topologies() -> str:
     """A line a chip: its name and its shapes."""
-    return "\n".join(
-        f"  {chip.name}:{' '.join(chip.topologies)}" for chip in CHIPS if chip.topologies
-    )
+    return "\n".join(f"  {c.name}:{' '.join(c.topologies)}" for c in CHIPS if c.topologies)

@@ -9,10 +9,11 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+from flax import traverse_util
 from jax._src import clusters, distributed  # JAX has no public way to ask without starting
 
 from rin_jax import ConfigError
@@ -28,18 +29,12 @@ class ProcessError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """Which of how many processes this is, and where process 0 is.
+    """Which of how many processes this is, and where process 0 is."""
 
-    Attributes:
-      coordinator: HOST:PORT of JAX's coordination service, in process 0.
-      count, index: number of processes and this one's.
-      local_devices: the devices that are this process's, or None for all of its machine.
-    """
-
-    coordinator: str
-    count: int
-    index: int
-    local_devices: list[int] | None = None
+    coordinator: str  # HOST:PORT of JAX's coordination service, in process 0
+    count: int  # of processes
+    index: int  # this one's
+    local_devices: list[int] | None = None  # this process's; None: all of its machine
 
     @property
     def address(self) -> tuple[str, int]:
@@ -51,11 +46,8 @@ class Cluster:
 def find_cluster(timeout: float) -> Cluster | None:
     """This process's cluster, from VARIABLES or one that JAX knows; None if it is alone.
 
-    Clusters are Cloud TPU, GKE, Slurm, Open MPI and Kubernetes jobs. Under Pathways one process
-    sees all devices and is alone.
-
-    Raises:
-      ConfigError: the variables are incomplete or contradict each other.
+    JAX knows Cloud TPU, GKE, Slurm, Open MPI and Kubernetes jobs. Under Pathways one process sees
+    all devices and is alone. ConfigError: variables that are incomplete or contradict each other.
     """
     if pathways():
         return None
@@ -85,15 +77,9 @@ def find_cluster(timeout: float) -> Cluster | None:
 def connect(cluster: Cluster, timeout: float, heartbeat: int) -> None:
     """Joins JAX's coordination service, which process 0 starts; waits until all processes have.
 
-    If one does not come, JAX names it in all others and aborts them.
-
-    Args:
-      cluster: of this process.
-      timeout: seconds to wait.
-      heartbeat: seconds without a heartbeat after which JAX counts a process as dead.
-
-    Raises:
-      ProcessError: process 0 cannot be reached, or cannot listen.
+    If one does not come in `timeout` seconds, JAX names it in all others and aborts them; without a
+    heartbeat for `heartbeat` seconds it counts as dead. ProcessError: process 0 cannot be reached,
+    or cannot listen.
     """
     # JAX's preemption service would take SIGTERM
     if hasattr(jax.config, "jax_enable_preemption_service"):
@@ -108,10 +94,7 @@ def connect(cluster: Cluster, timeout: float, heartbeat: int) -> None:
         _check_port("127.0.0.1" if loopback else "", port)
     with _naming_who_is_missing(cluster, timeout):
         jax.distributed.initialize(
-            cluster.coordinator,
-            cluster.count,
-            cluster.index,
-            cluster.local_devices,
+            *dataclasses.astuple(cluster),
             cluster_detection_method="deactivate",  # it is done
             initialization_timeout=int(timeout) + 10,  # the service is to be first
             heartbeat_timeout_seconds=heartbeat,
@@ -175,11 +158,7 @@ def pathways() -> bool:
 
 
 def start_pathways() -> None:
-    """Connects JAX to Pathways.
-
-    Raises:
-      ConfigError: its package is missing.
-    """
+    """Connects JAX to Pathways; ConfigError if its package is missing."""
     try:
         import pathwaysutils
     except ImportError as error:
@@ -192,19 +171,13 @@ def start_pathways() -> None:
 
 def started_with(config, **flags: object) -> dict[str, str]:
     """What must be the same in all processes: the configuration's fields, flags, code, versions."""
-
-    def fields(tree, path: str) -> dict[str, str]:
-        if not isinstance(tree, Mapping):
-            return {path: repr(tree)}
-        pairs = (fields(value, f"{path}.{key}" if path else key) for key, value in tree.items())
-        return {name: value for part in pairs for name, value in part.items()}
-
+    fields = traverse_util.flatten_dict(config.to_dict(), sep=".")
     package = Path(__file__).parents[1]
     source = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         source.update(f"{path.relative_to(package)}\n".encode() + path.read_bytes())
     return {
-        **fields(config.to_dict(), ""),
+        **{name: repr(value) for name, value in fields.items()},
         **{f"--{name}": repr(value) for name, value in flags.items()},
         **{f"version of {name}": importlib.metadata.version(name) for name in PACKAGES},
         "code of rin_jax": f"sha256 {source.hexdigest()[:12]}",

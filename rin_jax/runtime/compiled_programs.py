@@ -33,23 +33,14 @@ FREE = {
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """A collective of a program.
+    """A collective of a program."""
 
-    Attributes:
-      kind: one of KINDS.
-      runs: how often it runs.
-      sent: bytes that a device sends in one run.
-      group: devices that take part together.
-      crosses: whether a group has devices of more than one slice.
-      source: the operation that it belongs to, as the traced program names it.
-    """
-
-    kind: str
-    runs: int
-    sent: float
-    group: int
-    crosses: bool
-    source: str
+    kind: str  # one of KINDS
+    runs: int  # how often it runs
+    sent: float  # bytes that a device sends in one run
+    group: int  # devices that take part together
+    crosses: bool  # whether a group has devices of more than one slice
+    source: str  # the operation that it belongs to, as the traced program names it
 
     @property
     def bytes(self) -> float:
@@ -67,51 +58,47 @@ class Program:
     def collectives(self) -> list[Collective]:
         """All collectives, the largest first; those that move nothing are left out."""
         found = {}
-        for loops, runs, name, instruction in self._visit(self._entry, 1, (), fused=True):
+        for loops, runs, name, instruction in self._visit(fused=True):
             kind = instruction.opcode.removesuffix("-start")
             if kind not in KINDS and not (kind == "send" and between_slices(instruction)):
                 continue
             # the parts of an asynchronous one share a channel
             channel = instruction.attribute("channel_id") or (name, instruction.name)
-            found.setdefault(
-                (loops, kind, channel), self._collective(kind, runs, name, instruction)
-            )
+            collective = self._collective(kind, runs, name, instruction)
+            found.setdefault((loops, kind, channel), collective)
         return sorted((c for c in found.values() if c.bytes), key=lambda c: -c.bytes)
 
     def memory_traffic(self) -> float:
         """Bytes read from and written to the device's main memory, each fusion as one pass."""
         total = 0.0
-        for _, runs, name, instruction in self._visit(self._entry, 1, (), fused=False):
+        for _, runs, name, instruction in self._visit(fused=False):
             if instruction.opcode not in FREE and not instruction.opcode.endswith("-done"):
                 total += runs * self._traffic(self._computations[name], instruction)
         return total
 
     def unknown_loops(self) -> list[str]:
         """Loops that count as one run since the text does not tell how often they run."""
-        loops = (
-            (name, instruction)
-            for _, _, name, instruction in self._visit(self._entry, 1, (), fused=False)
-            if instruction.opcode == "while"
-        )
-        return sorted({
-            loop.name for name, loop in loops
-            if program_text.trip_count(self._computations, name, loop) is None
-        })  # fmt: skip
+        all_ = ((name, i) for _, _, name, i in self._visit(fused=False) if i.opcode == "while")
+        return sorted({loop.name for name, loop in all_ if self._trips(name, loop) is None})
+
+    def _trips(self, name: str, loop: Instruction) -> int | None:
+        return program_text.trip_count(self._computations, name, loop)
 
     def _visit(
-        self, name: str, runs: int, loops: tuple, fused: bool
+        self, fused: bool, name: str = "", runs: int = 1, loops: tuple = ()
     ) -> Iterator[tuple[tuple, int, str, Instruction]]:
         """(loops around it, runs, computation, instruction) of all that a computation runs."""
+        name = name or self._entry
         for instruction in self._computations[name].values():
             yield loops, runs, name, instruction
             for called, times in self._called(name, instruction, fused):
                 inner = (*loops, instruction.name) if instruction.opcode == "while" else loops
-                yield from self._visit(called, runs * times, inner, fused)
+                yield from self._visit(fused, called, runs * times, inner)
 
     def _called(self, name: str, instruction: Instruction, fused: bool) -> list[tuple[str, int]]:
         """Computations that an instruction runs, and how often."""
         if instruction.opcode == "while":
-            trips = program_text.trip_count(self._computations, name, instruction)
+            trips = self._trips(name, instruction)
             return [(instruction.attribute("body"), 1 if trips is None else trips)]
         if instruction.opcode == "call":
             return [(instruction.attribute("to_apply"), 1)]
@@ -132,14 +119,10 @@ class Program:
             group, crosses = self._slices, True
         if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
             kind = "reduce-scatter"  # a TPU fusion: all that follows is the device's own slice
-        factor = {
-            "all-gather": group - 1,
-            "all-reduce": 2 * (group - 1) / group,
-            "collective-permute": 1,
-            "collective-broadcast": 1,
-        }.get(kind, (group - 1) / group)
-        source = program_text.source(instruction)
-        return Collective(kind, runs, factor * size, group, crosses, source)
+        others = {"all-gather": group - 1, "all-reduce": 2 * (group - 1) / group,
+                  "collective-permute": 1, "collective-broadcast": 1}  # fmt: skip
+        sent = others.get(kind, (group - 1) / group) * size
+        return Collective(kind, runs, sent, group, crosses, program_text.source(instruction))
 
     def _traffic(self, computation: Computation, instruction: Instruction) -> float:
         types = [computation[o].type for o in instruction.operands if o in computation]
@@ -162,7 +145,7 @@ class Program:
                 part, in_place = sliced(inside, parameters[position])
                 read += bytes_of(type_) if part is None else part
                 result -= in_place
-        return read + max(result, 0.0)
+        return read + result
 
 
 def between_slices(instruction: Instruction) -> str | None:
@@ -181,12 +164,12 @@ def moved(type_: str) -> float:
 
 
 def sliced(inside: Computation, parameter: Instruction) -> tuple[float | None, float]:
-    """What a fusion reads of an operand that it slices or updates in place.
+    """(bytes read, bytes of the result that are not written) of a fusion's operand.
 
-    Returns:
-      (bytes read, or None if it reads all of it; bytes of the result that are not written).
+    A fusion may slice it or update it in place; None: it reads all of it.
     """
     names, read, in_place = [parameter.name], 0.0, 0.0
+    results = program_text.results_of(inside)
     while names:
         name = names.pop()
         for user in (i for i in inside.values() if name in i.operands):
@@ -194,7 +177,11 @@ def sliced(inside: Computation, parameter: Instruction) -> tuple[float | None, f
                 names.append(user.name)
             elif user.opcode == "dynamic-slice" and user.operands[0] == name:
                 read += bytes_of(user.type)
-            elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
+            elif (
+                user.opcode == "dynamic-update-slice"
+                and user.operands[0] == name
+                and user.name in results
+            ):
                 in_place += bytes_of(user.type) - bytes_of(inside[user.operands[1]].type)
             else:
                 return None, 0.0

@@ -11,11 +11,10 @@ import jax
 class Progress:
     """Rates, per cent done, time left and where the time went, of a run of `num_steps`.
 
-    Time is split into "step", the default, and whatever `spending` names. Rates count "step" and
-    the parts in TRAINING.
+    Time is split into "step", the default, and whatever `spending` names.
     """
 
-    TRAINING = ("step", "input_wait")
+    TRAINING = ("step", "input_wait")  # the parts that rates count
 
     def __init__(self, first_step: int, num_steps: int, batch_size: int):
         self._num_steps, self._batch_size = num_steps, batch_size
@@ -31,12 +30,7 @@ class Progress:
         self._spent[part] += time.monotonic() - since
 
     def update(self, step: int) -> dict[str, float]:
-        """Figures of the time since the last update, which ended at an earlier step.
-
-        Returns:
-          images_per_second, and the share of the time of each part that took any, in [0, 1], as
-          time_PART.
-        """
+        """Figures since the last update: images_per_second, and time_PART, a share in [0, 1]."""
         now = time.monotonic()
         spent, self._spent = self._spent, collections.Counter()
         total = max(now - self._since, 1e-9)
@@ -52,10 +46,7 @@ class Progress:
         left = (self._num_steps - self._step) / max(self._rate, 1e-9)
         text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         done = 100 * self._step / self._num_steps
-        return (
-            f"step {self._step}/{self._num_steps} ({done:.1f} %)  {text}  "
-            f"{duration(left)} left"
-        )
+        return f"step {self._step}/{self._num_steps} ({done:.1f} %)  {text}  {duration(left)} left"
 
 
 def duration(seconds: float) -> str:

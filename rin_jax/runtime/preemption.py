@@ -41,10 +41,7 @@ class Preempted(SystemExit):
 
 
 class Watch:
-    """What this process knows of its end. Methods but `told` are for the main thread.
-
-    It hears nothing by itself, and leaves signals as they are: see `watching`.
-    """
+    """What this process knows of its end; all but `told` is for the main thread; see `watching`."""
 
     def __init__(self):
         self._lock, self._answering = threading.Lock(), threading.Lock()
@@ -79,10 +76,6 @@ class Watch:
         """Whether the run ends after `step` steps; waits for the other processes' answers."""
         return self._told and self._agreed(step) == step
 
-    def begin(self) -> None:
-        """The start-up is over."""
-        self._end_quiet()
-
     @contextlib.contextmanager
     def quiet(self, step: int, wait: Callable[[], None]) -> Iterator[None]:
         """A phase in which the state of `step` does not change; `wait` for its last save."""
@@ -96,9 +89,10 @@ class Watch:
         try:
             yield
         finally:
-            self._end_quiet()
+            self.end_quiet()
 
-    def _end_quiet(self) -> None:
+    def end_quiet(self) -> None:
+        """The quiet phase is over; the start-up is one."""
         with self._lock:
             told, quiet, self._quiet = self._told, self._quiet, None
         if told and quiet and self._agreed(quiet[0]) == quiet[0]:
@@ -124,7 +118,6 @@ class Watch:
 
 
 def _exit(note: str) -> NoReturn:
-    """Ends this process at once."""
     exits.exit_now(PREEMPTED, f"preempted: {note}resumable. {RESUMABLE}\n")
 
 
@@ -142,20 +135,18 @@ def listen_to_cloud(watch: Watch) -> None:
     url = f"http://{host or 'metadata.google.internal'}/computeMetadata/v1/instance"
 
     def poll(key: str, end: str):
-        wait = threading.Event()
         query = ""  # first what is, then what changes
         while True:
-            request = urllib.request.Request(f"{url}/{key}{query}")
-            request.add_header("Metadata-Flavor", "Google")
+            headers = {"Metadata-Flavor": "Google"}
+            request = urllib.request.Request(f"{url}/{key}{query}", headers=headers)
             try:
                 with urllib.request.urlopen(request, timeout=70) as answer:
                     value = answer.read().decode().strip()
             except (OSError, ValueError):
-                wait.wait(5.0)
+                threading.Event().wait(5.0)
                 continue
             if value == end:
-                tell(watch, f"the cloud's notice ({key} is {value})")
-                return
+                return tell(watch, f"the cloud's notice ({key} is {value})")
             query = "?wait_for_change=true&timeout_sec=60"
 
     for key, end in CLOUD_KEYS.items():

@@ -24,7 +24,7 @@ from rin_jax.runtime import cluster as clusters
 from rin_jax.runtime import exits
 from rin_jax.runtime.cluster import Cluster
 
-HEARTBEAT = 30  # seconds without a heartbeat after which JAX counts a process as dead
+HEARTBEAT = 20  # seconds without a heartbeat after which JAX counts a process as dead
 PERIOD = 0.2  # seconds between two looks at what the other processes tell
 GRACE = 30.0  # seconds until a process that failed ends, though it cannot tell the others
 DAY_MS = 86_400_000  # to wait for other processes at a barrier: JAX notices those that die
@@ -63,11 +63,7 @@ class Group:
         return True
 
     def _get(self, folder: str) -> dict[str, str]:
-        """The keys in a folder and their values.
-
-        Raises:
-          RuntimeError: process 0 is gone.
-        """
+        """The keys in a folder and their values; RuntimeError if process 0 is gone."""
         found = self._client.key_value_dir_get(f"rin_jax/{folder}")
         return {key.rpartition("/")[2]: value for key, value in found}
 
@@ -92,11 +88,9 @@ class Group:
         text = json.dumps(dict(facts), sort_keys=True)
         if len(set(self.gather(question, hashlib.sha256(text.encode()).hexdigest()))) > 1:
             everyone = [json.loads(other) for other in self.gather(question, text)]
-            text = (
-                f"the processes differ ({question}):\n  "
-                + "\n  ".join(compare(everyone, self._hosts))
-                + "\nStart the same command with the same code and the same files on every host."
-            )
+            differ = "\n  ".join(compare(everyone, self._hosts))
+            text = f"the processes differ ({question}):\n  {differ}\n"
+            text += "Start the same command with the same code and the same files on every host."
             self.fail(2, text, f"error: {text}\n")
 
     def tell_preempted(self, reason: str) -> None:
@@ -135,20 +129,16 @@ class Group:
     def _follow(self, index: int, code: int, text: str) -> NoReturn:
         """Ends this process because process `index` failed, when all have heard of it."""
         silent = self._roll_call()
-        if self._cluster.index == 0:
-            time.sleep(
-                5 * self._period
-            )  # the others end first: they lose the service with this one
+        if self._cluster.index == 0:  # the others end first: they lose the service with this one
+            time.sleep(5 * self._period)
         # an unexpected error may only follow from the death of another process
         dead = f"{self._name(silent)} gave no sign of life; " if silent and code == 1 else ""
         remedy = "" if code in (2, 3) else f" {exits.RESUMABLE}"
         if index == self._cluster.index or text in self._report:
             report = self._report + (f"error: {dead}see above.{remedy}\n" if dead else "")
         else:
-            report = (
-                f"error: {dead}{self._name([index])}: {text}\n"
-                f"Process {self._cluster.index} ends with it.{remedy}\n"
-            )
+            report = f"error: {dead}{self._name([index])}: {text}\n"
+            report += f"Process {self._cluster.index} ends with it.{remedy}\n"
         self._exit(code, report)
 
     def _roll_call(self) -> list[int]:
@@ -168,10 +158,7 @@ class Group:
         return f"{name_processes(indices)} ({self._hosts[indices[0]]})"
 
     def _exit(self, code: int, text: str) -> NoReturn:
-        """Ends this process.
-
-        Only the first thread to come here is heard; another waits for the end.
-        """
+        """Ends this process; only the first thread to come here is heard, another waits."""
         self._last_words.acquire()
         if self._ending and code == 1:
             code = exits.PREEMPTED  # what comes now comes of others having left
@@ -180,24 +167,14 @@ class Group:
 
 @contextlib.contextmanager
 def together(
-    facts: Facts,
-    timeout: float,
-    codes: exits.Codes,
-    preempted: Callable[[str], None],
+    facts: Facts, timeout: float, codes: exits.Codes, preempted: Callable[[str], None]
 ) -> Iterator[None]:
     """Runs its body as one of the processes of a run; does nothing if this one is alone.
 
-    Args:
-      facts: what must be the same in all processes, by name.
-      timeout: seconds to wait at the start until all processes are there.
-      codes: exit codes of exceptions; others are 1.
-      preempted: called with the reason, in a thread of its own, when one of several processes is
-        told to end.
-
-    Raises:
-      ConfigError: what the surroundings say of this process is contradictory or not enough.
-      ProcessError: process 0 cannot be reached, or cannot listen. Afterwards nothing is raised: an
-        error in any process ends them all.
+    All processes must have the same `facts` and be there in `timeout` seconds. `codes` are the exit
+    codes of exceptions; others are 1. `preempted` is called with the reason, in its own thread,
+    when one of several is told to end. ConfigError and ProcessError as `find_cluster` and
+    `connect`; afterwards nothing is raised: an error in any process ends them all.
     """
     cluster = clusters.find_cluster(timeout)
     if cluster is None:
@@ -213,7 +190,12 @@ def together(
         yield
     except BaseException as error:
         if not (isinstance(error, SystemExit) and error.code == exits.PREEMPTED):
-            end(group, error, codes)
+            code = exits.exit_code(error, codes)
+            text, report = str(error) or type(error).__name__, f"error: {error}\n"
+            if code == 1:
+                text = f"{type(error).__name__}: {text}"
+                report = "".join(traceback.format_exception(error))
+            group.fail(code, text, report)
         group.finish()  # all processes leave, by one decision
         raise
     group.finish()
@@ -243,32 +225,21 @@ def finish() -> None:
         group.finish()
 
 
-def end(group: Group, error: BaseException, codes: exits.Codes) -> NoReturn:
-    """Ends all processes because of an exception in this one."""
-    code = exits.exit_code(error, codes)
-    text, report = str(error) or type(error).__name__, f"error: {error}\n"
-    if code == 1:
-        text, report = f"{type(error).__name__}: {text}", "".join(traceback.format_exception(error))
-    group.fail(code, text, report)
-
-
-def name_processes(indices: Sequence[int], most: int = 8) -> str:
-    """[1, 2] as "processes 1, 2"; a long list is cut."""
-    names = ", ".join(map(str, indices[:most])) + (", ..." if len(indices) > most else "")
+def name_processes(indices: Sequence[int]) -> str:
+    """[1, 2] as "processes 1, 2"; a list of more than 8 is cut."""
+    names = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
     return f"process{'es' if len(indices) > 1 else ''} {names}"
 
 
-def compare(everyone: Sequence[Facts], hosts: Sequence[str], most: int = 20) -> list[str]:
-    """A line for each fact in which processes differ, with each value and who has it."""
+def compare(everyone: Sequence[Facts], hosts: Sequence[str]) -> list[str]:
+    """A line for each fact, up to 20, in which processes differ: each value and who has it."""
     lines = []
     for fact in sorted({name for facts in everyone for name in facts}):
         values: dict[str, list[int]] = {}
         for index, facts in enumerate(everyone):
             values.setdefault(facts.get(fact, "nothing"), []).append(index)
         if len(values) > 1:
-            having = (
-                f"{value} in {name_processes(indices)} ({hosts[indices[0]]})"
-                for value, indices in values.items()
-            )
+            having = [f"{value} in {name_processes(indices)} ({hosts[indices[0]]})"
+                      for value, indices in values.items()]  # fmt: skip
             lines.append(f"{fact}: {', '.join(having)}")
-    return lines[:most] + (["..."] if len(lines) > most else [])
+    return lines[:20] + (["..."] if len(lines) > 20 else [])

@@ -42,8 +42,7 @@ Computation = dict[str, Instruction]
 
 def branches(conditional: Instruction) -> list[str]:
     """The computations that a conditional chooses from."""
-    listed = re.search(r"branch_computations=\{([^}]*)\}", conditional.attributes)
-    if listed:
+    if listed := re.search(r"branch_computations=\{([^}]*)\}", conditional.attributes):
         return NAME.findall(listed.group(1))
     return [conditional.attribute(f"{which}_computation") for which in ("true", "false")]
 
@@ -60,15 +59,13 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
     entry, current = "", None
     for line in text.splitlines():
         if current is None:
-            header = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line)
-            if header:
+            if header := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
                 current = computations.setdefault(header.group(2), {})
                 entry = header.group(2) if header.group(1) else entry
         elif re.match(r"\}(, execution_thread=.*)?$", line):
             current = None
         else:  # the metadata of a Mosaic kernel has line ends: its other lines are no instructions
-            instruction = parse_line(line)
-            if instruction:
+            if instruction := parse_line(line):
                 current[instruction.name] = instruction
     return computations, entry
 
@@ -83,10 +80,8 @@ def parse_line(line: str) -> Instruction | None:
     type_, rest = rest[:end], rest[end:].lstrip()
     opcode, rest = rest.split("(", 1)
     end = balanced("(" + rest) - 2
-    arguments, attributes = rest[:end], rest[end + 1 :]
-    return Instruction(
-        match.group(2), type_, opcode, arguments, attributes, is_root=bool(match.group(1))
-    )
+    root, name = match.groups()
+    return Instruction(name, type_, opcode, rest[:end], rest[end + 1 :], is_root=bool(root))
 
 
 def balanced(text: str) -> int:
@@ -126,6 +121,18 @@ def root_of(computation: Computation) -> Instruction | None:
     return next((i for i in computation.values() if i.is_root), None)
 
 
+def results_of(computation: Computation) -> set[str]:
+    """Names of what a computation returns: its root, or what is in that tuple, before bitcasts."""
+    root, found = root_of(computation), set()
+    names = [root.name] if root else []
+    while names:
+        instruction = computation[names.pop()]
+        found.add(instruction.name)
+        if instruction.opcode in ("tuple", "bitcast"):
+            names.extend(instruction.operands)
+    return found
+
+
 def constant(computation: Computation, name: str) -> int | None:
     """The value of an integer constant, seen through copies; None if it is not one."""
     instruction = computation.get(name)
@@ -142,19 +149,17 @@ def trip_count(computations: dict[str, Computation], caller: str, loop: Instruct
 
     It tells by the compiler's note, or by a counter that is compared with a constant.
     """
-    known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
-    if known:
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(known.group(1))
     counter = counter_of(computations, loop.attribute("condition"))
     if counter is None:
         return None
     index, bound = counter
-    made = computations[caller].get(loop.operands[0])
-    start = None
+    made, start = computations[caller].get(loop.operands[0]), 0
     if made is not None and made.opcode == "tuple":
-        start = constant(computations[caller], made.operands[index])
+        start = constant(computations[caller], made.operands[index]) or 0
     step = step_of(computations[loop.attribute("body")], index)
-    return max(0, math.ceil((bound - (start or 0)) / step))
+    return max(0, math.ceil((bound - start) / step))
 
 
 def counter_of(computations: dict[str, Computation], condition: str) -> tuple[int, int] | None:
@@ -196,19 +201,18 @@ def step_of(body: Computation, index: int) -> int:
 
 def device_groups(attributes: str, num_devices: int) -> np.ndarray:
     """The groups of devices that communicate, as rows."""
-    listed = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{.*?\})\}", attributes)
-    if listed:
-        return np.array(
-            [list(map(int, g.split(","))) for g in re.findall(r"\{([\d,]+)\}", listed.group(1))]
-        )
+
+    def numbers(text: str) -> list[int]:
+        return list(map(int, text.split(",")))
+
+    if listed := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{.*?\})\}", attributes):
+        return np.array([numbers(g) for g in re.findall(r"\{([\d,]+)\}", listed.group(1))])
     iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
     if iota:
-        shape, sizes, order = (list(map(int, (g or "").split(","))) if g else None
-                               for g in iota.groups())  # fmt: skip
+        shape, sizes, order = (g and numbers(g) for g in iota.groups())
         ids = np.arange(math.prod(sizes)).reshape(sizes)
         return (ids.transpose(order) if order else ids).reshape(shape)
-    mesh = re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", attributes)
-    if mesh:
+    if mesh := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", attributes):
         return mesh_groups(*mesh.groups())
     return np.arange(num_devices)[None]
 
@@ -217,13 +221,10 @@ def mesh_groups(axes: str, over: str) -> np.ndarray:
     """Groups over the axes `over` of a mesh: "'data'=2,'fsdp'=8" and "'fsdp'" or "'fsdp':(2)4"."""
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
     part_of = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", over)
-    chosen = {
-        name: (int(before or 1), int(size) if size else None) for name, before, size in part_of
-    }
+    chosen = {name: (int(before or 1), int(size or sizes[name])) for name, before, size in part_of}
     dims, inner = [], []
     for name, size in sizes.items():
         before, part = chosen.get(name, (1, 1))
-        part = size if part is None else part
         inner += [len(dims) + 1] if name in chosen else []
         dims += [before, part, size // before // part]
     ids = np.arange(math.prod(dims)).reshape(dims)

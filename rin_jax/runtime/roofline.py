@@ -20,10 +20,8 @@ def roofline(flops: float, result: Compiled, chip: Chip) -> dict[str, float]:
         "memory": result.traffic / chip.hbm_bandwidth,
         "links": result.sent(crosses=False) / chip.interconnect,
     }
-    if result.sent(crosses=True):
-        seconds["between slices"] = (
-            result.sent(crosses=True) / chip.network if chip.network else math.nan
-        )
+    if between := result.sent(crosses=True):
+        seconds["between slices"] = between / chip.network if chip.network else math.nan
     return seconds
 
 

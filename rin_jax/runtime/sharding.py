@@ -31,46 +31,29 @@ SMALLEST_SHARDED = 2**16  # parameters with fewer elements in a layer are replic
 
 @dataclasses.dataclass(frozen=True)
 class MeshSizes:
-    """The section `mesh` of a configuration: sizes of the axes; one may be -1, for the rest.
+    """The section `mesh` of a configuration: sizes of the axes; one may be -1, for the rest."""
 
-    Attributes:
-      data: parts of a batch, and copies of everything else.
-      fsdp: parts of a batch, and of parameters, averages and moments.
-      tensor: parts of heads and hidden units.
-    """
-
-    data: int
-    fsdp: int
-    tensor: int
+    data: int  # parts of a batch, and copies of everything else
+    fsdp: int  # parts of a batch, and of parameters, averages and moments
+    tensor: int  # parts of heads and hidden units
 
 
 def mesh_shape(data: int, fsdp: int, tensor: int, num_devices: int) -> tuple[int, int, int]:
-    """Sizes of (data, fsdp, tensor); one of them may be -1 for "the rest".
-
-    Raises:
-      ConfigError: the axes do not multiply to the number of devices.
-    """
-    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
-    free = [name for name, size in sizes.items() if size == -1]
-    fixed = math.prod(size for size in sizes.values() if size != -1)
-    positive = all(size >= 1 or size == -1 for size in sizes.values())
+    """Sizes of (data, fsdp, tensor), one of which may be -1; ConfigError if they do not fit."""
+    sizes = (data, fsdp, tensor)
+    free, fixed = sizes.count(-1), math.prod(size for size in sizes if size != -1)
     fits = fixed == num_devices or (free and fixed and num_devices % fixed == 0)
-    if not positive or len(free) > 1 or not fits:
+    if free > 1 or not all(size >= 1 or size == -1 for size in sizes) or not fits:
         raise ConfigError(
             f"mesh.data {data} x mesh.fsdp {fsdp} x mesh.tensor {tensor} does not cover "
             f"{num_devices} devices; set one of them to -1 to infer it, the others to numbers "
             "whose product divides the devices."
         )
-    sizes |= dict.fromkeys(free, num_devices // fixed)
-    return sizes["data"], sizes["fsdp"], sizes["tensor"]
+    return tuple(num_devices // fixed if size == -1 else size for size in sizes)
 
 
 def make_mesh(data: int, fsdp: int, tensor: int, devices: list | None = None) -> Mesh:
-    """A mesh over all devices, or over those given.
-
-    Raises:
-      ConfigError: the axes do not fit the devices, or `data` does not span the slices.
-    """
+    """A mesh over all devices, or those given; ConfigError if its axes do not fit them."""
     devices = jax.devices() if devices is None else devices
     sizes = mesh_shape(data, fsdp, tensor, len(devices))
     auto = (jax.sharding.AxisType.Auto,) * len(AXES)
@@ -107,15 +90,10 @@ def parameter_spec(
 ) -> PartitionSpec:
     """The spec of a parameter, its average or its moment.
 
-    Heads and hidden units go to `tensor`. `fsdp` splits the largest other axis that it divides
-    (the last of equals), never a stack of layers, which a scan runs along. Biases and norm scales
-    are replicated: gathering them layer by layer would cost more than the memory is worth.
-
-    Args:
-      axes: logical names of the axes of `shape`.
-      stacked: how many of the leading axes stack layers.
-      shape: of the parameter.
-      mesh: the devices.
+    `axes` are logical names of the axes of `shape`; the first `stacked` of them stack layers. Heads
+    and hidden units go to `tensor`. `fsdp` splits the largest other axis that it divides (the last
+    of equals), never a stack of layers, which a scan runs along. Biases and norm scales are
+    replicated: gathering them layer by layer would cost more than the memory is worth.
     """
     spec: list[str | None] = [None] * len(shape)
     if math.prod(shape[stacked:]) < SMALLEST_SHARDED:
@@ -124,12 +102,10 @@ def parameter_spec(
         mesh_axis = dict(LOGICAL_AXES).get(name)
         if mesh_axis and mesh.shape[mesh_axis] > 1 and shape[axis] % mesh.shape[mesh_axis] == 0:
             spec[axis] = mesh_axis
-    free = [
-        (size, axis)
-        for axis, size in enumerate(shape)
-        if axis >= stacked and spec[axis] is None and size % mesh.shape["fsdp"] == 0
-    ]
-    if free and mesh.shape["fsdp"] > 1:
+    fsdp = mesh.shape["fsdp"]
+    unsplit = [axis for axis in range(stacked, len(shape)) if spec[axis] is None]
+    free = [(shape[axis], axis) for axis in unsplit if shape[axis] % fsdp == 0]
+    if free and fsdp > 1:
         spec[max(free)[1]] = "fsdp"
     while spec and spec[-1] is None:
         spec.pop()

@@ -15,25 +15,15 @@ from rin_jax.runtime.compiled_programs import Collective, Program
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler says of a program, for one chip.
+    """What the compiler says of a program, for one chip; if it does not fit, `used` alone."""
 
-    Attributes:
-      fits: whether it fits into memory; if it does not, only `used` is known.
-      used: bytes of memory that it needs at once; if it does not fit, of temporaries alone.
-      capacity: bytes of memory that it may have, as documented or as the compiler says.
-      temporary: bytes beside arguments and results.
-      collectives: what the chip sends.
-      traffic: bytes to and from memory.
-      unknown_loops: loops that count as one run in the last two.
-    """
-
-    fits: bool
-    used: float
-    capacity: float
-    temporary: float = 0.0
-    collectives: tuple[Collective, ...] = ()
-    traffic: float = 0.0
-    unknown_loops: tuple[str, ...] = ()
+    fits: bool  # into memory
+    used: float  # bytes of memory that it needs at once; if it does not fit, of temporaries alone
+    capacity: float  # bytes of memory that it may have, as documented or as the compiler says
+    temporary: float = 0.0  # bytes beside arguments and results
+    collectives: tuple[Collective, ...] = ()  # what the chip sends
+    traffic: float = 0.0  # bytes to and from memory
+    unknown_loops: tuple[str, ...] = ()  # loops that count as one run in the last two
 
     def verdict(self) -> str:
         """What it needs of what there is."""
@@ -47,11 +37,7 @@ class Compiled:
 
 
 def topology_devices(topology: str, num_slices: int) -> list[jax.Device]:
-    """Stand-ins for the chips of `num_slices` slices, for the compiler alone.
-
-    Raises:
-      ConfigError: libtpu is missing, or does not know the shape.
-    """
+    """Stand-ins for the chips of slices; ConfigError if libtpu is missing, or the shape unknown."""
     if num_slices < 1:
         raise ConfigError(f"--num_slices is {num_slices}; it must be at least 1.")
     try:
@@ -71,9 +57,7 @@ def topology_devices(topology: str, num_slices: int) -> list[jax.Device]:
         os.environ.setdefault(name, value)
     slices = {"num_slices": num_slices} if num_slices > 1 else {}
     try:
-        return topologies.get_topology_desc(
-            platform="tpu", topology_name=topology, **slices
-        ).devices
+        return topologies.get_topology_desc(topology, "tpu", **slices).devices
     except jax.errors.JaxRuntimeError as error:
         raise ConfigError(
             f"the TPU compiler does not take --topology {topology!r}: "
@@ -93,14 +77,12 @@ def compiled(
             raise
         return Compiled(False, used, capacity or chip.hbm_bytes)
     memory = program.memory_analysis()
+    used = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    used += memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
     text = Program(program.as_text(), num_devices, num_slices)
     return Compiled(
         fits=True,
-        used=memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-        + memory.generated_code_size_in_bytes,
+        used=used,
         capacity=chip.hbm_bytes,
         temporary=memory.temp_size_in_bytes,
         collectives=tuple(text.collectives()),
@@ -116,8 +98,7 @@ def needed_memory(message: str) -> tuple[float | None, float | None]:
         r"required for [^(]*\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)",
         r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm",
     ):
-        found = re.search(pattern, message)
-        if found:
+        if found := re.search(pattern, message):
             used, unit, capacity, capacity_unit = found.groups()
             return float(used) * units[unit], float(capacity) * units[capacity_unit]
     return None, None

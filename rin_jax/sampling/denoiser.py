@@ -33,9 +33,8 @@ def training_denoiser(rin: RIN, params: Params, key: jax.Array) -> DenoiseFn:
     """The network as it trains; `key` seeds its dropout."""
 
     def denoise_fn(xt, gamma, cond, prev_latents):
-        return rin.apply(
-            {"params": params}, xt, gamma, cond, prev_latents, True, rngs={"dropout": key}
-        )
+        dropout = {"dropout": key}
+        return rin.apply({"params": params}, xt, gamma, cond, prev_latents, True, rngs=dropout)
 
     return denoise_fn
 

@@ -27,7 +27,7 @@ from rin_jax.experiment import Experiment, make_experiment, saved_config
 from rin_jax.network import conditioning
 from rin_jax.network.conditioning import Cond
 from rin_jax.network.rin import RIN
-from rin_jax.runtime import processes
+from rin_jax.runtime import console, processes
 from rin_jax.sampling.denoiser import denoiser, guided
 from rin_jax.sampling.weights import abstract_params, load_ema, on_device, whole
 
@@ -75,29 +75,23 @@ def compile_sampler(experiment: Experiment, mesh: Mesh, batch_size: int):
     """The program of one device compiled for a batch spread over `mesh`, without any array."""
     place = SingleDeviceSharding(mesh.devices.flat[0])
 
-    def here(tree):
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree
-        )
+    def here(leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
     params, guide = abstract_params(experiment.rin, mesh), guide_experiment(experiment)
     if guide is not None:
         params = (params, abstract_params(guide.rin, mesh))
     rows = batch_size // mesh.size
-    arguments = (
-        params,
-        jax.eval_shape(lambda: jax.random.key(0)),
-        jax.ShapeDtypeStruct((rows,), jnp.int32),
-        conditioning.abstract(experiment.rin.num_classes, rows),
-    )
-    return jit_sampler(experiment, guide and guide.rin).lower(*here(arguments)).compile()
+    key, indices = jax.eval_shape(lambda: (jax.random.key(0), jnp.zeros(rows, jnp.int32)))
+    cond = conditioning.abstract(experiment.rin.num_classes, rows)
+    arguments = jax.tree.map(here, (params, key, indices, cond))
+    return jit_sampler(experiment, guide and guide.rin).lower(*arguments).compile()
 
 
 def make_generate(experiment: Experiment, mesh: Mesh, seed: int) -> Generate:
     """A function that samples images `indices` of `seed` under their conditions.
 
-    Raises:
-      ConfigError: more steps than the grid allows, or a guide that does not fit.
+    Raises ConfigError at more steps than the grid allows, or at a guide that does not fit.
     """
     experiment.sampler.check_grid()
     guide = load_guide(experiment, mesh)
@@ -120,6 +114,21 @@ def make_generate(experiment: Experiment, mesh: Mesh, seed: int) -> Generate:
         return images[batch, row]
 
     return generate
+
+
+def generate_all(
+    experiment: Experiment, mesh: Mesh, seed: int, params: dict, labels: np.ndarray, part: int
+) -> np.ndarray:
+    """Images 0, 1, .. of `seed` under `labels` [N], `part` of them at a time, a line for each."""
+    generate = make_generate(experiment, mesh, seed)
+    progress = console.Progress(0, len(labels), 1)
+    images = []
+    for first in range(0, len(labels), part):
+        rows = np.arange(first, min(first + part, len(labels)))
+        cond = conditioning.of_labels(labels[rows], experiment.rin.num_classes)
+        images.append(generate(params, rows, cond))
+        console.say(progress.line(progress.update(int(rows[-1]) + 1)))
+    return np.concatenate(images)
 
 
 def places(indices: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -173,8 +182,7 @@ def to_uint8(images: Array) -> Array:
 def guide_experiment(experiment: Experiment) -> Experiment | None:
     """The experiment of `sampler.guide` as its checkpoint tells it; None if there is no guide.
 
-    Raises:
-      ConfigError: it has no such checkpoint, or samples other images or from other latents.
+    Raises ConfigError if it has no such checkpoint, or samples other images or other latents.
     """
     wanted = experiment.generation
     if wanted.guide is None:
@@ -183,18 +191,14 @@ def guide_experiment(experiment: Experiment) -> Experiment | None:
     config = saved_config(saved.config)
     config.sampler = experiment.config.sampler.to_dict()
     guide = make_experiment(config)
-    same = SAME_AS_GUIDE
+    same = dict.fromkeys(SAME_AS_GUIDE, "name a guide of the same images and predictions.")
     if experiment.guidance.latents == "shared":
-        same += ("model.num_latents", "model.latent_dim")
-    for name in same:
+        remedy = "set sampler.guidance_latents to 'own'."
+        same |= dict.fromkeys(("model.num_latents", "model.latent_dim"), remedy)
+    for name, remedy in same.items():
         section, field = name.split(".")
         ours, theirs = experiment.config[section][field], guide.config[section][field]
         if ours != theirs:
-            remedy = (
-                "set sampler.guidance_latents to 'own'."
-                if section == "model"
-                else "name a guide of the same images and predictions."
-            )
             raise ConfigError(
                 f"{name} is {ours} here and {theirs} in checkpoint {saved.step} of the guide in "
                 f"{wanted.guide}; {remedy}"

@@ -29,14 +29,11 @@ def grid(images: np.ndarray, columns: int, smallest: int = 48) -> np.ndarray:
     images = _enlarge(images, smallest)
     batch, height, width, channels = images.shape
     gap, rows = 2, -(-batch // columns)
-    canvas = np.full(
-        (rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 255, np.uint8
-    )
-    for i, image in enumerate(images):
-        top = (i // columns) * (height + gap) + gap
-        left = (i % columns) * (width + gap) + gap
-        canvas[top : top + height, left : left + width] = image
-    return canvas
+    cells = np.full((rows * columns, height + gap, width + gap, channels), 255, np.uint8)
+    cells[:batch, gap:, gap:] = images
+    cells = cells.reshape(rows, columns, *cells.shape[1:]).swapaxes(1, 2)
+    canvas = cells.reshape(rows * (height + gap), columns * (width + gap), channels)
+    return np.pad(canvas, ((0, gap), (0, gap), (0, 0)), constant_values=255)
 
 
 def _enlarge(images: np.ndarray, smallest: int) -> np.ndarray:
@@ -69,12 +66,11 @@ def histogram(counts: np.ndarray, title: str) -> np.ndarray:
 def stack(upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
     """One picture above another, uint8 [H, W, 3], the narrower one filled up with white."""
     width = max(upper.shape[1], lower.shape[1])
-    fill = [((0, 0), (0, width - image.shape[1]), (0, 0)) for image in (upper, lower)]
-    padded = [
-        np.pad(image, pad, constant_values=255)
-        for image, pad in zip((upper, lower), fill, strict=True)
-    ]
-    return np.concatenate(padded)
+
+    def filled(image):
+        return np.pad(image, ((0, 0), (0, width - image.shape[1]), (0, 0)), constant_values=255)
+
+    return np.concatenate([filled(upper), filled(lower)])
 
 
 def _text(text: str, width: int, height: int) -> np.ndarray:

@@ -3,7 +3,6 @@
 Only for a few images of a seed: they equal those of the same indices in generate.py up to rounding.
 """
 
-import functools
 import io
 from typing import NamedTuple
 
@@ -28,15 +27,10 @@ HEAT = np.array([255.0, 40.0, 0.0])
 
 
 class Trajectory(NamedTuple):
-    """What happened in N steps of B samples, on the host.
+    """What happened in N steps of B samples, on the host."""
 
-    Attributes:
-      x0: estimates as uint8 [N, B, H, W, C].
-      reads: shares of the read attention [N, B, blocks, rows, columns] of patches.
-    """
-
-    x0: np.ndarray
-    reads: np.ndarray
+    x0: np.ndarray  # estimates, uint8 [N, B, H, W, C]
+    reads: np.ndarray  # shares of the read attention, [N, B, blocks, rows, columns] of patches
 
 
 def trace(
@@ -54,7 +48,7 @@ def trace(
 
         def watch(x0, latents):
             first = latents[0] if experiment.guidance.carries_pair else latents
-            return to_uint8(sampler.process.to_images(x0)), first["reads"]
+            return to_uint8(sampler.process.unscale(x0)), first["reads"]
 
         return sampler.watched(denoise_fn, noise, cond, noise_fn, watch)[1]
 
@@ -66,9 +60,8 @@ def write(folder: epath.Path, trajectory: Trajectory) -> None:
     """trajectory.png and .gif: x0 of each image over the steps; reads.png: see `reads_picture`."""
     x0 = trajectory.x0
     still = x0[chosen(len(x0), COLUMNS)]
-    columns = still.shape[0]
     rows = still.swapaxes(0, 1).reshape(-1, *x0.shape[2:])
-    files.write_png(folder / "trajectory.png", grids.grid(rows, columns))
+    files.write_png(folder / "trajectory.png", grids.grid(rows, len(still)))
     frames = [grids.grid(x0[i], x0.shape[1]) for i in chosen(len(x0), FRAMES)]
     write_gif(folder / "trajectory.gif", frames)
     files.write_png(folder / "reads.png", reads_picture(trajectory))
@@ -109,7 +102,8 @@ def write_gif(path: epath.Path, frames: list[np.ndarray]) -> None:
     pictures = [Image.fromarray(f[..., 0] if f.shape[-1] == 1 else f) for f in frames]
     durations = [80] * (len(pictures) - 1) + [1500]
     buffer = io.BytesIO()
-    save = functools.partial(pictures[0].save, buffer, "GIF", save_all=True, loop=0)
-    save(append_images=pictures[1:], duration=durations)
+    pictures[0].save(
+        buffer, "GIF", save_all=True, loop=0, append_images=pictures[1:], duration=durations
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(buffer.getvalue())

@@ -19,16 +19,10 @@ from rin_jax.runtime import sharding
 
 
 class Ema(NamedTuple):
-    """The averaged weights of a run at one step.
+    """The averaged weights of a run at one step."""
 
-    Attributes:
-      step: steps taken.
-      name: of the average.
-      params: the parameters.
-    """
-
-    step: int
-    name: str
+    step: int  # steps taken
+    name: str  # of the average
     params: Any
 
 
@@ -72,25 +66,18 @@ def local_copy(tree: Any, mesh: Mesh) -> Any:
 
 
 def load_ema(
-    experiment: Experiment,
-    mesh: Mesh,
-    workdir: str,
-    ema: str | None = None,
+    experiment: Experiment, mesh: Mesh, workdir: str, ema: str | None = None,
     checkpoint: int | None = None,
-) -> Ema:
-    """An average in a run's checkpoint.
+) -> Ema:  # fmt: skip
+    """An average in a run's checkpoint, on the devices of `mesh`.
 
     Args:
-      experiment: whose architecture the checkpoint must have.
-      mesh: the devices that get the parameters.
-      workdir: the run's folder.
       ema: the name, "decay_0.9999"; the first that the run keeps if not given. An average that
         `--mode=reconstruct` made is found too.
       checkpoint: the step; the newest good one if not given.
 
-    Raises:
-      ConfigError: there is no checkpoint, none is good, it belongs to another architecture, or
-        the average was not kept.
+    Raises ConfigError if there is no checkpoint, none is good, it belongs to another architecture,
+    or the average was not kept.
     """
     found = restore.find_checkpoints(workdir, checkpoint)
     made = folder(workdir, "reconstructed") / (ema or "none")

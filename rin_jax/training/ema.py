@@ -39,29 +39,21 @@ def power_name(length: float) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Ema:
-    """The section `ema` of a configuration: which averages a run keeps.
+    """The section `ema` of a configuration: which averages a run keeps."""
 
-    Attributes:
-      decays: d of the averages of constant decay, in [0, 1).
-      power_lengths: sigma of the power averages, in (0, 0.288].
-      snapshot_every_steps: steps between two snapshots of the power averages, from which averages
-        of other lengths can be computed after training; None: no snapshots.
-    """
-
-    decays: tuple[float, ...]
-    power_lengths: tuple[float, ...]
+    decays: tuple[float, ...]  # d of the averages of constant decay, in [0, 1)
+    power_lengths: tuple[float, ...]  # sigma of the power averages, in (0, 0.288]
+    # Steps between two snapshots of the power averages, from which averages of other lengths can
+    # be computed after training; None: no snapshots.
     snapshot_every_steps: int | None
 
     def __post_init__(self):
-        if len(self.weights()) != len(self.decays) + len(self.power_lengths):
-            raise ConfigError(
-                f"ema: an average is given twice: {self.decays}, {self.power_lengths}."
-            )
+        decays, lengths = self.decays, self.power_lengths
+        if len(self.weights()) != len(decays) + len(lengths):
+            raise ConfigError(f"ema: an average is given twice: {decays}, {lengths}.")
         if not self.weights():
-            raise ConfigError(
-                "ema.decays and ema.power_lengths are both empty; give at least one."
-            )
-        if self.snapshot_every_steps and not self.power_lengths:
+            raise ConfigError("ema.decays and ema.power_lengths are both empty; give at least one.")
+        if self.snapshot_every_steps and not lengths:
             raise ConfigError(
                 f"ema.snapshot_every_steps is {self.snapshot_every_steps}, but there is no power "
                 "average to store; set ema.power_lengths, for instance (0.05, 0.1), or leave it "
@@ -71,8 +63,7 @@ class Ema:
     def weights(self) -> dict[str, Weight]:
         """The averages by name, "decay_0.9999" or "power_0.05", in the order given.
 
-        Raises:
-          ConfigError: a decay or a length is out of its range.
+        Raises ConfigError if a decay or a length is out of its range.
         """
         averages: dict[str, Weight] = {}
         for decay in self.decays:
@@ -85,19 +76,14 @@ class Ema:
 
 
 def exponent(length: float) -> float:
-    """gamma of a power average of length sigma.
-
-    Raises:
-      ConfigError: sigma is not in (0, 0.288].
-    """
+    """gamma of a power average of length sigma; ConfigError if that is not in (0, 0.288]."""
     if not 0 < length <= LONGEST:
         raise ConfigError(
             f"power length {length}: it is a share of the training so far, in "
             f"(0, {LONGEST:.3f}], where the upper end is the plain mean."
         )
     inverse = length**-2
-    roots = np.roots([1, 7, 16 - inverse, 12 - inverse])
-    return float(roots.real.max())
+    return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
 
 
 def _power_weight(gamma: float) -> Weight:
@@ -117,16 +103,10 @@ def update(emas: Mapping[str, Params], params: Params, averages: Mapping[str, We
 def coefficients(
     stored: Sequence[tuple[int, float]], step: int, length: float
 ) -> tuple[np.ndarray, float]:
-    """How stored power averages combine to another one.
+    """How stored power averages, (step, sigma) of each, combine to one of `length` at `step` >= 1.
 
-    Args:
-      stored: (step, sigma) of each stored average.
-      step: the step at which the average wanted ends, at least 1.
-      length: its sigma.
-
-    Returns:
-      The coefficient of each stored average, float64, and the relative error of the profile that
-      they give, in [0, 1]: the norm of the difference over the norm of the profile wanted.
+    Returns the coefficient of each stored average, float64, and the relative error of the profile
+    that they give, in [0, 1]: the norm of the difference over the norm of the profile wanted.
 
     Source: arXiv 2312.02696 appendix C.2, with the inner products of continuous profiles.
     """

@@ -4,6 +4,7 @@ A phase that may be long (sampling) begins only when the state of its step is be
 run that is told to end in it has nothing left to do.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any
@@ -39,65 +40,46 @@ def utilisation(experiment: Experiment, mesh: Mesh, images_per_second: float) ->
     return {"images_per_second_per_chip": rate, "mfu_percent": 100 * rate * flops / chip.peak_flops}
 
 
+@dataclasses.dataclass
 class Saver:
-    """Saves a run's checkpoints and snapshots, each step once.
+    """Saves a run's checkpoints and snapshots, each step once."""
 
-    Args:
-      experiment: of the run.
-      checkpoints, snapshots: where they go; a run need not keep snapshots.
-      step: the last one saved.
-    """
-
-    def __init__(
-        self,
-        experiment: Experiment,
-        checkpoints: Checkpoints,
-        snapshots: Checkpoints | None,
-        step: int,
-    ):
-        self._experiment, self._step = experiment, step
-        self._checkpoints, self._snapshots = checkpoints, snapshots
+    experiment: Experiment
+    checkpoints: Checkpoints
+    snapshots: Checkpoints | None  # None: the run keeps none
+    step: int  # the last one saved
 
     def save(self, state: TrainState, step: int, images_read: int, loss: float) -> None:
         """Starts saving the state after `step`, if that is not saved yet; `loss` ranks it."""
-        if step == self._step:
+        if step == self.step:
             return
-        self._step = step
-        metadata = metadata_of(state, self._experiment, images_read)
-        self._checkpoints.save(step, items_of(state), metadata, loss)
+        self.step = step
+        metadata = metadata_of(state, self.experiment, images_read)
+        self.checkpoints.save(step, items_of(state), metadata, loss)
 
     def snapshot(self, state: TrainState, step: int) -> None:
         """Starts saving the power averages after `step`, unless an interrupted run has done so."""
-        if self._snapshots is not None and not self._snapshots.has(step):
+        if self.snapshots is not None and not self.snapshots.has(step):
             powers = [name for name in state.emas if name.startswith("power_")]
-            metadata = {"config": self._experiment.config.to_dict(), "emas": powers}
-            self._snapshots.save(
-                step, {f"ema_{name}": state.emas[name] for name in powers}, metadata
-            )
+            metadata = {"config": self.experiment.config.to_dict(), "emas": powers}
+            items = {f"ema_{name}": state.emas[name] for name in powers}
+            self.snapshots.save(step, items, metadata)
 
     def wait(self) -> None:
         """Until everything is saved; from any thread."""
-        self._checkpoints.wait()
-        if self._snapshots is not None:
-            self._snapshots.wait()
+        self.checkpoints.wait()
+        if self.snapshots is not None:
+            self.snapshots.wait()
 
 
 def run_loop(
-    experiment: Experiment,
-    mesh: Mesh,
-    train_step: Callable,
-    state: TrainState,
-    batches: Iterator,
-    images_read: int,
-    saver: Saver,
-    writer: curves.Writer,
-    watch: Watch,
-) -> TrainState:
+    experiment: Experiment, mesh: Mesh, train_step: Callable, state: TrainState, batches: Iterator,
+    images_read: int, saver: Saver, writer: curves.Writer, watch: Watch,
+) -> TrainState:  # fmt: skip
     """Steps, logs, saves and samples until `train.num_steps`; returns the last state.
 
-    Raises:
-      NotFiniteError: too many steps in a row were not finite; nothing of them was saved.
-      Preempted: the run was told to end; its state is saved.
+    Raises NotFiniteError at too many steps in a row that are not finite (nothing of them is saved),
+    and Preempted if the run is told to end (its state is saved).
     """
     num_steps, num_classes = experiment.train.num_steps, experiment.rin.num_classes
     generate = make_generate(experiment, mesh, experiment.seed)
@@ -107,7 +89,7 @@ def run_loop(
     progress = console.Progress(first_step, num_steps, experiment.train.batch_size)
     window = Window(experiment.train.max_skipped_steps)
     shown = next(iter(state.emas))  # the average whose samples are shown
-    watch.begin()
+    watch.end_quiet()
 
     def after(step: int, due: dict[str, bool]) -> None:
         """What follows the save of a step."""
@@ -161,15 +143,14 @@ def run_loop(
 
 def due_at(step: int, experiment: Experiment) -> dict[str, bool]:
     """What is due after a step; all is after the last."""
-    return {
-        name: step == experiment.train.num_steps or (bool(every) and step % every == 0)
-        for name, every in (
-            ("log", experiment.train.log_every_steps),
-            ("sample", experiment.train.sample_every_steps),
-            ("save", experiment.checkpoint.every_steps),
-            ("snapshot", experiment.ema.snapshot_every_steps),
-        )
-    }
+    train = experiment.train
+    cadences = {
+        "log": train.log_every_steps, "sample": train.sample_every_steps,
+        "save": experiment.checkpoint.every_steps,
+        "snapshot": experiment.ema.snapshot_every_steps,
+    }  # fmt: skip
+    last = step == train.num_steps
+    return {name: last or (bool(n) and step % n == 0) for name, n in cadences.items()}
 
 
 def next_unless(pool: futures.Executor, batches: Iterator, stops) -> Any:

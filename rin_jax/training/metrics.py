@@ -19,19 +19,13 @@ class NotFiniteError(FloatingPointError):
 
 @dataclasses.dataclass
 class Window:
-    """Metrics since the last log line, or since the run resumed.
+    """Metrics since the last log line, or since the run resumed."""
 
-    Attributes:
-      limit: skipped steps in a row after which the run ends.
-      count, skipped: steps with finite numbers and without.
-      in_a_row: steps skipped last, one after the other.
-      sums: of the SCALARS of the finite steps.
-    """
-
-    limit: int
-    count: int = 0
-    skipped: int = 0
-    in_a_row: int = 0
+    limit: int  # skipped steps in a row after which the run ends
+    count: int = 0  # steps with finite numbers
+    skipped: int = 0  # steps without
+    in_a_row: int = 0  # steps skipped last, one after the other
+    # of the SCALARS of the finite steps
     sums: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(SCALARS, 0.0))
     _open: tuple[int, Mapping[str, Any]] | None = None  # the newest step, not read yet
 
@@ -41,16 +35,11 @@ class Window:
         self._open = (step, metrics)
 
     def read(self) -> None:
-        """Reads the newest step.
-
-        Raises:
-          NotFiniteError: `limit` steps in a row were not finite.
-        """
+        """Reads the newest step; NotFiniteError if `limit` steps in a row were not finite."""
         if self._open is None:
             return
         (step, metrics), self._open = self._open, None
-        wanted = (*SCALARS, "learning_rate", "finite")
-        values = jax.device_get({name: metrics[name] for name in wanted})
+        values = jax.device_get({n: metrics[n] for n in (*SCALARS, "learning_rate", "finite")})
         if values["finite"]:
             self.count, self.in_a_row = self.count + 1, 0
             for name in SCALARS:
@@ -85,11 +74,10 @@ def describe_skipped(step: int, values: Mapping, gradients: Mapping[str, np.ndar
     """What was not finite in a step, and which modules have gradients that are not."""
     bad = [f"{name} is {values[name]}" for name in SCALARS if not np.isfinite(values[name])]
     modules = [name for name, norm in gradients.items() if not np.isfinite(norm).all()]
+    where = "all gradients are finite"
     if modules:
         shown = ", ".join(modules[:MOST_NAMED]) + (", ..." if len(modules) > MOST_NAMED else "")
         where = f"{len(modules)} of {len(gradients)} modules have such gradients: {shown}"
-    else:
-        where = "all gradients are finite"
     rate = float(values["learning_rate"])
     return f"step {step}: {', '.join(bad)}; {where}; learning rate {rate:.4g}"
 

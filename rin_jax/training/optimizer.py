@@ -9,6 +9,7 @@ released configurations.
 """
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rin_jax import ConfigError
+from rin_jax import ConfigError, one_of
 from rin_jax.network import partitioning
 
 Params = Any
@@ -54,13 +55,9 @@ def scale_by_layer_trust_ratio() -> optax.GradientTransformation:
 
 
 def lamb(
-    learning_rate: optax.ScalarOrSchedule,
-    b1: float,
-    b2: float,
-    eps: float,
-    weight_decay: float,
+    learning_rate: optax.ScalarOrSchedule, b1: float, b2: float, eps: float, weight_decay: float,
     mask: Callable[[Params], Params] = decay_mask,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformation:  # fmt: skip
     """LAMB; parameters outside `mask` get Adam steps without decay."""
     return optax.chain(
         optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
@@ -70,19 +67,7 @@ def lamb(
     )
 
 
-def adamw(
-    learning_rate: optax.ScalarOrSchedule,
-    b1: float,
-    b2: float,
-    eps: float,
-    weight_decay: float,
-    mask: Callable[[Params], Params] = decay_mask,
-) -> optax.GradientTransformation:
-    """AdamW; parameters outside `mask` are not decayed."""
-    return optax.adamw(learning_rate, b1, b2, eps=eps, weight_decay=weight_decay, mask=mask)
-
-
-OPTIMIZERS = {"lamb": lamb, "adamw": adamw}
+OPTIMIZERS = {"lamb": lamb, "adamw": functools.partial(optax.adamw, mask=decay_mask)}
 
 
 def cosine(progress: jax.Array, end_factor: float, rate: float) -> jax.Array:
@@ -91,37 +76,28 @@ def cosine(progress: jax.Array, end_factor: float, rate: float) -> jax.Array:
     return end_factor + (1 - end_factor) * 0.5 * (1 + jnp.cos(angle))
 
 
-def constant(progress: jax.Array) -> jax.Array:
-    """1."""
-    return jnp.ones_like(progress)
-
-
-DECAYS = {"cosine": cosine, "constant": constant}
+DECAYS = {"cosine": cosine, "constant": lambda progress: jnp.ones_like(progress)}
 
 
 def learning_rate_schedule(
     peak: float, warmup_steps: int, total_steps: int, decay: Mapping[str, Any]
 ) -> optax.Schedule:
-    """Learning rate of a 0-based step: linear warm-up from 0, then a decay.
+    """Learning rate of a 0-based step: linear warm-up from 0 to `peak`, then a decay.
 
-    Args:
-      peak: the rate at the end of warm-up.
-      warmup_steps: steps of warm-up; the first has rate 0 if there are any.
-      total_steps: T; the decay's progress is (step - warmup) / (T - warmup).
-      decay: {"name": one of DECAYS, and its parameters}.
+    `decay`: {"name": one of DECAYS, and its parameters}; its progress is (step - warmup_steps) /
+    (total_steps - warmup_steps).
     """
     shape = dict(decay)
     name = shape.pop("name")
-    if name not in DECAYS:
-        raise ConfigError(f"optimizer.decay.name is {name!r}; choose one of {', '.join(DECAYS)}.")
+    one_of("optimizer.decay.name", name, DECAYS)
     try:
         inspect.signature(DECAYS[name]).bind(None, **shape)
     except TypeError as error:
         raise ConfigError(f"optimizer.decay: {name!r} with {sorted(shape)}: {error}.") from error
     if not 0 <= warmup_steps < total_steps:
         raise ConfigError(
-            f"optimizer.warmup_steps {warmup_steps} must be smaller than "
-            f"train.num_steps {total_steps}."
+            f"optimizer.warmup_steps {warmup_steps} must be smaller than train.num_steps "
+            f"{total_steps}."
         )
 
     def schedule(step):
@@ -134,33 +110,20 @@ def learning_rate_schedule(
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """The section `optimizer` of a configuration.
+    """The section `optimizer` of a configuration."""
 
-    Attributes:
-      name: "lamb" or "adamw".
-      learning_rate: its peak, at the end of the warm-up.
-      warmup_steps: steps over which it grows from 0.
-      decay: how it falls afterwards, {"name": one of DECAYS, and its parameters}.
-      b1, b2, eps: of Adam's moments.
-      weight_decay: of kernels and tables.
-      clip_norm: bound of the global norm of the gradient, before anything else; None: no bound.
-    """
-
-    name: str
-    learning_rate: float
-    warmup_steps: int
-    decay: Mapping[str, Any]
-    b1: float
-    b2: float
-    eps: float
-    weight_decay: float
-    clip_norm: float | None
+    name: str  # "lamb" or "adamw"
+    learning_rate: float  # its peak, at the end of the warm-up
+    warmup_steps: int  # steps over which it grows from 0
+    decay: Mapping[str, Any]  # how it falls afterwards, {"name": one of DECAYS, and its parameters}
+    b1: float  # decay of Adam's first moment
+    b2: float  # and of the second
+    eps: float  # added to the root of the second
+    weight_decay: float  # of kernels and tables
+    clip_norm: float | None  # bound of the gradient's global norm, before anything else; None: none
 
     def __post_init__(self):
-        if self.name not in OPTIMIZERS:
-            raise ConfigError(
-                f"optimizer.name is {self.name!r}; choose one of {', '.join(OPTIMIZERS)}."
-            )
+        one_of("optimizer.name", self.name, OPTIMIZERS)
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ConfigError(f"optimizer.clip_norm is {self.clip_norm}; it must be positive.")
 
@@ -169,7 +132,9 @@ class Optimizer:
         schedule = learning_rate_schedule(
             self.learning_rate, self.warmup_steps, num_steps, self.decay
         )
-        update = OPTIMIZERS[self.name](schedule, self.b1, self.b2, self.eps, self.weight_decay)
+        update = OPTIMIZERS[self.name](
+            schedule, self.b1, self.b2, self.eps, weight_decay=self.weight_decay
+        )
         # Both have an empty state, so that a run can go on with clipping switched on or off.
         clip = optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity()
         return optax.chain(clip, update), schedule
@@ -187,9 +152,8 @@ def module_norms(tree: Params) -> dict[str, jax.Array]:
 
 def updates_taken(opt_state: Any) -> jax.Array:
     """The number of updates made, which the learning rate follows; int32 scalar."""
-    return optax.tree.get(opt_state, "count", filtering=_of_schedule)
 
+    def of_schedule(path, _):
+        return getattr(path[-1], "tuple_name", "") == "ScaleByScheduleState"
 
-def _of_schedule(path: tuple, value: Any) -> bool:
-    del value
-    return getattr(path[-1], "tuple_name", "") == "ScaleByScheduleState"
+    return optax.tree.get(opt_state, "count", filtering=of_schedule)

@@ -20,9 +20,8 @@ from rin_jax.training.state import TrainState
 def find_run(experiment: Experiment, workdir: str) -> tuple[list[Saved], dict[int, str]]:
     """The checkpoints that a run goes on from, as `restore.find`; none if it is new.
 
-    Raises:
-      ConfigError: as `restore.find`; or they belong to another architecture or optimizer, or lack
-        an average.
+    Raises ConfigError as `restore.find`, or if they belong to another architecture or optimizer, or
+    lack an average.
     """
     found, damaged = restore.find(workdir)
     if found:
@@ -45,18 +44,12 @@ def find_run(experiment: Experiment, workdir: str) -> tuple[list[Saved], dict[in
 
 
 def restore_state(
-    experiment: Experiment,
-    mesh: Mesh,
-    workdir: str,
-    found: list[Saved],
-    unreadable: dict[int, str],
+    experiment: Experiment, mesh: Mesh, workdir: str, found: list[Saved], unreadable: dict[int, str]
 ) -> tuple[TrainState, dict[str, Any]]:
     """(state, metadata) of the newest checkpoint that is good; damaged ones are moved aside.
 
-    `found` and `unreadable` as `find_run` gives them.
-
-    Raises:
-      ConfigError: none is good; nothing was moved.
+    `found` and `unreadable` as `find_run` gives them. Raises ConfigError if none is good; then
+    nothing was moved.
     """
     abstract = state.abstract_state(experiment, mesh)
     saved, items, damaged = restore.load_newest(found, state.items_of(abstract), workdir)
@@ -68,11 +61,7 @@ def restore_state(
 
 
 def find_beginning(experiment: Experiment) -> list[Saved] | None:
-    """The checkpoints that `train.init_from` names, newest first; None if it names nothing.
-
-    Raises:
-      ConfigError: there is none.
-    """
+    """The checkpoints in `train.init_from`, newest first (ConfigError: none); None if not set."""
     path = experiment.train.init_from
     if path is None:
         return None
@@ -83,22 +72,17 @@ def find_beginning(experiment: Experiment) -> list[Saved] | None:
 
 
 def begin(experiment: Experiment, mesh: Mesh, beginning: list[Saved] | None) -> TrainState:
-    """The state of a new run, with the parameters of another one where they fit.
-
-    Raises:
-      ConfigError: no checkpoint of the other run is good.
-    """
+    """A new run's state, with another's parameters where they fit; ConfigError: all are damaged."""
     fresh = state.create_state(experiment, mesh, experiment.config.seed)
     if beginning is None:
         return fresh
     shapes = ocp.checkpointables_metadata(beginning[0].path).metadata["params"]
-    everywhere = sharding.replicated(mesh)
+    whole = sharding.replicated(mesh)
     abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), shapes
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), shapes
     )
-    saved, items, _ = restore.load_newest(
-        beginning, {"params": abstract}, experiment.train.init_from
-    )
+    wanted, path = {"params": abstract}, experiment.train.init_from
+    saved, items, _ = restore.load_newest(beginning, wanted, path)
     params, report = take_over(items["params"], fresh.params)
     console.say(f"parameters of {saved.path}: {report}")
     return state.state_from(experiment, mesh, params)
@@ -112,12 +96,11 @@ def take_over(given: Any, fresh: Any) -> tuple[Any, str]:
     """
     known = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(given)}
     done: dict[str, list[str]] = {"resized": [], "fresh": []}
-    seen = set()
+    count = len(jax.tree.leaves(fresh))
 
     def choose(path, leaf):
         name = _name(path)
-        seen.add(name)
-        old = known.get(name)
+        old = known.pop(name, None)
         if old is not None and old.shape == leaf.shape:
             return old
         shapes = f"{name} {leaf.shape}" + ("" if old is None else f" from {old.shape}")
@@ -130,24 +113,20 @@ def take_over(given: Any, fresh: Any) -> tuple[Any, str]:
         return leaf
 
     params = jax.tree_util.tree_map_with_path(choose, fresh)
-    unused = sorted(set(known) - seen)
-    taken = len(seen) - len(done["resized"]) - len(done["fresh"])
-    lines = [f"{taken} of {len(seen)} arrays are taken over"]
-    for what, names in (*done.items(), ("not used", unused)):
-        if names:
-            lines.append(f"  {what}: {', '.join(names)}")
+    taken = count - len(done["resized"]) - len(done["fresh"])
+    lines = [f"{taken} of {count} arrays are taken over"]
+    done["not used"] = sorted(known)
+    lines += [f"  {what}: {', '.join(names)}" for what, names in done.items() if names]
     return params, "\n".join(lines)
 
 
 def resize_positions(table: jax.Array, shape: tuple[int, int]) -> jax.Array | None:
     """A position table [n^2, D] for a grid of another side; None if the grids are not square."""
-    sides = [math.isqrt(length) for length in (table.shape[0], shape[0])]
-    square = [side**2 for side in sides] == [table.shape[0], shape[0]]
-    if not square or table.shape[1] != shape[1]:
+    old, new = math.isqrt(table.shape[0]), math.isqrt(shape[0])
+    if (old**2, new**2, table.shape[1]) != (table.shape[0], *shape):
         return None
-    old, new = sides
     grid = table.reshape(old, old, -1)
-    return jax.image.resize(grid, (new, new, grid.shape[-1]), "bicubic").reshape(shape)
+    return jax.image.resize(grid, (new, new, shape[1]), "bicubic").reshape(shape)
 
 
 def _name(path: tuple) -> str:

@@ -7,26 +7,15 @@ from rin_jax import ConfigError, at_least_one
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """How long a run trains and what it leaves on the way.
+    """How long a run trains and what it leaves on the way."""
 
-    Attributes:
-      batch_size: examples of a step, over all devices and micro-batches.
-      num_steps: steps of the whole run.
-      accumulation_steps: micro-batches of a step, whose gradients are averaged; a divisor of
-        batch_size.
-      max_skipped_steps: steps in a row that are not finite, after which training stops.
-      init_from: workdir of another run whose parameters this one starts from; None: fresh ones.
-      log_every_steps: steps between two log lines.
-      sample_every_steps: steps between two grids of samples.
-    """
-
-    batch_size: int
-    num_steps: int
-    accumulation_steps: int
-    max_skipped_steps: int
-    init_from: str | None
-    log_every_steps: int
-    sample_every_steps: int
+    batch_size: int  # examples of a step, over all devices and micro-batches
+    num_steps: int  # steps of the whole run
+    accumulation_steps: int  # micro-batches whose gradients are averaged; divides batch_size
+    max_skipped_steps: int  # steps in a row that are not finite, after which training stops
+    init_from: str | None  # workdir of a run whose parameters this one starts from; None: fresh
+    log_every_steps: int  # steps between two log lines
+    sample_every_steps: int  # steps between two grids of samples
 
     def __post_init__(self):
         at_least_one(

@@ -9,48 +9,24 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rin_jax.experiment import Experiment
-from rin_jax.network import conditioning
-from rin_jax.network.rin import RIN
+from rin_jax.network.partitioning import new_params
 from rin_jax.sampling.weights import abstract_params, placed
-
-Array = jax.Array
 
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a training step reads and writes.
+    """Everything that a training step reads and writes."""
 
-    Attributes:
-      step: int32 scalar, steps taken.
-      params: network parameters, float32.
-      emas: their running averages by name (`ema.make_averages`); all start from the parameters.
-      opt_state: the optimizer's state.
-    """
-
-    step: Array
-    params: Any
-    emas: dict[str, Any]
-    opt_state: Any
-
-
-def new_params(rin: RIN, key: Array) -> Any:
-    """Fresh parameters of a network."""
-    shapes = (1, *rin.example_shape), (1,)
-    xt, gamma = (jnp.zeros(shape, jnp.float32) for shape in shapes)
-    cond = jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), conditioning.abstract(rin.num_classes, 1)
-    )
-    return rin.init(key, xt, gamma, cond)["params"]
+    step: jax.Array  # int32 scalar, steps taken
+    params: Any  # network parameters, float32
+    emas: dict[str, Any]  # their running averages by name; all start from the parameters
+    opt_state: Any  # the optimizer's state
 
 
 def new_state(experiment: Experiment, params: Any) -> TrainState:
     """The state before the first step."""
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        emas={name: jax.tree.map(jnp.copy, params) for name in experiment.averages},
-        opt_state=experiment.optimizer.init(params),
-    )
+    emas = {name: jax.tree.map(jnp.copy, params) for name in experiment.averages}
+    return TrainState(jnp.zeros((), jnp.int32), params, emas, experiment.optimizer.init(params))
 
 
 def abstract_state(experiment: Experiment, mesh: Mesh) -> TrainState:
@@ -61,12 +37,11 @@ def abstract_state(experiment: Experiment, mesh: Mesh) -> TrainState:
 
 def create_state(experiment: Experiment, mesh: Mesh, seed: int) -> TrainState:
     """A fresh state; every array is made on the devices that hold it."""
-
-    def init(key):
-        return new_state(experiment, new_params(experiment.rin, key))
-
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(experiment, mesh))
-    return jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
+    init = jax.jit(
+        lambda key: new_state(experiment, new_params(experiment.rin, key)), out_shardings=shardings
+    )
+    return init(jax.random.key(seed))
 
 
 def state_from(experiment: Experiment, mesh: Mesh, params: Any) -> TrainState:
@@ -83,12 +58,9 @@ def items_of(state: TrainState) -> dict[str, Any]:
 
 def state_of(items: Mapping[str, Any], step: int, abstract: TrainState) -> TrainState:
     """The state that `items_of` took apart."""
-    return TrainState(
-        step=jax.device_put(jnp.int32(step), abstract.step.sharding),
-        params=items["params"],
-        emas={name: items[f"ema_{name}"] for name in abstract.emas},
-        opt_state=items["opt_state"],
-    )
+    taken = jax.device_put(jnp.int32(step), abstract.step.sharding)
+    emas = {name: items[f"ema_{name}"] for name in abstract.emas}
+    return TrainState(taken, items["params"], emas, items["opt_state"])
 
 
 def metadata_of(state: TrainState, experiment: Experiment, images_read: int) -> dict[str, Any]:

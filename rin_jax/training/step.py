@@ -36,10 +36,8 @@ def make_loss(experiment: Experiment):
     rin, objective = experiment.rin, experiment.objective
 
     def loss(params, x, cond, draws, key):
-        first_pass, second_pass = (
-            training_denoiser(rin, params, key) for key in jax.random.split(key)
-        )
-        return objective.loss(first_pass, second_pass, conditioning.drop, x, cond, draws)
+        passes = (training_denoiser(rin, params, key) for key in jax.random.split(key))
+        return objective.loss(*passes, conditioning.drop, x, cond, draws)
 
     return loss
 
@@ -101,13 +99,8 @@ def make_train_step(experiment: Experiment, mesh: Mesh):
             (state.params, state.opt_state),
         )
         metrics |= {"param_norm": optax.tree.norm(params), "finite": finite}
-        new_state = TrainState(
-            step=state.step + 1,
-            params=params,
-            emas=ema.update(state.emas, params, experiment.averages, state.step + 1),
-            opt_state=opt_state,
-        )
-        return new_state, metrics
+        emas = ema.update(state.emas, params, experiment.averages, state.step + 1)
+        return TrainState(state.step + 1, params, emas, opt_state), metrics
 
     return step
 

@@ -63,3 +63,19 @@ def test_one_program_for_all_leaves():
     found = checksums.tree_checksums(tree)
     assert checksums._checksums._cache_size() == before + 1
     assert found == {name: exact(np.asarray(leaf)) for name, leaf in tree.items()}
+
+
+def test_the_arrays_of_a_tree_are_taken_in_groups(monkeypatch):
+    """On a CPU a program holds as much memory as its arrays; so no program has all of them."""
+    tree = {"a": jnp.arange(64.0), "b": {"c": jnp.ones(3), "d": jnp.arange(8.0)}, "e": jnp.ones(1)}
+    whole = checksums.tree_checksums(tree)
+    assert whole == {
+        path: exact(np.asarray(leaf))
+        for path, leaf in (("a", tree["a"]), ("b/c", tree["b"]["c"]), ("b/d", tree["b"]["d"]),
+                           ("e", tree["e"]))
+    }  # fmt: skip
+    monkeypatch.setattr(checksums, "GROUP_BYTES", 46)
+    leaves = jax.tree.leaves(tree)
+    assert [len(group) for group in checksums._groups(leaves)] == [1, 2, 1]
+    assert checksums.tree_checksums(tree) == whole
+    assert checksums.tree_checksums({}) == {}

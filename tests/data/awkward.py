@@ -9,8 +9,10 @@ def scene(height=40, width=56):
     y, x = np.mgrid[0:height, 0:width]
     waves = [np.sin(x / 9 + y / 17), np.cos(x / 13 - y / 7), np.sin((x + y) / 11)]
     ramp = (x / width + 2 * y / height) / 3
-    return np.stack([255 * (0.35 + 0.25 * w + 0.35 * ramp) for w in waves], -1).clip(0, 255).astype(
-        np.uint8
+    return (
+        np.stack([255 * (0.35 + 0.25 * w + 0.35 * ramp) for w in waves], -1)
+        .clip(0, 255)
+        .astype(np.uint8)
     )
 
 

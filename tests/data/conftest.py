@@ -21,5 +21,5 @@ def digits_dir(tmp_path_factory):
 @pytest.fixture(scope="session")
 def small_dir(tmp_path_factory):
     assert small_sets.NUM_RECORDS == 10  # the import has registered the names
-    names = ["small_plain", "small_labelled", "small_unlabelled"]
+    names = ["small_plain", "small_labelled", "small_unlabelled", "small_photos"]
     return _prepared(tmp_path_factory.mktemp("small"), names)

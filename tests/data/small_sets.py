@@ -77,6 +77,26 @@ class SmallUnlabelled(_SmallSet):
         return {"kind": -1}
 
 
+class SmallPhotos(tfds.core.GeneratorBasedBuilder):
+    """JPEGs of 64x96 pixels, of undeclared size."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        image = tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg")
+        features = tfds.features.FeaturesDict({"image": image})
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        jpeg = io.BytesIO()
+        Image.new("RGB", (96, 64), (200, 100, 50)).save(jpeg, format="JPEG")
+        jpeg.seek(0)
+        yield 0, {"image": jpeg}
+
+
 class SmallNeedsTensorflow(_SmallSet):
     """Whose preparation fails as that of many sets of TFDS does without TensorFlow."""
 

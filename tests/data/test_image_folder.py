@@ -63,7 +63,7 @@ def test_the_order_mixes_classes(tmp_path):
 def test_csv_with_names(tmp_path):
     put(tmp_path, *FILES)
     rows = zip(FILES, ("x, y", "z", "z", "x, y"), strict=True)
-    text = "label,file\n" + "".join(f'"{label}",{file}\n' for file, label in rows)
+    text = "label,file\n" + "".join(f'"{label} ",{file}\n' for file, label in rows)
     (tmp_path / "labels.csv").write_text(text, encoding="utf-8-sig")
     original = opened(tmp_path)
     assert original.class_names == ("x, y", "z")
@@ -126,6 +126,7 @@ def test_wrong_folders(tmp_path):
     put(tmp_path, *FILES)
     with pytest.raises(ConfigError, match=r"num_classes is 1, but .* labels 0\.\.1; set .* 2"):
         opened(tmp_path, num_classes=1)
+    assert len(opened(tmp_path, num_classes=2)) == 4
     (tmp_path / "bird").mkdir()
     with pytest.raises(ConfigError, match=r"no image in 1 of 3 class folders \(bird\); delete"):
         opened(tmp_path)

@@ -65,6 +65,15 @@ def test_another_batch_size_goes_on_where_the_images_ended(digits_dir):
     assert rest == stream[64:]
 
 
+def test_batches_have_no_end(digits_dir):
+    """Four records, two to a batch, for 60 epochs: each has all four, in its own order."""
+    batches = read(digits_dir, 120, split="train[:4]", batch_size=2)
+    stream = list(itertools.chain(*map(keys, batches)))
+    epochs = [tuple(stream[first : first + 4]) for first in range(0, 240, 4)]
+    assert {frozenset(epoch) for epoch in epochs} == {frozenset(stream)}
+    assert len(set(epochs)) > 12  # of the 24 orders that there are
+
+
 def test_memory_and_disk_agree(digits_dir, monkeypatch):
     in_memory = read(digits_dir, 30)
     monkeypatch.setattr(pipeline, "_MEMORY_BYTES", 0)

@@ -2,6 +2,7 @@
 
 import io
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -137,6 +138,18 @@ def test_every_kind_of_file_reads_as_an_independent_library_reads_it(tmp_path):
             assert np.abs(image - expected).max() <= limit, path.name
 
 
+def test_sixteen_bits_are_scaled_to_eight(tmp_path):
+    levels = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    for number, kind in enumerate((257 * levels, 257 * levels + 128 * (levels < 255))):
+        Image.fromarray(kind.astype(np.uint16)).save(tmp_path / f"{number}.png")
+        image = preprocessing.read_any(tmp_path / f"{number}.png", 1)
+        np.testing.assert_array_equal(image[..., 0], levels)
+
+
+def test_decoding_leaves_the_threads_to_the_pipeline():
+    assert cv2.getNumThreads() == 1
+
+
 def test_pixels_without_a_scale_are_refused(tmp_path):
     Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tif")
     with pytest.raises(ValueError, match="'F' have no known scale"):
@@ -149,9 +162,9 @@ def test_pixels_without_a_scale_are_refused(tmp_path):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_png_round_trip(channels):
     image = awkward.scene()[..., :channels]
-    np.testing.assert_array_equal(
-        preprocessing.decode(preprocessing.encode_png(image), channels), image
-    )
+    encoded = preprocessing.encode_png(image)
+    np.testing.assert_array_equal(preprocessing.decode(encoded, channels), image)
+    assert len(encoded) > image.nbytes  # not compressed, which ArrayRecord does
 
 
 def test_transparency_that_is_not_declared_is_refused():

@@ -8,10 +8,12 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from array_record.python import array_record_module
 from PIL import Image
 
 from rin_jax import ConfigError
@@ -88,6 +90,12 @@ def test_it_is_an_ordinary_data_set_of_tfds(tmp_path):
     assert info.features["image"].shape == (16, 16, 3)
     assert info.features["label"].names == ["even", "odd"]
     assert collections.Counter(int(record["label"]) for record in records) == {0: 20, 1: 20}
+    opened = small_sets.opened("mine", "train", tmp_path, 16, 3)
+    for index in range(40):  # in 16 files
+        file, _, record = opened.place(index).rpartition(", record ")
+        reader = array_record_module.ArrayRecordReader(file)
+        assert reader.read([int(record)]) == [opened._records[index]]
+        reader.close()
     described = catalog.describe("mine", "train[:50%]", str(tmp_path), 16)
     assert (described.num_examples, described.class_names) == (20, ("even", "odd"))
 
@@ -97,10 +105,11 @@ def test_splits_join_and_sizes_stay_apart(tmp_path):
     photos(tmp_path / "b", 18)
     write(tmp_path, tmp_path / "a")
     write(tmp_path, tmp_path / "b", split="validation")
-    write(tmp_path, tmp_path / "b", size=8)
+    enlarged = [write(tmp_path, tmp_path / "b", size=size)[1]["enlarged"] for size in (8, 20, 21)]
+    assert enlarged == [0, 0, 18]  # of 20 x 30 pixels
     assert [len(read(tmp_path, split=split)) for split in ("train", "validation")] == [30, 18]
     assert len(read(tmp_path, size=8)) == 18
-    with pytest.raises(ConfigError, match=r"has a data set 'mine' .*only at 16px, 8px"):
+    with pytest.raises(ConfigError, match=r"has a data set 'mine' .*only at 16px, 20px, 21px, 8px"):
         read(tmp_path, size=32)
 
 
@@ -230,13 +239,17 @@ def test_other_images_do_not_mix_in(tmp_path):
         write(tmp_path, tmp_path / "photos")
 
 
-def test_too_many_unreadable_images(tmp_path):
+def test_too_many_unreadable_images(tmp_path, monkeypatch):
     photos(tmp_path / "photos", 40)
     for index in range(10):
         (tmp_path / "photos" / "even" / f"bad{index}.png").write_bytes(b"?")
     _, report = write(tmp_path / "ten", tmp_path / "photos")
     assert (report["written"], len(report["skipped"])) == (40, 10)
     (tmp_path / "photos" / "odd" / "bad.png").write_bytes(b"?")
+    with monkeypatch.context() as patch:  # of 51 images, ten are more than a hundredth
+        patch.setattr(shard_writer, "_MAX_SKIPPED", 0.5)
+        _, report = write(tmp_path / "half", tmp_path / "photos")
+    assert (report["written"], len(report["skipped"])) == (40, 11)
     message = r"11 of the first \d+ images of 'mine' \(51 in all\).*\n  .*bad.*Unidentified"
     with pytest.raises(ConfigError, match=message):
         write(tmp_path / "eleven", tmp_path / "photos")
@@ -340,3 +353,25 @@ def test_preparation_is_parallel(tmp_path, monkeypatch):
     assert len(prepare(2, patience=60)) == 32
     with pytest.raises(threading.BrokenBarrierError):
         prepare(1, patience=0.1)
+    monkeypatch.setattr(shard_writer.os, "cpu_count", lambda: 1)
+    with pytest.raises(threading.BrokenBarrierError):
+        prepare(3, patience=0.1)
+
+
+def test_an_error_stops_all_threads(tmp_path, monkeypatch):
+    """While one thread fails, the other has done one image of twelve and does no more."""
+    photos(tmp_path / "photos", 192)
+    monkeypatch.setattr(shard_writer.os, "cpu_count", lambda: 2)
+    done, second = [], threading.Event()
+
+    def progress(count):
+        done.append(count)
+        if len(done) == 1:
+            second.wait(60)
+            raise RuntimeError("of this thread")
+        second.set()
+        time.sleep(0.2)
+
+    with pytest.raises(RuntimeError, match="of this thread"):
+        write(tmp_path, tmp_path / "photos", progress=progress)
+    assert len(done) <= 3

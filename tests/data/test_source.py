@@ -9,9 +9,12 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
+import types
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from etils import epath
@@ -107,6 +110,39 @@ def test_small_sets(small_dir):
         assert set(plain[index]) == {"image"}
 
 
+def test_a_large_jpeg_is_decoded_at_a_fraction(small_dir):
+    opened = small_sets.opened("small_photos", "train", small_dir, 8, 3)
+    assert opened[0]["image"].shape == (16, 24, 3)
+    opened = small_sets.opened("small_photos", "train", small_dir, 64, 3)
+    assert opened[0]["image"].shape == (64, 96, 3)
+
+
+IMAGE = tfds.features.Image(shape=(8, 8, 3))
+
+
+@pytest.mark.parametrize(
+    ("features", "found"),
+    [
+        ({"photo": IMAGE, "n": tfds.features.Scalar(np.int64)}, ("photo", None)),
+        ({"photo": IMAGE, "image": IMAGE, "label": tfds.features.ClassLabel(num_classes=2)},
+         ("image", "label")),
+        ({"photo": IMAGE, "mask": tfds.features.LabeledImage(labels=2, shape=(8, 8, 1))},
+         ("photo", None)),
+        ({"a": IMAGE, "b": IMAGE}, r"has several \(a, b\); choose"),
+        ({"image": tfds.features.Image(shape=(8, 8, 1), dtype=np.uint16)}, "has none; choose"),
+    ],
+)  # fmt: skip
+def test_which_feature_is_the_image(features, found):
+    builder = types.SimpleNamespace(
+        info=types.SimpleNamespace(features=tfds.features.FeaturesDict(features))
+    )
+    if isinstance(found, tuple):
+        assert catalog.feature_keys("mine", builder) == found
+    else:
+        with pytest.raises(ConfigError, match=rf"one image feature of 8 bits but {found}"):
+            catalog.feature_keys("mine", builder)
+
+
 def test_copy_without_random_access(digits_dir, tmp_path):
     shutil.copytree(digits_dir, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "digits" / "1.0.0" / "dataset_info.json"
@@ -172,6 +208,17 @@ def copied(digits_dir, tmp_path):
     return file
 
 
+def rewrite(file, change):
+    """Puts change(records) in place of a file's records."""
+    reader = array_record_module.ArrayRecordReader(str(file))
+    records = change(reader.read_all())
+    reader.close()
+    writer = array_record_module.ArrayRecordWriter(str(file), "group_size:1")
+    for record in records:
+        writer.write(record)
+    writer.close()
+
+
 @pytest.mark.parametrize("share", [0, 0.4, 0.999])
 def test_a_truncated_file_is_named_before_training(digits_dir, tmp_path, share):
     file = copied(digits_dir, tmp_path)
@@ -185,24 +232,14 @@ def test_a_truncated_file_is_named_before_training(digits_dir, tmp_path, share):
 
 def test_a_file_with_too_few_records_is_named(digits_dir, tmp_path):
     file = copied(digits_dir, tmp_path)
-    writer = array_record_module.ArrayRecordWriter(str(file), "group_size:1")
-    for _ in range(5):
-        writer.write(b"x")
-    writer.close()
+    rewrite(file, lambda records: records[:5])
     with pytest.raises(ConfigError, match=r"5 records instead of 1797, so that record 5 is"):
         small_sets.opened("digits", "train", str(tmp_path), 8, 1)
 
 
 def test_a_damaged_record_is_named_with_its_file(digits_dir, tmp_path):
     file = copied(digits_dir, tmp_path)
-    reader = array_record_module.ArrayRecordReader(str(file))
-    records = reader.read_all()
-    reader.close()
-    records[7] = records[7].replace(b"IDAT", b"IDAX")
-    writer = array_record_module.ArrayRecordWriter(str(file), "group_size:1")
-    for record in records:
-        writer.write(record)
-    writer.close()
+    rewrite(file, lambda x: [*x[:7], x[7].replace(b"IDAT", b"IDAX"), *x[8:]])
     opened = small_sets.opened("digits", "train[2:]", str(tmp_path), 8, 1)
     assert opened[4]["image"].shape == (8, 8, 1)
     with pytest.raises(source.ReadError, match=rf"{file.name}, record 7 cannot be read"):
@@ -216,36 +253,52 @@ def stale(self, key):
 
 
 def test_a_read_that_fails_is_tried_again_on_reopened_files(digits_dir, monkeypatch):
-    def batches():
-        opened = small_sets.opened("digits", "train[:180]", digits_dir, 8, 1)
+    arguments = ("digits", "train[:180]", digits_dir, 8, 1)
+    sound = small_sets.opened(*arguments)
+
+    def batches(opened):
         return list(itertools.islice(pipeline.train_batches(opened, 16, seed=0, start=0), 3))
 
-    undisturbed = batches()
-    readers, getitem = [], ArrayRecordDataSource.__getitem__
+    undisturbed, opened = batches(sound), small_sets.opened(*arguments)
+    first, getitem = opened._records.data_source, ArrayRecordDataSource.__getitem__
 
     def first_is_stale(self, key):
-        if self not in readers:
-            readers.append(self)
-        return (stale if self is readers[0] else getitem)(self, key)
+        return (stale if self is first else getitem)(self, key)
 
     monkeypatch.setattr(ArrayRecordDataSource, "__getitem__", first_is_stale)
-    for one, other in zip(batches(), undisturbed, strict=True):
+    for one, other in zip(batches(opened), undisturbed, strict=True):
         np.testing.assert_array_equal(one["image"], other["image"])
         np.testing.assert_array_equal(one["label"], other["label"])
-    assert len(readers) > 1
+
+
+class Stale:
+    """Opened records of which none can be read."""
+
+    def __len__(self):
+        return 100
+
+    __getitem__ = stale
 
 
 def test_a_read_that_keeps_failing_is_no_mistake_of_the_user(digits_dir, monkeypatch):
     opened = small_sets.opened("digits", "train[2:]", digits_dir, 8, 1)
-    waited = []
-    monkeypatch.setattr(source.time, "sleep", waited.append)
-    monkeypatch.setattr(ArrayRecordDataSource, "__getitem__", stale)
+    opens = []
+
+    def open_again():
+        opens.append(time.monotonic())
+        return Stale()
+
+    monkeypatch.setattr(opened, "_records", Stale())
+    monkeypatch.setattr(opened, "_open", open_again)
     message = r"array_record.*, record 9 cannot be read, after 3 tries: .*Stale file handle"
     for read in (opened.__getitem__, opened.label):
+        opens.append(time.monotonic())
         with pytest.raises(source.ReadError, match=message) as error:
             read(7)
         assert not isinstance(error.value, ConfigError)
-    assert waited == 2 * [source.PAUSE, 2 * source.PAUSE]
+    assert len(opens) == 2 * source.TRIES
+    waited = np.diff(opens).reshape(-1)[[0, 1, 3, 4]] / source.PAUSE
+    assert (waited > [1, 2, 1, 2]).all()
     with pytest.raises(source.ReadError, match="cannot be read, after 3 tries"):
         next(pipeline.train_batches(opened, 16, seed=0, start=0))
 
@@ -272,7 +325,7 @@ def test_a_missing_data_set_names_the_remedy(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_fingerprints_tell_data_apart(digits_dir, small_dir):
+def test_fingerprints_tell_data_apart(digits_dir, small_dir, tmp_path):
     def fingerprint(name, split, data_dir, size, channels):
         return small_sets.opened(name, split, data_dir, size, channels).fingerprint
 
@@ -281,4 +334,6 @@ def test_fingerprints_tell_data_apart(digits_dir, small_dir):
     names = ("small_plain", "small_labelled")
     small = [fingerprint(name, "train", small_dir, 6, 3) for name in names]
     part = fingerprint("digits", "train[:100]", digits_dir, 8, 1)
-    assert len({digits_all, part, *small}) == 4
+    rewrite(copied(digits_dir, tmp_path), lambda records: records[::-1])
+    other_order = fingerprint("digits", "train", str(tmp_path), 8, 1)
+    assert len({digits_all, part, *small, other_order}) == 5

@@ -131,9 +131,7 @@ def test_guidance_inside_a_sampler(interval, latents):
     def separate(xt, gamma, cond, pair):
         first, second = ({"z": jnp.zeros(3)},) * 2 if pair is None else pair
         with_cond, carried = _conditional(xt, gamma, cond, first)
-        without, others = _conditional(
-            xt, gamma, NULL, first if latents == "shared" else second
-        )
+        without, others = _conditional(xt, gamma, NULL, first if latents == "shared" else second)
         acts = (low <= gamma[0]) & (gamma[0] <= high)
         others = {"z": jnp.where(acts, others["z"], second["z"])}
         w = 2.0 * acts

@@ -106,6 +106,7 @@ def test_transitions(theirs, ours):
         arrays["gamma"].ravel(),
         arrays["gamma_prev"].ravel(),
         arrays["transition/fresh_noise"],
+        0.0,
     )
     assert error(step, arrays[f"transition/{theirs}"]) < 5e-6
 

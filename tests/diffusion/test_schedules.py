@@ -108,7 +108,7 @@ def test_the_formula_for_programs_without_jax_is_the_function(name, parameters):
     assert {form for form, _ in FORMS} == set(SCHEDULES)
     family = SCHEDULES[name]
     t = np.linspace(0, 1, 101, dtype=np.float32)
-    names = {"cos": math.cos, "exp": math.exp, "log": math.log, "pi": math.pi}
+    names = {name: getattr(math, name) for name in ("cos", "exp", "log", "pi")}
     names |= {p: declared.default for p, declared in family.parameters.items()} | parameters
     exec(FOREIGN_BETWEEN, names)
     gamma = [eval(family.formula, names, {"t": float(u)}) for u in t]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rin_jax.evaluation.classifier import HIDDEN
+from rin_jax.evaluation.classifier import HIDDEN, Classifier
 from rin_jax.evaluation.distances import frechet_distance, moments
 
 
@@ -23,15 +23,23 @@ def test_wrong_labels_and_noise_do_not(classifier, digits):
 
 
 def test_features_are_what_the_labels_follow_from(classifier, digits):
-    """The verdict is linear in the features: a least-squares fit of them predicts it."""
-    images, labels = digits
+    """The verdict of scikit-learn is its last layer's on the features."""
+    images, _ = digits
     features = classifier.features(images)
     assert features.shape == (len(images), HIDDEN)
     assert features.min() == 0 < features.std()
-    inputs = np.concatenate([features, np.ones((len(features), 1))], axis=1)
-    weights = np.linalg.lstsq(inputs[:1200], np.eye(10)[labels[:1200]], rcond=None)[0]
-    predicted = np.argmax(inputs[1200:] @ weights, axis=1)
-    assert np.mean(predicted == labels[1200:]) > 0.85
+    network = classifier._network
+    scores = features @ network.coefs_[1] + network.intercepts_[1]
+    assert classifier.agreement(images, np.argmax(scores, axis=1)) == 1
+
+
+def test_a_rare_class_is_learned_from(digits):
+    """Held-out images are drawn from each class; drawn from all, these seeds hold out a class."""
+    images, labels = digits
+    rows = np.concatenate([np.flatnonzero(labels == 0)[:30], np.flatnonzero(labels == 1)[:2]])
+    for seed in (59, 75, 98):
+        rare = Classifier(images[rows], labels[rows], seed)
+        assert rare.agreement(images[labels == 1], labels[labels == 1]) > 0
 
 
 def test_distances_of_features(classifier, digits):

@@ -38,6 +38,14 @@ def test_moments_of_few_features_are_singular_and_fine():
     assert frechet_distance(Moments(mean, covariance), moved) == pytest.approx(36)
 
 
+def test_an_eigenvalue_that_rounding_made_negative_is_zero():
+    """Of either covariance; its root taken of the absolute value would weigh a thousandfold."""
+    below, unit, zero = np.diag([1.0, -1e-6]), np.eye(2), np.zeros(2)
+    for pair in ((below, unit), (unit, below)):
+        first, second = (Moments(zero, covariance) for covariance in pair)
+        assert frechet_distance(first, second) == pytest.approx(1.0, abs=2e-6)
+
+
 @reference.needed
 def test_distances_of_the_reference():
     arrays, _ = reference.load("fid")

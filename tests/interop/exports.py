@@ -1,5 +1,6 @@
 """Exports of the tiny experiment with random weights, and processes that lack a package."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from rin_jax.interop import export_format
 from rin_jax.interop.loading import Model
 from rin_jax.jobs import export
 from rin_jax.network.partitioning import param_shapes
-from tests import tiny
+from tests import tiny, xla
 from tests.network.small import fill
 
 NAMES = tuple(f"digit {i}" for i in range(10))
@@ -22,7 +23,7 @@ NAMES = tuple(f"digit {i}" for i in range(10))
 
 def model_of(experiment: Experiment, names=NAMES) -> Model:
     """A model with weights under which every part of the network has an effect."""
-    mesh = device_mesh(experiment.config, jax.devices()[:1])
+    mesh = device_mesh(experiment, jax.devices()[:1])
     params = jax.device_put(fill(param_shapes(experiment.rin)))
     return Model(experiment, params, mesh, names, step=7, ema="decay_0.9")
 
@@ -51,7 +52,7 @@ def write_weights(path, rin, params, config) -> Path:
 
 
 def noise(model: Model, batch: int = 4, seed: int = 0) -> np.ndarray:
-    shape = (batch, *model.experiment.rin.image_shape)
+    shape = (batch, *model.experiment.rin.example_shape)
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
@@ -60,6 +61,23 @@ def readme_code(path: Path, word: str) -> str:
     blocks = (path / "README.md").read_text().split("```python\n")[1:]
     (found,) = [code for block in blocks if word in (code := block.split("```")[0])]
     return found
+
+
+def torch_module(folder: Path):
+    """The PyTorch file of an export, as a module of its own."""
+    spec = importlib.util.spec_from_file_location("rin_torch", Path(folder, "rin_torch.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_here(code: str, folder: Path, monkeypatch) -> dict:
+    """Runs code of a card in the export's folder; its variables."""
+    names: dict = {}
+    monkeypatch.chdir(folder)
+    monkeypatch.setitem(sys.modules, "rin_torch", torch_module(folder))
+    exec(code, names)
+    return names
 
 
 def run_without(packages: tuple[str, ...], code: str, path: Path) -> str:
@@ -78,7 +96,8 @@ def run_without(packages: tuple[str, ...], code: str, path: Path) -> str:
     done = subprocess.run(
         [sys.executable, "-c", guard + code],
         cwd=path,
-        env={k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "PYTHONPATH")},
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        | {"OMP_NUM_THREADS": "1", "XLA_FLAGS": xla.FAST},
         capture_output=True,
         text=True,
         timeout=300,

@@ -5,8 +5,12 @@ import numpy as np
 import pytest
 import torch
 
+from rin_jax import ConfigError
 from rin_jax.diffusion import schedules
-from rin_jax.interop import card, rin_torch
+from rin_jax.diffusion.process import PREDICTION_TYPES
+from rin_jax.diffusion.update_rules import RULES
+from rin_jax.interop import formulas, rin_torch
+from rin_jax.network.layers import sinusoidal_encoding
 from tests import reference
 from tests.interop import exports
 from tests.network import small
@@ -15,9 +19,9 @@ from tests.reference import error, labels_of
 TINY_CONFIG = exports.tiny.config().to_dict()
 
 
-def in_torch(rin, params, tmp_path, config=TINY_CONFIG) -> rin_torch.RIN:
+def in_torch(rin, params, tmp_path, config=TINY_CONFIG, module=rin_torch) -> rin_torch.RIN:
     """A network through the files of an export; process and sampler are those of `config`."""
-    return rin_torch.load(str(exports.write_weights(tmp_path, rin, params, config)))
+    return module.load(str(exports.write_weights(tmp_path, rin, params, config)))
 
 
 def tensors_of(tree):
@@ -48,24 +52,25 @@ def test_forward_is_that_of_the_reference(name, prev, tmp_path):
 
 
 OPTIONS = {
-    "context norms": {"norm_context": True},
-    "time read": {"time_on_latents": False},
-    "label read": {"label_on_latents": False},
-    "label written": {"label_on_latents": False, "cond_route": "write"},
-    "decoupled": {
-        "time_on_latents": False, "label_on_latents": False, "cond_route": "decoupled",
-        "cond_dim": 24,
+    "context norms, scale, a line of tokens": {
+        "norm_context": True, "time_scale": 10.0, "example_shape": (2, 10, 1),
+        "interface_positions": "sin_cos",
     },
-    "decoupled, nothing to read": {"cond_route": "decoupled"},
-    "no latent self-conditioning": {"latent_self_cond": False, "interface_self_cond": False},
-    "depths": {"num_blocks": 4, "depth": (2, 2, 1, 0)},
-    "no write MLP": {"interface_mlp_ratio": 0, "interface_self_cond": False},
-    "positions": {
+    "time and label read, depths": {
+        "time_on_latents": False, "label_on_latents": False, "num_blocks": 4, "depth": (2, 2, 1, 0),
+    },
+    "label written, positions": {
+        "label_on_latents": False, "cond_route": "write",
         "latent_positions": "sin_cos_plus_learned", "interface_positions": "sin_cos",
     },
-    "a line of tokens": {"image_shape": (2, 10, 1), "interface_positions": "sin_cos"},
+    "decoupled, no write MLP": {
+        "time_on_latents": False, "label_on_latents": False, "cond_route": "decoupled",
+        "cond_dim": 24, "interface_mlp_ratio": 0, "interface_self_cond": False,
+    },
+    "decoupled with nothing to read, no self-conditioning": {
+        "cond_route": "decoupled", "latent_self_cond": False, "interface_self_cond": False,
+    },
     "unconditional, time read": {"num_classes": 0, "time_on_latents": False},
-    "scales": {"time_scale": 10.0},
 }  # fmt: skip
 
 
@@ -74,38 +79,42 @@ def test_every_option_of_the_network(changes, tmp_path):
     rin = small.small(**changes)
     params = small.random_params(rin)
     model = in_torch(rin, params, tmp_path)
-    xt, gamma, labels, latents = small.inputs(rin)
-    ours = jax.jit(rin.apply)({"params": params}, xt, gamma, labels, latents)
-    labels = None if labels is None else torch.tensor(labels)
+    xt, gamma, cond, latents = small.inputs(rin)
+    ours = jax.jit(rin.apply)({"params": params}, xt, gamma, cond, latents)
+    labels = torch.tensor(cond["label"]) if rin.num_classes else None
     with torch.no_grad():
         x, z = model(torch.tensor(xt), torch.tensor(gamma), labels, tensors_of(latents_of(latents)))
-    assert small.distance(ours[0], x.numpy()) < 1e-5
+    assert small.distance(ours[0], x.numpy()) < 2e-5
     assert small.distance(latents_of(ours[1]), {k: v.numpy() for k, v in z.items()}) < 1e-4
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters"),
-    [
-        ("offset_cosine", {}),
-        ("linear", {}),
-        ("cosine", {"start": 0.0, "end": 1.0, "tau": 0.9}),
-        ("cosine", {"start": 0.2, "end": 1.0, "tau": 1.0}),
-        ("sigmoid", {"start": -3.0, "end": 3.0, "tau": 0.9}),
-        ("logarithmic", {"start": 1.0, "end": 10.0, "reverse": False}),
+def test_schedules(tmp_path):
+    """The file of an export has the formula of every schedule; that of the package has none."""
+    path = tmp_path / "rin_torch.py"
+    path.write_text(formulas.torch_file())
+    module = exports.torch_module(tmp_path)
+    assert set(module.SCHEDULES) == set(schedules.SCHEDULES)
+    t = np.linspace(0, 1, 11, dtype=np.float32)
+    for name, parameters in (
+        ("cosine", {"start": 0.2, "end": 1.0, "tau": 0.9}),
         ("logarithmic", {"start": 1.0, "end": 10.0, "reverse": True}),
-        ("logsnr", {"start": 6.0, "end": -9.0}),
-        ("edm", {"sigma_min": 0.02, "sigma_max": 80.0, "rho": 7.0}),
-    ],
-)
-def test_schedules(name, parameters):
-    t = np.linspace(0, 1, 101, dtype=np.float32)
-    ours = schedules.make_schedule(name, **parameters)(t)
-    theirs = rin_torch.signal_power(torch.tensor(t), name, **parameters)
-    np.testing.assert_allclose(theirs, ours, rtol=3e-6, atol=3e-7)
-    names = {"np": np}
-    exec(card.BETWEEN, names)
-    in_card = [eval(card.schedule_formula(name, **parameters), names, {"t": u}) for u in t]
-    np.testing.assert_allclose(in_card, ours, rtol=1e-5, atol=1e-6)
+        ("offset_cosine", {}),
+    ):
+        ours = schedules.make_schedule(name, **parameters)(t)
+        theirs = [module.signal_power(torch.tensor(u), name, **parameters) for u in t]
+        np.testing.assert_allclose(theirs, ours, rtol=1e-5, atol=3e-7)
+    with pytest.raises(ValueError, match="schedule 'linear' is not in this file; use one of"):
+        rin_torch.signal_power(torch.tensor(0.5), "linear")
+
+
+def test_a_schedule_without_a_formula_is_refused(monkeypatch):
+    family = schedules.Family(schedules.linear, None)
+    monkeypatch.setitem(schedules.SCHEDULES, "new", family)
+    with pytest.raises(ConfigError, match=r"sampler.schedule is 'new', .* choose one of offset_co"):
+        formulas.check("new")
+    for name in set(schedules.SCHEDULES) - {"new"}:
+        formulas.check(name)
+    assert '"new"' not in formulas.torch_file()
 
 
 SAMPLERS = {
@@ -115,9 +124,9 @@ SAMPLERS = {
         "diffusion__normalize_input": True, "diffusion__input_scale": 0.5,
     },
     "ddpm_small, v": {"sampler__name": "ddpm_small", "diffusion__prediction_type": "v"},
-    "x0, decay, larger jumps, unconditional": {
+    "x0, decay, jumps beyond t = 0, unconditional": {
         "diffusion__prediction_type": "x0", "sampler__latent_decay": 0.5,
-        "sampler__time_difference": 0.5, "data__num_classes": 0,
+        "sampler__time_difference": 1.5, "data__num_classes": 0,
     },
 }  # fmt: skip
 
@@ -136,7 +145,11 @@ def fresh_noise(keys, shape):
 @pytest.mark.parametrize("changes", SAMPLERS.values(), ids=SAMPLERS)
 def test_samples(changes, tmp_path):
     model = exports.model(**changes)
-    theirs = in_torch(model.experiment.rin, model.params, tmp_path, model.config.to_dict())
+    (tmp_path / "rin_torch.py").write_text(formulas.torch_file())
+    theirs = in_torch(
+        model.experiment.rin, model.params, tmp_path, model.config.to_dict(),
+        exports.torch_module(tmp_path),
+    )  # fmt: skip
     noise, labels = exports.noise(model), np.arange(4, dtype=np.int32)
     keys = np.random.default_rng(1).integers(0, 2**32, (4, 2), np.uint32)
     known = model.experiment.rin.num_classes
@@ -148,26 +161,58 @@ def test_samples(changes, tmp_path):
     assert np.abs(again - images).max() > 0.01
 
 
+def test_codes_of_gamma_and_positions():
+    """To the rounding of one angle of a thousand radians, at the widths of large networks."""
+    coords = np.linspace(0, 1000, 1001, dtype=np.float32)
+    for width in (2, 96, 256):
+        ours = sinusoidal_encoding(coords, width)
+        theirs = rin_torch.sinusoids(torch.tensor(coords), width)
+        np.testing.assert_allclose(theirs, ours, atol=2e-6)
+
+
+ENDS = np.float32([1.0, 1 - 6e-8, 1 - 1e-6, 0.5, 1e-4, 1e-9])  # 1 leaves no noise to divide by
+
+
+@pytest.mark.parametrize("kind", PREDICTION_TYPES)
+def test_estimates_at_the_ends_of_gamma(kind, tmp_path):
+    model = exports.model(diffusion__prediction_type=kind, diffusion__input_scale=0.5)
+    theirs = in_torch(model.experiment.rin, model.params, tmp_path, model.config.to_dict())
+    rng = np.random.default_rng(0)
+    prediction, xt = rng.standard_normal((2, 1, 8, 8, 1), np.float32)
+    for gamma in ENDS:
+        ours = model.experiment.sampler.process.to_clipped_x0_eps(prediction, xt, gamma[None])
+        found = theirs.to_x0_eps(*map(torch.tensor, (prediction, xt, gamma)))
+        for a, b in zip(ours, found, strict=True):
+            assert np.isfinite(a).all()
+            # eps is a difference divided by as little as 3e-5
+            atol = 1e-6 / np.sqrt(max(1 - gamma, 1e-9))
+            np.testing.assert_allclose(b, a, rtol=1e-5, atol=atol)
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_ancestral_steps_at_the_ends_of_gamma(small):
+    """Also where rounding lets gamma fall a little in a step, as it must not."""
+    rng = np.random.default_rng(0)
+    xt, eps, fresh = rng.standard_normal((3, 1, 5), np.float32)
+    update = RULES["ddpm_small" if small else "ddpm_large"].update
+    for gamma, gamma_next in zip(ENDS, ENDS[[0, 0, 1, 2, 3, 4]], strict=True):
+        for factor in (1.0, 1 - 1e-6):
+            later = np.float32(gamma_next * factor)
+            ours = update(xt, None, eps, gamma[None], later[None], fresh, 0.0)
+            arrays = map(torch.tensor, (xt, eps, fresh, gamma, later))
+            assert np.isfinite(ours).all()
+            found = rin_torch.ancestral(*arrays, small)
+            np.testing.assert_allclose(found, ours, rtol=1e-5, atol=1e-6)
+
+
 def test_what_it_does_not_know_is_refused(tmp_path):
     model = exports.model()
     model = in_torch(model.experiment.rin, model.params, tmp_path)
     noise = torch.zeros(1, 8, 8, 1)
-    with pytest.raises(ValueError, match="'heun' is not in this file"):
-        model.sample(noise, name="heun")
+    drawn = {name for changes in SAMPLERS.values() for name in [changes.get("sampler__name")]}
+    assert set(rin_torch.SAMPLERS["name"]) == drawn - {None} | {"ddim"}  # compared above
+    for name in set(RULES) - set(rin_torch.SAMPLERS["name"]):
+        with pytest.raises(ValueError, match=f"'{name}' is not in this file"):
+            model.sample(noise, name=name)
     with pytest.raises(TypeError, match="num_step"):
         model.sample(noise, num_step=3)
-
-
-def test_the_readmes_own_words_without_jax(tmp_path):
-    """In a process where neither rin_jax nor JAX nor numpy can be imported."""
-    model = exports.model()
-    folder = exports.write(tmp_path, model)
-    noise = exports.noise(model)
-    torch.save(torch.tensor(noise), folder / "noise.pt")
-    code = exports.readme_code(folder, "import rin_torch")
-    code = code.replace("torch.randn(4, *model.image_shape)", "torch.load('noise.pt')")
-    absent = ("rin_jax", "jax", "flax", "numpy", "safetensors", "etils", "ml_collections")
-    exports.run_without(absent, f"{code}\ntorch.save(images, 'images.pt')\n", folder)
-    images = torch.load(folder / "images.pt")
-    ours = model.sample_from(noise, [0, 1, 2, 3])
-    np.testing.assert_allclose(images, ours, atol=1e-4)

@@ -50,6 +50,19 @@ def test_what_makes_it_fit():
     assert "--config.train.batch_size=16, or 2 times the chips" in text
 
 
+def test_what_makes_it_fit_without_fewer_images_at_once():
+    needs = {"none": 90, "dots": 60, "full": 30, "full -1 8": 12}
+    text = search(needs, train__batch_size=32, train__accumulation_steps=2)
+    assert text.endswith("--config.model.remat=full --config.mesh.data=-1 --config.mesh.fsdp=8: "
+                         "12.00 of 16.00 GiB, fits")  # fmt: skip
+
+
+def test_a_run_that_accumulates_already_is_told_what_is_more():
+    needs = {"none": 90, "dots": 60, "full": 30, "full -1 8": 20, "full -1 8 4": 12}
+    text = search(needs, train__batch_size=32, train__accumulation_steps=2)
+    assert "--config.train.batch_size=16, or 2 times the chips" in text
+
+
 def test_when_nothing_makes_it_fit():
     needs = {"none": 90, "dots": 60, "full": 30, "full 2": 30, "full 4": 30}
     mesh = {"data": -1, "fsdp": 8, "tensor": 1}
@@ -62,7 +75,7 @@ def test_the_compilers_count_agrees_with_ours():
     experiment = tiny.experiment(
         model__latent_dim=256, model__interface_dim=256, model__num_latents=64,
         model__latent_mlp_ratio=4, model__interface_mlp_ratio=4, data__image_size=32,
-        data__name="fashion_mnist", model__dropout=0.0, model__drop_path=0.0,
+        data__name="fashion_mnist", model__dropout=0.0, model__drop_path=0.0, model__remat="full",
     )  # fmt: skip
     assert 1.0 < plan.compiler_flops_ratio(experiment) < 1.1
 
@@ -88,6 +101,24 @@ def test_guidance_takes_a_second_pass():
     text = plan.describe_sampler(guided, mesh, compiled, SLOW_CHIP, images=8)
     seconds = 2 * 2 * 7 * forward / SLOW_CHIP.peak_flops  # two images a device
     assert f"compute {1e3 * seconds:.1f}" in text
+
+
+def test_a_steps_time_is_that_of_its_share_of_the_batch():
+    """On four devices four images each; work that is done twice takes time but is not useful."""
+    experiment = tiny.experiment(model__remat="full", diffusion__self_cond_rate=0.9)
+    mesh = sharding.make_mesh(4, 1, 1, jax.devices()[:4])
+    text = plan.describe_step(experiment, mesh, Compiled(True, 1, 2), SLOW_CHIP)
+    useful = 4 * 4 * cost.forward_flops(experiment.rin)
+    done = useful + 4 * cost.recomputed_flops(experiment.rin)
+    assert f"compute {1e3 * done / SLOW_CHIP.peak_flops:.1f}" in text
+    assert f"{100 * useful / done:.0f} to {100 * useful / done:.0f} % of peak" in text
+
+
+def test_temporaries_are_told_of_what_fits():
+    experiment, mesh = tiny.experiment(), sharding.make_mesh(8, 1, 1)
+    for fits, words in ((True, "temporaries 3.00"), (False, "EMA 0.00")):
+        result = Compiled(fits, 5 * GIB, 6 * GIB, temporary=3 * GIB)
+        assert plan.describe_memory(experiment, mesh, result).endswith(words)
 
 
 def test_a_devices_state_is_its_shards(monkeypatch):

@@ -22,7 +22,7 @@ from rin_jax.jobs import train
 from rin_jax.runtime import processes, sharding
 from rin_jax.runtime.exits import PREEMPTED
 from rin_jax.training.state import abstract_state, items_of, state_of
-from tests import tiny
+from tests import tiny, xla
 from tests.data import small_sets
 from tests.runtime.pod import free_address
 from tests.test_configs import load
@@ -80,7 +80,7 @@ class Pod:
         changes = CHANGES | {f"mesh.{axis}": size for axis, size in mesh.items()}
         changes |= {field.replace("__", "."): value for field, value in more.items()}
         environment = dict(os.environ, PYTHON=str(python), POD_CACHE=str(ROOT / ".cache/jax-pod"))
-        environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+        environment["XLA_FLAGS"] = xla.FAST
         self._log = Path(f"{workdir}.log")
         self.process = subprocess.Popen(
             [

@@ -138,6 +138,7 @@ def test_a_set_of_tfds_in_place_and_at_another_size(tmp_path, capsys):
         ({"name": "mine"}, "nowhere", "nowhere is not a folder"),
         ({"name": "mine"}, ".", "has no image"),
         ({"name": "nothing_like_this"}, None, "neither TFDS nor"),
+        ({"name": "imdb_reviews"}, None, "must have one image feature"),  # before a download
         ({"data_dir": "gs://bucket/tfds"}, None, "a data set is prepared on a disk"),
     ],
 )

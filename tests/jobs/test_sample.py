@@ -12,7 +12,7 @@ from rin_jax.checkpointing import checkpoints
 from rin_jax.interop import export_format
 from rin_jax.jobs import export, sample
 from rin_jax.jobs.sample import choose_labels
-from rin_jax.sampling import generate
+from rin_jax.network.conditioning import NO_LABEL
 from tests import tiny
 from tests.interop import exports
 from tests.sampling.test_generate import save
@@ -50,7 +50,7 @@ def test_rules_of_labels():
     counts = np.bincount(draws, minlength=20)
     assert np.abs(counts - 200).max() < 5 * np.sqrt(200)  # uniform,
     assert np.bincount(draws[:20]).max() > 1  # and not by turns
-    assert (choose_labels([], 5, 0, 0) == generate.NO_LABEL).all()
+    assert (choose_labels([], 5, 0, 0) == NO_LABEL).all()
 
 
 @pytest.mark.parametrize(

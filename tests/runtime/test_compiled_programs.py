@@ -120,6 +120,22 @@ def test_slices_that_are_not_fused_move_no_more_than_themselves():
     assert Program(text, 1).memory_traffic() == 2 * ROW + 2 * ROW
 
 
+def test_what_a_fusion_takes_from_on_chip_memory_is_not_read():
+    text = """HloModule m
+%fused (x: f32[64,128], y: f32[64,128]) -> f32[64,128] {
+  %x = f32[64,128]{1,0} parameter(0)
+  %y = f32[64,128]{1,0:S(1)} parameter(1)
+  ROOT %z = f32[64,128]{1,0} add(%x, %y)
+}
+
+""" + text_of(
+        "%x = f32[64,128]{1,0} parameter(0)",
+        '%y = f32[64,128]{1,0:S(1)} custom-call(), custom_call_target="AllocateBuffer"',
+        "ROOT %f = f32[64,128]{1,0} fusion(%x, %y), kind=kLoop, calls=%fused",
+    ).removeprefix("HloModule m\n\n")
+    assert Program(text, 1).memory_traffic() == 2 * WHOLE
+
+
 @pytest.mark.parametrize(
     ("inside", "moved"),
     [
@@ -132,6 +148,11 @@ def test_slices_that_are_not_fused_move_no_more_than_themselves():
         # x is what is written, into an array of its own size
         ("%z = f32[64,128]{1,0} broadcast(%i)\n  "
          "ROOT %y = f32[64,128]{1,0} dynamic-update-slice(%z, %x, %i, %i)", 2 * WHOLE + ROW + 4),
+        # what is updated is not what is returned
+        ("%u = f32[64,128]{1,0} dynamic-update-slice(%x, %row, %i, %i)\n  "
+         "ROOT %y = f32[64,128]{1,0} negate(%u)", 2 * WHOLE + ROW + 4),
+        ("%u = f32[64,128]{1,0} dynamic-update-slice(%x, %row, %i, %i)\n  "
+         "ROOT %y = f32[64,128]{1,0} bitcast(%u)", 2 * ROW + 4),
         ("%s = f32[1,128]{1,0} dynamic-slice(%x, %i, %i)\n  "
          "ROOT %y = f32[64,128]{1,0} broadcast(%s)", WHOLE + 2 * ROW + 4),
     ],
@@ -183,6 +204,11 @@ TPU = """HloModule jit_step, is_scheduled=true
   ROOT %g = bf16[64,128]{1,0} all-gather(%a), channel_id=7, replica_groups=[2,8]<=[16], dimensions={0}
 }
 
+%awaited (a: bf16[8,128]) -> bf16[64,128] {
+  %a = bf16[8,128]{1,0} parameter(0)
+  ROOT %g.1 = bf16[64,128]{1,0} all-gather(%a), channel_id=7, replica_groups=[2,8]<=[16], dimensions={0}
+}
+
 %all-reduce-scatter (b: bf16[64,128]) -> bf16[8,128] {
   %b = bf16[64,128]{1,0} parameter(0)
   %r = bf16[64,128]{1,0} all-reduce(%b), channel_id=8, replica_groups={{0,1,2,3,4,5,6,7},{8,9,10,11,12,13,14,15}}, to_apply=%add
@@ -196,7 +222,7 @@ TPU = """HloModule jit_step, is_scheduled=true
   %next = s32[]{:T(128)} add(%i, %two)
   %x = bf16[8,128]{1,0} get-tuple-element(%p), index=1
   %start = bf16[64,128]{1,0} fusion(%x), kind=kCustom, calls=%started
-  %done = bf16[64,128]{1,0} fusion(%x), kind=kCustom, calls=%started
+  %done = bf16[64,128]{1,0} fusion(%x), kind=kCustom, calls=%awaited
   %y = bf16[8,128]{1,0} fusion(%done), kind=kCustom, calls=%all-reduce-scatter
   ROOT %t = (s32[]{:T(128)}, bf16[8,128]{1,0}) tuple(%next, %y)
 }
@@ -216,6 +242,7 @@ ENTRY %main (x: bf16[8,128]) -> bf16[8,128] {
 def test_a_tpu_program():
     program = Program(TPU, num_devices=16, num_slices=2)
     found = {c.kind: c for c in program.collectives()}
+    assert len(found) == len(program.collectives())  # started and awaited is once
     shard = 8 * 128 * 2
     assert found["all-gather"].runs == 6  # 1, 3, .. 11
     assert found["all-gather"].bytes == 6 * 7 * shard
@@ -244,6 +271,52 @@ def test_an_asynchronous_collective_counts_once():
     (found,) = program.collectives()
     assert (found.kind, found.runs, found.bytes) == ("collective-permute", 1, WHOLE)
     assert program.memory_traffic() == 2 * WHOLE
+
+
+def test_each_loop_over_one_body_counts():
+    """A body that two loops share, of which one runs three times and the other five."""
+    text = """HloModule m
+%body (p: f32[64,128]) -> f32[64,128] {
+  %p = f32[64,128]{1,0} parameter(0)
+  ROOT %r = f32[64,128]{1,0} all-reduce(%p), channel_id=1, replica_groups={{0,1}}
+}
+
+""" + text_of(
+        "%x = f32[64,128]{1,0} parameter(0)",
+        "%three = f32[64,128]{1,0} while(%x), condition=%c, body=%body, backend_config="
+        '{"known_trip_count":{"n":"3"}}',
+        "ROOT %five = f32[64,128]{1,0} while(%three), condition=%c, body=%body, backend_config="
+        '{"known_trip_count":{"n":"5"}}',
+    ).removeprefix("HloModule m\n\n")
+    assert sorted(c.runs for c in Program(text, 2).collectives()) == [3, 5]
+
+
+def test_a_collective_inside_an_asynchronous_computation_counts():
+    text = """HloModule m
+%wrapped (p: f32[64,128]) -> f32[64,128] {
+  %p = f32[64,128]{1,0} parameter(0)
+  ROOT %r = f32[64,128]{1,0} all-to-all(%p), replica_groups={{0,1,2,3}}
+}
+
+""" + text_of(
+        "%x = f32[64,128]{1,0} parameter(0)",
+        "%s = ((f32[64,128]{1,0}), f32[64,128]{1,0}) async-start(%x), calls=%wrapped",
+        "ROOT %d = f32[64,128]{1,0} async-done(%s)",
+    ).removeprefix("HloModule m\n\n")
+    (found,) = Program(text, 4).collectives()
+    assert (found.kind, found.bytes) == ("all-to-all", 3 / 4 * WHOLE)
+
+
+@pytest.mark.parametrize(
+    ("groups", "crosses"), [("{{0,1},{2,3}}", False), ("{{0,2},{1,3}}", True), ("{}", True)]
+)
+def test_a_group_over_two_slices_crosses(groups, crosses):
+    text = text_of(
+        "%x = f32[64,128]{1,0} parameter(0)",
+        f"ROOT %r = f32[64,128]{{1,0}} all-reduce(%x), replica_groups={groups}",
+    )
+    (found,) = Program(text, num_devices=4, num_slices=2).collectives()
+    assert found.crosses == crosses
 
 
 @pytest.mark.slow

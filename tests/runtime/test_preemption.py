@@ -40,7 +40,7 @@ def told(watch, reason="SIGTERM"):
 
 def test_between_steps_the_run_stops_where_it_is(exits):
     watch = Watch()
-    watch.begin()
+    watch.end_quiet()
     assert not watch.stops_at(4)
     told(watch).join()
     assert watch.stops_at(5)
@@ -57,7 +57,7 @@ def test_in_the_start_up_the_process_ends_at_once(exits):
 
 def test_in_a_quiet_phase_the_process_waits_for_the_save_and_ends(exits):
     watch, saved, order = Watch(), threading.Event(), []
-    watch.begin()
+    watch.end_quiet()
 
     def wait():
         saved.wait()
@@ -77,7 +77,7 @@ def test_in_a_quiet_phase_the_process_waits_for_the_save_and_ends(exits):
 
 def test_a_library_leaves_signals_alone():
     before = signal.getsignal(signal.SIGTERM)
-    Watch().begin()
+    Watch().end_quiet()
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -91,7 +91,7 @@ def test_the_main_thread_does_not_go_on_while_the_other_leaves(exits):
             time.sleep(0.2)
         passed.set()
 
-    watch.begin()
+    watch.end_quiet()
     threading.Thread(target=phase, daemon=True).start()
     assert not passed.wait(1.0)
     saved.set()
@@ -101,7 +101,7 @@ def test_the_main_thread_does_not_go_on_while_the_other_leaves(exits):
 
 def test_a_phase_that_would_begin_after_the_notice_does_not(exits):
     watch, waited = Watch(), []
-    watch.begin()
+    watch.end_quiet()
     told(watch).join()
     with pytest.raises(Preempted) as error, watch.quiet(7, lambda: waited.append(True)):
         pytest.fail("began")
@@ -112,7 +112,7 @@ def test_a_phase_that_would_begin_after_the_notice_does_not(exits):
 def test_what_is_stuck_ends_in_time(exits, monkeypatch):
     monkeypatch.setattr(preemption, "SECONDS", 0.3)
     watch = Watch()
-    watch.begin()
+    watch.end_quiet()
     told(watch)
     assert exits[1].wait(5)
     assert exits[0] == ["not finished after 0.3 s; "]
@@ -127,7 +127,7 @@ def test_processes_agree_on_the_furthest_step(exits, monkeypatch):
 
     monkeypatch.setattr(processes, "gather", gather)
     watch = Watch()
-    watch.begin()
+    watch.end_quiet()
     told(watch).join()
     assert [step for step in range(7, 12) if watch.stops_at(step)] == [9]
     assert answers == [("stop at", "7")]  # once
@@ -136,7 +136,7 @@ def test_processes_agree_on_the_furthest_step(exits, monkeypatch):
 def test_a_process_in_a_quiet_phase_goes_on_to_the_step_of_another(exits, monkeypatch):
     monkeypatch.setattr(processes, "gather", lambda question, value: [value, "11"])
     watch = Watch()
-    watch.begin()
+    watch.end_quiet()
     with watch.quiet(10, lambda: None):
         told(watch).join()
     assert not watch.stops_at(10)
@@ -173,7 +173,7 @@ def test_the_clouds_notice(exits, monkeypatch, key, value):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{server.server_port}")
         watch = Watch()
-        watch.begin()
+        watch.end_quiet()
         preemption.listen_to_cloud(watch)
         time.sleep(0.5)
         assert not watch.stops_at(3)

@@ -9,6 +9,7 @@ import pytest
 from rin_jax import ConfigError
 from rin_jax.runtime import chips, tpu_compiler
 from rin_jax.runtime.chips import GIB, Chip
+from rin_jax.runtime.compiled_programs import Program
 
 CHIP = Chip("slow", ("slow",), 100.0, 1000.0, 50.0, 10.0, 2.0)
 
@@ -23,6 +24,23 @@ def test_a_donated_array_is_counted_once():
     size = 256 * 128 * 4
     assert used() >= 2 * size
     assert used() - used(0) == size
+
+
+def test_what_is_read_of_a_program():
+    """Of a chain of products, which needs a temporary, in a loop that ends when it ends."""
+    x = jax.ShapeDtypeStruct((256, 256), jnp.float32)
+
+    def run(x):
+        return jax.lax.while_loop(lambda x: x[0, 0] < 9, lambda x: (x @ x) @ x, x)
+
+    program = jax.jit(run).lower(x).compile()
+    result = tpu_compiler.compiled(lambda: program, 1, 1, CHIP)
+    memory, text = program.memory_analysis(), Program(program.as_text(), 1)
+    assert result.temporary >= x.size * 4
+    assert result.used == (result.temporary + 2 * x.size * 4 + memory.generated_code_size_in_bytes)
+    assert result.traffic == text.memory_traffic() > 2 * x.size * 4
+    assert list(result.unknown_loops) == text.unknown_loops()
+    assert len(result.unknown_loops) == 1
 
 
 @pytest.mark.parametrize(

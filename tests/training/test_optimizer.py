@@ -79,8 +79,9 @@ def test_three_updates(case):
 
     lamb = settings["optimizer"] == "lamb"
     update = optimizer.OPTIMIZERS["lamb" if lamb else "adamw"](
-        rate, settings["beta1"], settings["beta2"], settings["eps"], settings["weight_decay"], mask
-    )
+        rate, settings["beta1"], settings["beta2"], settings["eps"],
+        weight_decay=settings["weight_decay"], mask=mask,
+    )  # fmt: skip
     # The reference's Adam adds epsilon before the bias correction, ours after it: where a
     # gradient is tiny the two differ by a few 1e-6 of a step of 1e-2.
     tolerance = 3e-6 if lamb else 5e-6
