@@ -9,6 +9,8 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from rin_jax import ConfigError
+
 TOGETHER = ("train", "sample", "evaluate", "reconstruct")  # what all processes of a run do together
 MODES = (*TOGETHER, "prepare", "plan", "export", "import_pix2seq")
 sys.path.append(str(Path(__file__).parents[1]))  # configs/ lies beside rin_jax/
@@ -65,7 +67,6 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # the libraries' own progress is not the user's
-    from rin_jax import ConfigError
     from rin_jax.runtime import cluster, exits, preemption, processes
     from rin_jax.training.metrics import NotFiniteError
 
@@ -89,8 +90,6 @@ def main(argv: list[str]) -> None:
 
 def check_flags(mode: str) -> None:
     """Raises ConfigError at a flag that the mode needs and lacks, or has and does not read."""
-    from rin_jax import ConfigError
-
     for flag, *needing in ((WORKDIR, *TOGETHER, "export", "import_pix2seq"),
                            (TO, "export"), (SOURCE, "import_pix2seq")):  # fmt: skip
         if flag.value is None and mode in needing:

@@ -95,11 +95,7 @@ class Checkpoints:
         self._checkpointer.close()
 
     def save(
-        self,
-        step: int,
-        items: Mapping[str, Any],
-        metadata: Mapping[str, Any],
-        loss: float | None = None,
+        self, step: int, items: Mapping[str, Any], metadata: Mapping, loss: float | None = None
     ) -> None:
         """Starts saving pytrees of arrays by name; waits first for the save before.
 

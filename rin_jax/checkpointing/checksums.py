@@ -8,7 +8,6 @@ odd, so that a change of one element always changes the checksum; of several, bu
 sharded.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -48,13 +47,11 @@ def tree_checksums(tree: Any) -> dict[str, int]:
     }
 
 
-def _groups(leaves: list[jax.Array]) -> Iterator[list[jax.Array]]:
+def _groups(leaves: list[jax.Array]) -> list[list[jax.Array]]:
     """The leaves in order, as many at once as fit GROUP_BYTES, or one that is larger."""
-    group: list[jax.Array] = []
+    groups: list[list[jax.Array]] = []
     for leaf in leaves:
-        if group and sum(x.nbytes for x in group) + leaf.nbytes > GROUP_BYTES:
-            yield group
-            group = []
-        group.append(leaf)
-    if group:
-        yield group
+        if not groups or sum(x.nbytes for x in (*groups[-1], leaf)) > GROUP_BYTES:
+            groups.append([])
+        groups[-1].append(leaf)
+    return groups

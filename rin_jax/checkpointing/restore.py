@@ -32,9 +32,8 @@ def find_checkpoints(workdir: str, checkpoint: int | None = None) -> list[Saved]
     """The checkpoints of a run, newest first, or that of a step; ConfigError if there is none."""
     found, _ = find(workdir)
     if not found:
-        raise ConfigError(
-            f"no checkpoint in {workdir}; train there first (--mode=train) or name another workdir."
-        )
+        remedy = "train there first (--mode=train) or name another workdir."
+        raise ConfigError(f"no checkpoint in {workdir}; {remedy}")
     chosen = [saved for saved in found if checkpoint in (None, saved.step)]
     if not chosen:
         steps = ", ".join(str(saved.step) for saved in reversed(found))

@@ -14,13 +14,13 @@ from PIL import Image, ImageOps
 from rin_jax import ConfigError
 
 _JPEG = b"\xff\xd8"
-_READ = {  # (grey, part of the size) -> how OpenCV decodes
+_READ = {  # (grey, divisor of the size) -> how OpenCV decodes
     (False, 1): cv2.IMREAD_COLOR, (True, 1): cv2.IMREAD_GRAYSCALE,
     (False, 2): cv2.IMREAD_REDUCED_COLOR_2, (True, 2): cv2.IMREAD_REDUCED_GRAYSCALE_2,
     (False, 4): cv2.IMREAD_REDUCED_COLOR_4, (True, 4): cv2.IMREAD_REDUCED_GRAYSCALE_4,
     (False, 8): cv2.IMREAD_REDUCED_COLOR_8, (True, 8): cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }  # fmt: skip
-cv2.setNumThreads(1)  # the threads are ours
+cv2.setNumThreads(1)  # the pipeline has its own threads
 
 
 def preprocess(image: np.ndarray, image_size: int, channels: int) -> np.ndarray:

@@ -34,10 +34,8 @@ def evaluate(config, workdir: str, ema: str | None = None) -> dict[str, float]:
             f"{REAL_IMAGES // IMAGES_PER_CLASS} classes; data.num_classes is {num_classes}."
         )
     if experiment.data.image_size > LARGEST_IMAGE:
-        raise ConfigError(
-            f"--mode=evaluate reads images up to {LARGEST_IMAGE} pixels; data.image_size is "
-            f"{experiment.data.image_size}."
-        )
+        text = f"--mode=evaluate reads images up to {LARGEST_IMAGE} pixels"
+        raise ConfigError(f"{text}; data.image_size is {experiment.data.image_size}.")
     real = pipeline.fixed_examples(open_source(experiment.data), REAL_IMAGES)
     fewest = np.bincount(real["label"], minlength=num_classes).min()
     if fewest < 2:

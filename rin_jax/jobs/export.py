@@ -34,14 +34,9 @@ GRID_FILE = "samples.png"
 
 
 def export(
-    config: ml_collections.ConfigDict,
-    workdir: str,
-    to: str,
-    ema: str | None,
-    with_grid: bool,
-    with_onnx: bool,
-    push: str | None,
-) -> epath.Path:
+    config: ml_collections.ConfigDict, workdir: str, to: str, ema: str | None,
+    with_grid: bool, with_onnx: bool, push: str | None,
+) -> epath.Path:  # fmt: skip
     """Writes the export; see the flags of the same names.
 
     ConfigError, before anything is written: no checkpoint, an average that the run does not have, a
@@ -96,9 +91,8 @@ def write(
 def check_target(path: epath.Path, with_onnx: bool, push: str | None) -> None:
     """Raises ConfigError at what would stop the export later."""
     if path.exists() and any(path.iterdir()) and not (path / export_format.WEIGHTS).exists():
-        raise ConfigError(
-            f"--to={path} has files that are not an export; name a new or empty folder."
-        )
+        remedy = "name a new or empty folder."
+        raise ConfigError(f"--to={path} has files that are not an export; {remedy}")
     if (with_onnx or push) and "://" in str(path):
         raise ConfigError(f"--to={path}: --onnx and --push need a folder on this machine.")
     if with_onnx:
@@ -124,9 +118,8 @@ def checkpoint_model(config: ml_collections.ConfigDict, workdir: str, ema: str |
         own.data.data_dir = None
         experiment = make_experiment(own)
     if (guide := experiment.generation.guide) is not None:
-        raise ConfigError(
-            f"sampler.guide is {guide}, but an export holds one network; leave the guide out."
-        )
+        text = f"sampler.guide is {guide}, but an export holds one network"
+        raise ConfigError(f"{text}; leave the guide out.")
     mesh = device_mesh(experiment, jax.local_devices()[:1])
     found_ema = load_ema(experiment, mesh, workdir, ema)
     return Model(experiment, found_ema.params, mesh, names, found_ema.step, found_ema.name)

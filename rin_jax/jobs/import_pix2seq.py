@@ -29,9 +29,8 @@ def import_pix2seq(config: ml_collections.ConfigDict, workdir: str, source: str)
     experiment = make_experiment(config)
     begun, _ = restore.find(workdir)
     if begun:
-        raise ConfigError(
-            f"{workdir} has a checkpoint of step {begun[0].step} already; name another --workdir."
-        )
+        text = f"{workdir} has a checkpoint of step {begun[0].step} already"
+        raise ConfigError(f"{text}; name another --workdir.")
     found = tf_checkpoint.read(source)
     params = pix2seq.import_params(found.params or found.average, experiment.rin)
     average = pix2seq.import_params(found.average or found.params, experiment.rin)

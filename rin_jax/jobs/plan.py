@@ -18,15 +18,9 @@ from jax.sharding import Mesh
 from rin_jax import ConfigError
 from rin_jax.experiment import Experiment, check_devices, device_mesh, make_experiment
 from rin_jax.network import conditioning, cost
-from rin_jax.runtime import chips, sharding
+from rin_jax.runtime import chips, roofline, sharding
 from rin_jax.runtime.chips import GIB
 from rin_jax.runtime.console import say
-from rin_jax.runtime.roofline import (
-    describe_assumptions,
-    describe_collectives,
-    describe_times,
-    roofline,
-)
 from rin_jax.runtime.tpu_compiler import Compiled, compiled, topology_devices
 from rin_jax.sampling.generate import compile_sampler
 from rin_jax.sampling.weights import abstract_params
@@ -36,10 +30,7 @@ from rin_jax.training.step import compile_train_step, make_loss
 
 
 def plan(config: ml_collections.ConfigDict, topology: str, num_slices: int) -> None:
-    """Prints the plan of a run on `num_slices` slices of `topology`.
-
-    ConfigError: the topology is not known, libtpu is missing or the configuration does not fit.
-    """
+    """Prints the plan of a run on slices of `topology`; ConfigError as the functions it calls."""
     jax.config.update("jax_platforms", "cpu")
     experiment = make_experiment(config)
     chip = chips.by_topology(topology)
@@ -150,10 +141,10 @@ def describe_step(experiment: Experiment, mesh: Mesh, result: Compiled, chip: ch
     images = experiment.train.batch_size / mesh.size
     model = images * cost.training_flops(experiment.rin, bool(experiment.objective.self_cond_rate))
     flops = model + images * cost.recomputed_flops(experiment.rin)
-    times = describe_times(
-        "step", roofline(flops, result, chip), experiment.train.batch_size, model, chip.peak_flops
-    )
-    return f"{describe_collectives(result)}\n{times}\n{describe_assumptions(chip)}"
+    seconds, batch = roofline.roofline(flops, result, chip), experiment.train.batch_size
+    times = roofline.describe_times("step", seconds, batch, model, chip.peak_flops)
+    sent, assumed = roofline.describe_collectives(result), roofline.describe_assumptions(chip)
+    return f"{sent}\n{times}\n{assumed}"
 
 
 def describe_search(
@@ -216,5 +207,6 @@ def describe_sampler(
     if not result.fits:
         return f"{head}; lower --config.sampler.images_per_device"
     flops = images / mesh.size * sampling_flops(experiment)
-    times = describe_times("sampler", roofline(flops, result, chip), images, flops, chip.peak_flops)
-    return f"{head}\n{describe_collectives(result)}\n{times}"
+    seconds = roofline.roofline(flops, result, chip)
+    times = roofline.describe_times("sampler", seconds, images, flops, chip.peak_flops)
+    return f"{head}\n{roofline.describe_collectives(result)}\n{times}"

@@ -61,9 +61,8 @@ def prepare(config, workdir: str | None, folder: str | None, downloaded: str | N
 
 def _folder_original(data: Data, split: str, folder: str) -> FolderOriginal:
     if not NAME.fullmatch(data.name):
-        raise ConfigError(
-            f"data.name is {data.name!r}; name the new data set with small letters, digits and _."
-        )
+        remedy = "name the new data set with small letters, digits and _."
+        raise ConfigError(f"data.name is {data.name!r}; {remedy}")
     if data.name in tfds.list_builders(with_community_datasets=False):
         raise ConfigError(
             f"data.name is {data.name!r}, a data set of TFDS; give the images of --source another "

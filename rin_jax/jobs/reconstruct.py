@@ -50,9 +50,8 @@ def reconstruct(config: ml_collections.ConfigDict, workdir: str, length: float) 
         try:
             params = checkpoints.load(saved, {f"ema_{name}": abstract})[f"ema_{name}"]
         except DamagedError as damage:
-            raise ConfigError(
-                f"{saved.path} is damaged: {damage}. Move it away; the rest is enough."
-            ) from damage
+            text = f"{saved.path} is damaged: {damage}."
+            raise ConfigError(f"{text} Move it away; the rest is enough.") from damage
         total = add(total, params, jnp.float32(weight))
         console.say(progress.line(progress.update(number)))
 

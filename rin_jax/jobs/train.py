@@ -66,10 +66,7 @@ def describe_memory(compiled) -> str:
 
 
 def open_data(experiment: Experiment) -> ImageSource:
-    """The data set of a run; ConfigError if it does not fit the configuration.
-
-    All processes end if theirs differ.
-    """
+    """The data set of a run; ConfigError if it does not fit. All processes end if theirs differ."""
     source = open_source(experiment.data)
     experiment.data.check_labels(source.info.num_classes)
     facts = {"records": len(source), "fingerprint": source.fingerprint[:12]}
@@ -109,10 +106,8 @@ def open_workdir(experiment: Experiment, workdir: str) -> Iterator[None]:
                 text = json.dumps(experiment.config.to_dict(), indent=2)
                 (path / "config.json").write_text(f"{text}\n")
             except OSError as error:
-                raise ConfigError(
-                    f"cannot write to --workdir {workdir}: {error}. Name a folder that can be "
-                    "written."
-                ) from error
+                text = f"cannot write to --workdir {workdir}: {error}."
+                raise ConfigError(f"{text} Name a folder that can be written.") from error
         processes.agree("writing to --workdir")
         deadline = time.monotonic() + SHARING_SECONDS
         while not (path / "config.json").exists() and time.monotonic() < deadline:
@@ -135,9 +130,8 @@ def train(config: ml_collections.ConfigDict, workdir: str, watch: Watch | None =
     drawn = curves.image_path(epath.Path(workdir), "progress", newest).exists()
     processes.agree("resuming", checkpoints=[saved.step for saved in found], drawn=drawn)
     if newest >= num_steps and drawn:
-        console.say(
-            f"{workdir} is trained to step {newest}; for more steps set --config.train.num_steps."
-        )
+        remedy = "for more steps set --config.train.num_steps."
+        console.say(f"{workdir} is trained to step {newest}; {remedy}")
         return
     source = open_data(experiment)
     beginning = None if found else resume.find_beginning(experiment)
@@ -157,17 +151,10 @@ def train(config: ml_collections.ConfigDict, workdir: str, watch: Watch | None =
         writer = curves.Writer(workdir, step, active=jax.process_index() == 0)
         stack.enter_context(contextlib.closing(writer))
         batches = open_batches(experiment, mesh, source, images_read)
-        saver = open_saver(stack, experiment, workdir, step)
+        checkpoints = stack.enter_context(Checkpoints(folder(workdir), experiment.checkpoint))
+        snapshots = None
+        if experiment.ema.snapshot_every_steps:
+            snapshots = stack.enter_context(Checkpoints(folder(workdir, "snapshots")))
+        saver = Saver(experiment, checkpoints, snapshots, step)
         run_loop(experiment, mesh, train_step, state, batches, images_read, saver, writer, watch)
     console.say(f"trained to step {num_steps}; samples and curves in {workdir}")
-
-
-def open_saver(
-    stack: contextlib.ExitStack, experiment: Experiment, workdir: str, step: int
-) -> Saver:
-    """What saves the checkpoints of a run that is at `step`; complete when the stack unwinds."""
-    checkpoints = stack.enter_context(Checkpoints(folder(workdir), experiment.checkpoint))
-    snapshots = None
-    if experiment.ema.snapshot_every_steps:
-        snapshots = stack.enter_context(Checkpoints(folder(workdir, "snapshots")))
-    return Saver(experiment, checkpoints, snapshots, step)

@@ -24,7 +24,7 @@ from rin_jax.runtime import cluster as clusters
 from rin_jax.runtime import exits
 from rin_jax.runtime.cluster import Cluster
 
-HEARTBEAT = 20  # seconds without a heartbeat after which JAX counts a process as dead
+HEARTBEAT = 30  # seconds without a heartbeat after which JAX counts a process as dead
 PERIOD = 0.2  # seconds between two looks at what the other processes tell
 GRACE = 30.0  # seconds until a process that failed ends, though it cannot tell the others
 DAY_MS = 86_400_000  # to wait for other processes at a barrier: JAX notices those that die
@@ -171,14 +171,10 @@ def together(
 ) -> Iterator[None]:
     """Runs its body as one of the processes of a run; does nothing if this one is alone.
 
-    Args:
-      facts: what must be the same in all processes, by name.
-      timeout: seconds to wait at the start until all processes are there.
-      codes: exit codes of exceptions; others are 1.
-      preempted: called with the reason, in its own thread, when one of several is told to end.
-
-    ConfigError and ProcessError as `find_cluster` and `connect`; afterwards nothing is raised: an
-    error in any process ends them all.
+    All processes must have the same `facts` and be there in `timeout` seconds. `codes` are the exit
+    codes of exceptions; others are 1. `preempted` is called with the reason, in its own thread,
+    when one of several is told to end. ConfigError and ProcessError as `find_cluster` and
+    `connect`; afterwards nothing is raised: an error in any process ends them all.
     """
     cluster = clusters.find_cluster(timeout)
     if cluster is None:

@@ -53,10 +53,7 @@ def mesh_shape(data: int, fsdp: int, tensor: int, num_devices: int) -> tuple[int
 
 
 def make_mesh(data: int, fsdp: int, tensor: int, devices: list | None = None) -> Mesh:
-    """A mesh over all devices, or over those given.
-
-    ConfigError: the axes do not fit the devices, or `data` does not span the slices.
-    """
+    """A mesh over all devices, or those given; ConfigError if its axes do not fit them."""
     devices = jax.devices() if devices is None else devices
     sizes = mesh_shape(data, fsdp, tensor, len(devices))
     auto = (jax.sharding.AxisType.Auto,) * len(AXES)

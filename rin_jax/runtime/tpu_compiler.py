@@ -37,10 +37,7 @@ class Compiled:
 
 
 def topology_devices(topology: str, num_slices: int) -> list[jax.Device]:
-    """Stand-ins for the chips of `num_slices` slices, for the compiler alone.
-
-    ConfigError: libtpu is missing, or does not know the shape.
-    """
+    """Stand-ins for the chips of slices; ConfigError if libtpu is missing, or the shape unknown."""
     if num_slices < 1:
         raise ConfigError(f"--num_slices is {num_slices}; it must be at least 1.")
     try:

@@ -36,9 +36,8 @@ TAKEN = 2  # exit code of a run whose lock was taken
 def hold(workdir: str) -> Iterator[None]:
     """Holds the lock of a folder or bucket, which exists.
 
-    Raises:
-      ConfigError: another run holds it; afterwards, in the body, nothing is raised.
-      OSError: nothing can be written there, or the file system has no locks.
+    ConfigError: another run holds it. OSError: nothing can be written there, or the file system has
+    no locks. Afterwards, in the body, nothing is raised.
     """
     own = {"id": uuid.uuid4().hex, "pid": os.getpid(), "host": socket.gethostname()}
     if "://" in workdir:
@@ -81,9 +80,8 @@ def _parse(text: str) -> dict | None:
 
 def _held(workdir: object, holder: dict | None) -> ConfigError:
     who = f"process {holder['pid']} on {holder['host']}" if holder else "it has only just begun"
-    return ConfigError(
-        f"another run writes to {workdir}: {who}. Stop it, or name another --workdir."
-    )
+    text = f"another run writes to {workdir}: {who}."
+    return ConfigError(f"{text} Stop it, or name another --workdir.")
 
 
 @contextlib.contextmanager

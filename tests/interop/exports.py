@@ -15,7 +15,7 @@ from rin_jax.interop import export_format
 from rin_jax.interop.loading import Model
 from rin_jax.jobs import export
 from rin_jax.network.partitioning import param_shapes
-from tests import tiny
+from tests import tiny, xla
 from tests.network.small import fill
 
 NAMES = tuple(f"digit {i}" for i in range(10))
@@ -96,8 +96,8 @@ def run_without(packages: tuple[str, ...], code: str, path: Path) -> str:
     done = subprocess.run(
         [sys.executable, "-c", guard + code],
         cwd=path,
-        env={k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "PYTHONPATH")}
-        | {"OMP_NUM_THREADS": "1"},
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        | {"OMP_NUM_THREADS": "1", "XLA_FLAGS": xla.FAST},
         capture_output=True,
         text=True,
         timeout=300,

@@ -17,6 +17,7 @@ import pytest
 import rin_jax
 from rin_jax import ConfigError
 from rin_jax.interop import hub
+from tests import xla
 from tests.interop import exports
 from tests.network.small import distance
 from tests.test_configs import CONFIGS
@@ -36,8 +37,8 @@ def folder(tmp_path_factory):
 def python(code: str, **environment) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-c", code],
-        env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-        | {"PYTHONPATH": str(CONFIGS.parent), **environment},
+        env=os.environ
+        | {"XLA_FLAGS": xla.FAST, "PYTHONPATH": str(CONFIGS.parent), **environment},
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
 

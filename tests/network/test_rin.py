@@ -1,6 +1,9 @@
 """What must hold of the whole network, whatever its parameters."""
 
 import functools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -394,6 +397,19 @@ def test_a_wrong_field_is_named_with_its_value(changes, words):
         small(**changes)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_of_several_wrong_fields_every_process_names_the_same():
+    """The first in the order of the fields, whatever the hash seed of a process is."""
+    code = (
+        "from tests.network.small import small\n"
+        "small(patch_size=0, num_blocks=0, num_latents=0, num_heads=0, routing_heads=0)"
+    )
+    for seed in ("1", "2", "3"):
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert "patch_size is 0" in done.stderr
 
 
 @pytest.mark.parametrize(
