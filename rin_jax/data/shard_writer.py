@@ -25,16 +25,8 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
 from rin_jax import ConfigError
-from rin_jax.data import preprocessing
-from rin_jax.data.prepared_set import (
-    Original,
-    Shard,
-    file_name,
-    make_features,
-    make_report,
-    publish,
-    write_whole,
-)
+from rin_jax.data import prepared_set, preprocessing
+from rin_jax.data.prepared_set import Original, Shard, write_whole
 
 FORMAT = 1  # of the records; a split that was begun in another format is not gone on with
 _SHARD_BYTES = 2**27  # of pixels, about
@@ -51,47 +43,47 @@ def shard_ranges(num_images: int, image_size: int, channels: int) -> list[range]
 
 
 def write(
-    original: Original,
-    folder: os.PathLike,
-    image_size: int,
-    num_threads: int,
+    original: Original, folder: os.PathLike, image_size: int, num_threads: int,
     progress: Callable[[int], None],
-) -> dict:
-    """Writes one split of a data set, or what is missing of it; returns the report.
+) -> dict:  # fmt: skip
+    """Writes one split of a data set, or what is missing of it.
 
     Args:
-      original: where the images come from.
       folder: of the data set's version, DATA_DIR/NAME_SIZEpx/1.0.0; other splits in it stay.
-      image_size: height and width S of the images written.
+      image_size: height and width of the images written.
       num_threads: shards that are written at a time, at most; never more than processors.
       progress: called with the number of images done since its last call, from any thread.
 
     Returns:
-      The report, which is also folder/report-SPLIT.json: counts of images written, skipped and
-      enlarged, what was skipped and why, images of each class, bytes.
+      The report, which is also folder/report-SPLIT.json: see `prepared_set.make_report`.
 
     Raises:
       ConfigError: too many unreadable images; another process writes this data set; it was begun
         with other images; the disk is full. What is written is kept.
     """
     plan = {
-        "format": FORMAT,
-        "original": original.fingerprint,
-        "image_size": image_size,
-        "channels": original.channels,
-        "class_names": list(original.class_names),
-    }
+        "format": FORMAT, "original": original.fingerprint, "image_size": image_size,
+        "channels": original.channels, "class_names": list(original.class_names),
+    }  # fmt: skip
     folder = pathlib.Path(folder)  # a local one, with renames that replace
     staging = folder.parent / f"incomplete-{original.split}"
     staging.mkdir(parents=True, exist_ok=True)
     with _only_one(staging):
         _check_plan(staging, plan)
-        with _full_disk(folder):
+        try:
             shards = _write_all(original, folder, staging, image_size, num_threads, progress)
             if not sum(shard.records for shard in shards):
                 raise ConfigError(_too_many(original, shards))
-            report = make_report(original, image_size, shards)
-            publish(folder, staging, original, report)
+            report = prepared_set.make_report(original, image_size, shards)
+            prepared_set.publish(folder, staging, original, report)
+        except (OSError, RuntimeError) as error:  # array_record raises RuntimeError
+            full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+            if not (full or "No space left" in str(error)):
+                raise
+            raise ConfigError(
+                f"data.data_dir: no space is left for {folder}; the shards that are complete are "
+                "kept: free some and run the same command again, or move the folder"
+            ) from error
     shutil.rmtree(staging)
     return report
 
@@ -113,44 +105,22 @@ def _check_plan(staging: pathlib.Path, plan: dict) -> None:
     """Raises ConfigError if the shards that are there were made by another plan."""
     path = staging / "plan.json"
     before = json.loads(path.read_text()) if path.exists() else plan
-    changed = [key for key, value in plan.items() if before[key] != value]
-    if changed:
+    if changed := [key for key, value in plan.items() if before[key] != value]:
         raise ConfigError(
             f"{staging} was begun from other images or settings (changed: {', '.join(changed)}); "
-            f"delete that folder to begin anew, or bring back what was changed"
+            "delete that folder to begin anew, or bring back what was changed"
         )
     write_whole(path, json.dumps(plan))
 
 
-@contextlib.contextmanager
-def _full_disk(folder: pathlib.Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, RuntimeError) as error:  # array_record raises RuntimeError
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        if not (full or "No space left" in str(error)):
-            raise
-        raise ConfigError(
-            f"data.data_dir: no space is left for {folder}; the shards that are complete are "
-            f"kept: free some and run the same command again, or move the folder"
-        ) from error
-
-
-def _write_all(
-    original: Original,
-    folder: pathlib.Path,
-    staging: pathlib.Path,
-    image_size: int,
-    num_threads: int,
-    progress: Callable[[int], None],
-) -> list[Shard]:
+def _write_all(original, folder, staging, image_size, num_threads, progress) -> list[Shard]:
     """All shards in their order; the first error stops all threads."""
     ranges = shard_ranges(len(original), image_size, original.channels)
     stop = threading.Event()
     finished: list[Shard] = []
 
     def write_one(index: int) -> Shard:
-        name = file_name(folder, original.split, index, len(ranges))
+        name = prepared_set.file_name(folder, original.split, index, len(ranges))
         shard = _finished_shard(folder, staging, name)
         if shard is None:
             draft = staging / f"{name}.draft"
@@ -176,33 +146,18 @@ def _write_all(
         except BaseException:
             stop.set()
             threads.shutdown(wait=True, cancel_futures=True)
-            failed = [task.exception() for task in tasks if task.done() and not task.cancelled()]
-            causes = [error for error in failed if error and not isinstance(error, _StoppedError)]
-            if causes:
-                raise causes[0] from None
             raise
 
 
-class _StoppedError(Exception):
-    """Another thread failed."""
-
-
-def _write_shard(
-    original: Original,
-    indices: range,
-    path: pathlib.Path,
-    image_size: int,
-    progress: Callable[[int], None],
-    stop: threading.Event,
-) -> Shard:
-    features = make_features(original, image_size)
+def _write_shard(original, indices, path, image_size, progress, stop) -> Shard:
+    """Writes the images `indices` of the original to `path`, unless `stop` is set."""
+    features = prepared_set.make_features(original, image_size)
     serializer = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info())
-    enlarged = 0
-    classes, skipped = collections.Counter(), []
+    enlarged, classes, skipped = 0, collections.Counter(), []
     writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
     for what, load in original.read(indices.start, indices.stop):
         if stop.is_set():
-            raise _StoppedError
+            raise futures.CancelledError  # another thread failed
         try:
             image, label = load()
             enlarged_one = min(image.shape[:2]) < image_size
@@ -215,18 +170,16 @@ def _write_shard(
                 example["label"] = label
                 classes[label] += 1
             example = serializer.get_tf_example(features.encode_example(example))
-            record = example.SerializeToString(deterministic=True)
-            writer.write(record)
+            writer.write(example.SerializeToString(deterministic=True))
             enlarged += enlarged_one
         progress(1)
     writer.close()
     written, size = len(indices) - len(skipped), path.stat().st_size
-    shard = Shard(written, size, enlarged, dict(classes), skipped)
     reader = array_record_module.ArrayRecordReader(str(path))
-    if reader.num_records() != shard.records:  # the writer does not tell of every failure
-        raise OSError(errno.EIO, f"{reader.num_records()} of {shard.records} records", str(path))
+    if reader.num_records() != written:  # the writer does not tell of every failure
+        raise OSError(errno.EIO, f"{reader.num_records()} of {written} records", str(path))
     reader.close()
-    return shard
+    return Shard(written, size, enlarged, dict(classes), skipped)
 
 
 def _finished_shard(folder: pathlib.Path, staging: pathlib.Path, name: str) -> Shard | None:
@@ -242,8 +195,9 @@ def _finished_shard(folder: pathlib.Path, staging: pathlib.Path, name: str) -> S
 def _too_many(original: Original, shards: list[Shard]) -> str:
     skipped = [image for shard in shards for image in shard.skipped]
     shown = "".join(f"\n  {what}: {why}" for what, why in skipped[:10])
+    seen = len(skipped) + sum(shard.records for shard in shards)
     return (
-        f"{len(skipped)} of the first {len(skipped) + sum(shard.records for shard in shards)} "
-        f"images of {original.name!r} ({len(original)} in all) cannot be read; at most "
-        f"{_MAX_SKIPPED:.0%} of all, or ten, are left out without an error:{shown}"
+        f"{len(skipped)} of the first {seen} images of {original.name!r} ({len(original)} in all) "
+        f"cannot be read; at most {_MAX_SKIPPED:.0%} of all, or ten, are left out without an "
+        f"error:{shown}"
     )

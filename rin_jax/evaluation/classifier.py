@@ -13,8 +13,7 @@ HELD_OUT = 0.2  # share of the real images on which the classifier itself is mea
 class Classifier:
     """Learns from uint8 images [R, H, W, C] with labels int [R], several of each class.
 
-    Attributes:
-      accuracy: share of held-out real images, 0..1, that it labels as given.
+    `accuracy` is the share of held-out real images, 0..1, that it labels as given.
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, seed: int = 0):

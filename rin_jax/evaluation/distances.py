@@ -27,12 +27,9 @@ def frechet_distance(first: Moments, second: Moments) -> float:
     """The squared distance of two normal distributions; 0 if they are equal, up to rounding."""
     root = _square_root(first.covariance)
     mixed = np.linalg.eigvalsh(root @ second.covariance @ root)
-    return float(
-        np.sum(np.square(first.mean - second.mean))
-        + np.trace(first.covariance)
-        + np.trace(second.covariance)
-        - 2 * np.sum(np.sqrt(np.maximum(mixed, 0.0)))
-    )
+    means = np.sum(np.square(first.mean - second.mean))
+    traces = np.trace(first.covariance) + np.trace(second.covariance)
+    return float(means + traces - 2 * np.sum(np.sqrt(np.maximum(mixed, 0.0))))
 
 
 def _square_root(matrix: np.ndarray) -> np.ndarray:

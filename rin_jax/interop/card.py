@@ -10,36 +10,84 @@ from typing import Any
 from rin_jax.interop import formulas
 
 UNKNOWN = "not measured"
-
-# The one value of a sampler's field that rin_torch.py and the loop in numpy compute.
+# the one value of a sampler's field that rin_torch.py and the loop in numpy compute
 PLAIN = {
     "eta": 0.0, "latents": "carry", "refresh": 0, "guidance_interval": [0.0, 1.0],
     "guidance_latents": "shared",
 }  # fmt: skip
-# The card's expression of x0, by what the network predicts
-X0 = {
+X0 = {  # the card's expression of x0, by what the network predicts
     "eps": "(xt - np.sqrt(1 - gamma) * prediction) / np.sqrt(gamma)",
     "x0": "prediction",
     "v": "np.sqrt(gamma) * xt - np.sqrt(1 - gamma) * prediction",
 }
 
-RIN_JAX = """```python
+CARD = """---
+library_name: rin_jax
+pipeline_tag: unconditional-image-generation
+license: unknown  # stated by whoever publishes the weights
+tags: [diffusion, rin, jax, pytorch]
+---
+
+# {title}
+
+A Recurrent Interface Network (arXiv 2212.11972) in pixel space, exported by rin_jax.
+
+{samples}
+
+## What it is
+
+|  |  |
+| --- | --- |
+| images | {height} x {width} x {channels} |
+| classes | {classes} |
+| data | {data[name]}, split {data[split]} |
+| training steps | {step:,} of {train[num_steps]:,} |
+| batch | {train[batch_size]:,} images |
+| weights | running average {ema} |
+| sampler | {sampler} |
+| compute dtype | {network[dtype]} |
+
+## Measured
+
+{measured}
+
+## Intended use
+
+Research on generative models: drawing images like those of the data set named above, and training \
+on from here. It knows nothing else. What it draws may resemble training images and carries over \
+their biases; neither was examined. Whoever publishes the weights states the licence at the top of \
+this file; the licence of the data is that of its owners.
+
+## Use
+
+Labels count from 0, -1 is no class. Images are [batch, height, width, channel]; `config.json` has \
+the network, the process, the sampler and the class names.
+
+**rin_jax**, on CPU, GPU or TPU:
+
+```python
 import rin_jax
 
 model = rin_jax.load(".")
 images = model.sample(4{keyword})  # uint8 [4, {height}, {width}, {channels}]
-```"""
+```
 
-TORCH = """```python
+**PyTorch**, with `rin_torch.py` from this folder and no other package.{note}
+
+```python
 import torch
 import rin_torch
 
 model = rin_torch.load(".")
 noise = torch.randn(4, *model.image_shape)
 images = model.sample(noise{tensor}, {plain})  # in [-1, 1]
-```"""
+```
 
-STABLEHLO = """```python
+**JAX without rin_jax** (`pip install jax flatbuffers safetensors`): `sampler.stablehlo` holds the \
+sampler named above. `denoiser.stablehlo` is one pass: (weights, xt, gamma [B], labels, latents) \
+-> (prediction, latents), with zeros as the first latents, {latents}. DDIM does not read `keys`.
+
+```python
 import jax
 import numpy as np
 from jax import export
@@ -51,9 +99,13 @@ random = np.random.default_rng(0)
 noise = random.standard_normal((4, {height}, {width}, {channels}), np.float32)
 labels, keys = np.array({labels}, np.int32), random.integers(0, 2**32, (4, 2), np.uint32)
 images = sampler(load_file("model.safetensors"), noise, labels, keys)  # in [-1, 1]
-```"""
+```
+"""
 
-ONNX = """```python
+ONNX = """
+**ONNX Runtime** (`pip install onnxruntime`), with DDIM as a loop in numpy:
+
+```python
 import numpy as np
 import onnxruntime
 from numpy import cos, exp, log, pi
@@ -86,73 +138,48 @@ for i in range(steps):
     eps = (xt - np.sqrt(gamma) * x0) / np.sqrt(max(1 - gamma, np.float32(1e-9)))
     xt = np.sqrt(gamma_next) * x0 + np.sqrt(1 - gamma_next) * eps
 images = x0 / {bound}  # in [-1, 1]
-```"""
+```
+"""
 
 
 def card(
-    title: str,
-    description: Mapping[str, Any],
-    records: Sequence[Mapping[str, Any]],
-    picture: bool,
-    onnx: bool,
-) -> str:
-    """The text of README.md.
+    title: str, description: Mapping[str, Any], records: Sequence[Mapping[str, Any]],
+    picture: bool, onnx: bool,
+) -> str:  # fmt: skip
+    """The text of README.md, from config.json and the evaluations of these weights' checkpoint.
 
-    Args:
-      title: the model's name.
-      description: the content of config.json.
-      records: of evaluations of these weights' checkpoint.
-      picture: whether samples.png is there.
-      onnx: whether denoiser.onnx is there.
+    `picture` and `onnx` tell whether samples.png and denoiser.onnx are there.
     """
-    return "\n\n".join(
-        [
-            _head(title),
-            "![Samples](samples.png)" if picture else "No sample grid was drawn at the export.",
-            "## What it is",
-            _table(("", ""), _known(description)),
-            "## Measured",
-            _measured(records),
-            "## Intended use",
-            "Research on generative models: drawing images like those of the data set named above, "
-            "and training on from here. It knows nothing else. What it draws may resemble "
-            "training images and carries over their biases; neither was examined. Whoever "
-            "publishes the weights states the licence at the top of this file; the licence of the "
-            "data is that of its owners.",
-            *_use(description, onnx),
-        ]
-    ) + "\n"  # fmt: skip
-
-
-def _head(title: str) -> str:
-    return (
-        "---\nlibrary_name: rin_jax\npipeline_tag: unconditional-image-generation\n"
-        "license: unknown  # stated by whoever publishes the weights\n"
-        f"tags: [diffusion, rin, jax, pytorch]\n---\n\n# {title}\n\n"
-        "A Recurrent Interface Network (arXiv 2212.11972) in pixel space, exported by rin_jax."
-    )
-
-
-def _known(description: Mapping[str, Any]) -> list[tuple[str, str]]:
     config, network = description["config"], description["network"]
-    data, train = config["data"], config["train"]
+    sampler, known = config["sampler"], network["num_classes"]
+    labels = [i % known if known else -1 for i in range(4)]
+    plain, note = _plain(sampler)
     height, width, channels = network["example_shape"]
-    names = description["class_names"]
-    classes = str(network["num_classes"] or "none: unconditional")
+    samples = "![Samples](samples.png)" if picture else "No sample grid was drawn at the export."
+    values = {
+        "title": title, "samples": samples, "measured": _measured(records), "network": network,
+        "data": config["data"], "train": config["train"], "sampler": _sampler(sampler),
+        "step": description["step"], "ema": description["ema"],
+        "classes": _classes(known, description["class_names"]),
+        "labels": labels, "keyword": f", labels={labels}" if known else "",
+        "tensor": f", torch.tensor({labels})" if known else "",
+        "height": height, "width": width, "channels": channels, "latents": _latents(network),
+        "ddim_steps": sampler["num_steps"] if sampler["name"] == "ddim" else 50,
+        "guidance": float(sampler["guidance_scale"]), "plain": plain, "note": note,
+        "gamma_of": formulas.function(**sampler["schedule"]),
+        "x0": X0[config["diffusion"]["prediction_type"]],
+        "bound": float(config["diffusion"]["input_scale"]),
+        "label_input": "\n    inputs[\"labels\"] = labels" if known else "",
+    }  # fmt: skip
+    return (CARD + ONNX if onnx else CARD).format(**values)
+
+
+def _classes(num_classes: int, names: Sequence[str] | None) -> str:
+    if not num_classes:
+        return "none: unconditional"
     if names and len(names) <= 20:
-        classes += f" ({', '.join(names)})"
-    elif network["num_classes"]:
-        classes += ", names in config.json" if names else ", names not known"
-    return [
-        ("images", f"{height} x {width} x {channels}"),
-        ("classes", classes),
-        ("data", f"{data['name']}, split {data['split']}"),
-        ("training steps", f"{description['step']:,} of {train['num_steps']:,}"),
-        ("batch", f"{train['batch_size']:,} images"),
-        ("weights", f"running average {description['ema']}"),
-        ("sampler", _sampler(config["sampler"])),
-        ("compute dtype", network["dtype"]),
-    ]
+        return f"{num_classes} ({', '.join(names)})"
+    return f"{num_classes}, names in config.json" if names else f"{num_classes}, names not known"
 
 
 def _sampler(sampler: Mapping[str, Any]) -> str:
@@ -160,28 +187,22 @@ def _sampler(sampler: Mapping[str, Any]) -> str:
     schedule = dict(sampler["schedule"])
     name = schedule.pop("name")
     numbers = f" ({', '.join(f'{k} {v}' for k, v in schedule.items())})" if schedule else ""
-    parts = [f"{sampler['name']}", f"{sampler['num_steps']} steps", f"schedule {name}{numbers}"]
+    parts = [sampler["name"], f"{sampler['num_steps']} steps", f"schedule {name}{numbers}"]
     return ", ".join([*parts, *(f"{key} {value}" for key, value in rest.items() if value)])
 
 
 def _measured(records: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for record in records:
-        for name, value in record.items():
-            if isinstance(value, float):
-                known = [key for key in ("num_samples", "weights", "seed") if key in record]
-                source = [f"{key} {record[key]}" for key in known]
-                source += [_sampler(record["sampler"])] if "sampler" in record else []
-                rows.append((name, f"{value:.4f}", "; ".join(source)))
+        known = [key for key in ("num_samples", "weights", "seed") if key in record]
+        source = [f"{key} {record[key]}" for key in known]
+        source += [_sampler(record["sampler"])] if "sampler" in record else []
+        figures = {name: value for name, value in record.items() if isinstance(value, float)}
+        rows += [(name, f"{value:.4f}", "; ".join(source)) for name, value in figures.items()]
     if not rows:
         return f"FID, Inception Score and all else: {UNKNOWN} for these weights."
-    rows.append(("all else", UNKNOWN, ""))
-    return _table(("figure", "value", "of"), rows)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    table = [("figure", "value", "of"), ["---"] * 3, *rows, ("all else", UNKNOWN, "")]
+    return "\n".join(f"| {' | '.join(row)} |" for row in table)
 
 
 def _plain(sampler: Mapping[str, Any]) -> tuple[str, str]:
@@ -191,7 +212,8 @@ def _plain(sampler: Mapping[str, Any]) -> tuple[str, str]:
     other = {field: value for field, value in PLAIN.items() if given[field] != value}
     fields = {"name": "ddim", "num_steps": steps, **other}
     changed = [field for field in ("name", *other) if given[field] != fields[field]]
-    note = f" It draws with plain DDIM here, not with the {', '.join(changed)} named above."
+    has = ", ".join(f"{field} {given[field]}" for field in changed)
+    note = f" It draws with plain DDIM here, not with the sampler above, which has {has}."
     return ", ".join(f"{k}={v!r}" for k, v in fields.items()), note if changed else ""
 
 
@@ -200,47 +222,5 @@ def _latents(network: Mapping[str, Any]) -> str:
     if not network["interface_self_cond"]:
         return latents
     height, width, _ = network["example_shape"]
-    tokens = height * width // network["patch_size"] ** 2
-    interface = f"[B, {tokens}, {network['interface_dim']}]"
-    return f'{{"latents": {latents}, "interface": {interface}}}'
-
-
-def _use(description: Mapping[str, Any], onnx: bool) -> list[str]:
-    """The sections with code."""
-    config, network = description["config"], description["network"]
-    sampler, classes = config["sampler"], network["num_classes"]
-    labels = [i % classes if classes else -1 for i in range(4)]
-    plain, note = _plain(sampler)
-    height, width, channels = network["example_shape"]
-    values = {
-        "labels": labels, "keyword": f", labels={labels}" if classes else "",
-        "tensor": f", torch.tensor({labels})" if classes else "",
-        "height": height, "width": width, "channels": channels,
-        "ddim_steps": sampler["num_steps"] if sampler["name"] == "ddim" else 50,
-        "guidance": float(sampler["guidance_scale"]),
-        "plain": plain, "gamma_of": formulas.function(**sampler["schedule"]),
-        "x0": X0[config["diffusion"]["prediction_type"]],
-        "bound": float(config["diffusion"]["input_scale"]),
-        "label_input": "\n    inputs[\"labels\"] = labels" if classes else "",
-    }  # fmt: skip
-    sections = [
-        "## Use",
-        "Labels count from 0, -1 is no class. Images are [batch, height, width, channel]; "
-        "`config.json` has the network, the process, the sampler and the class names.",
-        "**rin_jax**, on CPU, GPU or TPU:",
-        RIN_JAX.format(**values),
-        f"**PyTorch**, with `rin_torch.py` from this folder and no other package.{note}",
-        TORCH.format(**values),
-        "**JAX without rin_jax** (`pip install jax flatbuffers safetensors`): "
-        "`sampler.stablehlo` holds the sampler named above. "
-        "`denoiser.stablehlo` is one pass: (weights, xt, gamma [B], labels, latents) -> "
-        f"(prediction, latents), with zeros as the first latents, {_latents(network)}. DDIM does "
-        "not read `keys`.",
-        STABLEHLO.format(**values),
-    ]
-    if onnx:
-        sections += [
-            "**ONNX Runtime** (`pip install onnxruntime`), with DDIM as a loop in numpy:",
-            ONNX.format(**values),
-        ]
-    return sections
+    interface = [height * width // network["patch_size"] ** 2, network["interface_dim"]]
+    return f'{{"latents": {latents}, "interface": [B, {interface[0]}, {interface[1]}]}}'

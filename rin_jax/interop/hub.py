@@ -10,8 +10,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 def pull(repo: str) -> str:
     """The local folder of the newest export of a hub repository, fetched as far as it is not here.
 
-    An interrupted download goes on where it stopped. With HF_HUB_OFFLINE=1 only what was fetched
-    before is looked at.
+    An interrupted download goes on where it stopped; with HF_HUB_OFFLINE=1 nothing is fetched.
 
     Raises:
       ConfigError: not a hub id, the hub has no such repository or cannot be reached, or
@@ -29,9 +28,7 @@ def pull(repo: str) -> str:
 def push(folder: str, repo: str) -> str:
     """Uploads a folder as one commit of a hub repository; returns the commit's address.
 
-    A repository that is not there yet is made, private.
-
-    After an interruption the same call sends what is still missing.
+    A new repository is private. After an interruption the same call sends what is still missing.
 
     Raises:
       ConfigError: the hub cannot be reached or refuses, or huggingface_hub is not installed.

@@ -28,9 +28,8 @@ from rin_jax.experiment import (
     make_experiment,
     saved_config,
 )
-from rin_jax.interop import export_format, hub, programs
-from rin_jax.network import conditioning
-from rin_jax.network.conditioning import NO_LABEL
+from rin_jax.interop import export_format, hub, stablehlo
+from rin_jax.network.conditioning import NO_LABEL, of_labels
 from rin_jax.runtime import sharding
 from rin_jax.sampling.generate import make_generate
 
@@ -40,23 +39,14 @@ ANY_DEVICES = {"data": -1, "fsdp": 1, "tensor": 1}  # the mesh section of an exp
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """A network with its weights and the experiment that it comes from.
+    """A network with its weights and the experiment that it comes from."""
 
-    Attributes:
-      experiment: network, process and sampler.
-      params: the parameters, float32.
-      mesh: the devices they lie on.
-      class_names: one name a class; None where they are not known.
-      step: training steps taken.
-      ema: which running average of the weights this is.
-    """
-
-    experiment: Experiment
-    params: Mapping[str, Any]
-    mesh: Mesh
-    class_names: tuple[str, ...] | None
-    step: int
-    ema: str
+    experiment: Experiment  # network, process and sampler
+    params: Mapping[str, Any]  # float32
+    mesh: Mesh  # the devices that the parameters lie on
+    class_names: tuple[str, ...] | None  # one name a class; None where they are not known
+    step: int  # training steps taken
+    ema: str  # which running average of the weights this is
 
     @property
     def config(self) -> ml_collections.FrozenConfigDict:
@@ -66,11 +56,8 @@ class Model:
     def with_sampler(self, **fields: Any) -> "Model":
         """The same weights under another sampler: with_sampler(name="heun", num_steps=10).
 
-        Args:
-          **fields: of the section `sampler` of a configuration; the others stay.
-
-        Raises:
-          ConfigError: a field that there is not, or a value that cannot be.
+        Fields of the section `sampler` that are not given stay; ConfigError at one that does not
+        exist, or a value that cannot be.
         """
         sections = self.config.to_dict()
         sections["sampler"] |= fields
@@ -78,31 +65,23 @@ class Model:
         return dataclasses.replace(self, experiment=experiment)
 
     def sample(self, num: int, labels: int | Sequence[int] | None = None, seed: int = 0):
-        """Images 0..num-1 of a seed: uint8 [num, H, W, C].
+        """Images 0..num-1 of a seed: uint8 [num, H, W, C], as --mode=sample makes them.
 
-        Image i is the same whatever `num` is, and the same as --mode=sample makes.
-
-        Args:
-          num: how many.
-          labels: a class for all or one for each; None takes the classes in turn.
-          seed: of the noise.
-
-        Raises:
-          ConfigError: labels that the model does not know, or not `num` of them.
+        Image i is the same whatever `num` is. `labels` is a class for all or one for each; None
+        takes the classes in turn. ConfigError at labels that the model does not know, or not `num`
+        of them: so in all methods.
         """
         known = self.experiment.rin.num_classes
         if labels is None and known:
             labels = np.arange(num) % known
-        cond = conditioning.of_labels(self._labels(labels, num), known)
+        cond = of_labels(self._labels(labels, num), known)
         return self._generate(seed)(self.params, np.arange(num), cond)
 
     def sample_from(self, noise: Array, labels=None, keys: Array | None = None) -> Array:
-        """Images float32 [B, H, W, C] in [-1, 1], not clipped, from given noise of that shape.
+        """Images float32 [B, H, W, C] in [-1, 1], not clipped, from standard normal noise.
 
-        Args:
-          noise: standard normal.
-          labels: a class for all or one for each; None: no class.
-          keys: uint32 [B, 2], from which DDPM draws its fresh noise; DDIM needs none.
+        `labels` is a class for all or one for each; None: no class. DDPM draws its fresh noise from
+        `keys`, uint32 [B, 2]; DDIM needs none.
         """
         batch = noise.shape[0]
         keys = jnp.zeros((batch, 2), jnp.uint32) if keys is None else keys
@@ -111,18 +90,14 @@ class Model:
     def denoise(self, xt: Array, gamma: Array, labels=None, latents=None) -> tuple[Array, Any]:
         """One pass of the network: (prediction [B, H, W, C], latents) in float32.
 
-        Args:
-          xt: noisy images [B, H, W, C], as the process has them.
-          gamma: signal power [B] in (0, 1].
-          labels: a class for all or one for each; None: no class.
-          latents: what the pass before returned; None at first.
+        xt: noisy images [B, H, W, C], as the process has them. gamma: signal power [B] in (0, 1].
+        labels: as in `sample_from`. latents: what the pass before returned; None at first.
         """
         batch = xt.shape[0]
         if latents is None:
             shapes = self.experiment.rin.abstract_latents(batch)
             latents = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        labels = self._labels(labels, batch)
-        return self._on_all_devices(self._denoiser, xt, gamma, labels, latents)
+        return self._on_all_devices(self._denoiser, xt, gamma, self._labels(labels, batch), latents)
 
     def _labels(self, labels, batch: int) -> np.ndarray:
         """int32 [batch], NO_LABEL where there is none."""
@@ -143,21 +118,20 @@ class Model:
 
     @functools.cached_property
     def _sampler(self):
-        return self._by_rows(programs.make_sampler(self.experiment))
+        return self._by_rows(stablehlo.make_sampler(self.experiment))
 
     @functools.cached_property
     def _denoiser(self):
-        return self._by_rows(programs.make_denoiser(self.experiment))
+        return self._by_rows(stablehlo.make_denoiser(self.experiment))
 
     def _by_rows(self, program):
         """program(params, inputs), compiled; every device computes its own rows of a batch."""
+        in_specs = sharding.replicated(self.mesh).spec, sharding.BATCH
         by_rows = jax.shard_map(
             lambda params, inputs: program(params, *inputs),
-            mesh=self.mesh,
-            in_specs=(sharding.replicated(self.mesh).spec, sharding.BATCH),
-            out_specs=sharding.BATCH,
-            check_vma=False,  # zeros that a scan starts from are the same everywhere at first
-        )
+            # no check: zeros that a scan starts from are the same everywhere at first
+            mesh=self.mesh, in_specs=in_specs, out_specs=sharding.BATCH, check_vma=False,
+        )  # fmt: skip
         return jax.jit(by_rows)
 
     def _on_all_devices(self, compiled, *inputs):
@@ -170,12 +144,10 @@ class Model:
 
 
 def load(source: str, experiment: Experiment | None = None) -> Model:
-    """A model from an export.
+    """A model from an export in a folder (local, or gs://...), or of a hub id ("owner/name").
 
-    Args:
-      source: a folder (local, or gs://...), or a hub id ("owner/name").
-      experiment: what samples, and on which mesh, instead of the run's own experiment on all
-        devices; its architecture is the export's.
+    `experiment` is what samples, and on which mesh, instead of the run's own experiment on all
+    devices; its architecture is the export's.
 
     Raises:
       ConfigError: there is no such export, or it is damaged, changed, incomplete, of another
@@ -187,19 +159,15 @@ def load(source: str, experiment: Experiment | None = None) -> Model:
     config.mesh = ANY_DEVICES
     own = make_experiment(config)
     export_format.check_network(path / export_format.CONFIG, description.network, own.rin)
-    if experiment is None:
-        experiment = own
+    experiment = experiment or own
     check_architecture(experiment, description.config, f"the export {source}")
     mesh = device_mesh(experiment)
-    place = sharding.replicated(mesh)
-    params = export_format.read_weights(
-        path, description.sha256, experiment.rin, lambda array: jax.device_put(array, place)
-    )
+    place = functools.partial(jax.device_put, device=sharding.replicated(mesh))
+    params = export_format.read_weights(path, description.sha256, experiment.rin, place)
     names = description.class_names
     if names is not None and len(names) > experiment.rin.num_classes:
-        raise ConfigError(
-            f"{source} names {len(names)} classes; the network has {experiment.rin.num_classes}."
-        )
+        known = experiment.rin.num_classes
+        raise ConfigError(f"{source} names {len(names)} classes; the network has {known}.")
     return Model(experiment, params, mesh, names, description.step, description.ema)
 
 

@@ -30,10 +30,7 @@ def check() -> None:
 
 
 def write(folder: str, description: Mapping[str, Any]) -> None:
-    """Writes the denoiser into a local folder that has model.safetensors.
-
-    `description`: the content of config.json.
-    """
+    """Writes the denoiser into a local folder with model.safetensors; description: config.json."""
     import torch
 
     from rin_jax.interop import rin_torch
@@ -41,29 +38,20 @@ def write(folder: str, description: Mapping[str, Any]) -> None:
     model = rin_torch.RIN(description).eval()
     rin_torch.load_weights(model, folder, description["sha256"])
     batch, rows = 2, {0: torch.export.Dim("batch")}
-    previous = model.first(batch)
-    inputs = {
-        "xt": torch.zeros(batch, *model.image_shape),
-        "gamma": torch.full((batch,), 0.5),
-        "labels": torch.zeros(batch, dtype=torch.int32),
-        "previous": previous,
-    }
-    inputs["xt"][:, 0] = 1.0  # its standard deviation may divide it
-    if not model.net["num_classes"]:
-        del inputs["labels"]
+    previous, xt = model.first(batch), torch.zeros(batch, *model.image_shape)
+    xt[:, 0] = 1.0  # its standard deviation may divide it
+    inputs = {"xt": xt, "gamma": torch.full((batch,), 0.5)}
+    if model.net["num_classes"]:
+        inputs["labels"] = torch.zeros(batch, dtype=torch.int32)
+    inputs["previous"] = previous
     shapes = dict.fromkeys(inputs, rows) | {"previous": dict.fromkeys(previous, rows)}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter about itself
         program = torch.onnx.export(
-            model,
-            kwargs=inputs,
-            dynamic_shapes=shapes,
-            output_names=["prediction", *previous],
-            opset_version=OPSET,
-            dynamo=True,
-            verbose=False,
-        )
+            model, kwargs=inputs, dynamic_shapes=shapes, output_names=["prediction", *previous],
+            opset_version=OPSET, dynamo=True, verbose=False,
+        )  # fmt: skip
     for node in program.model.graph:
         node.metadata_props.clear()  # source lines of this machine
     program.save(str(pathlib.Path(folder, DENOISER)), external_data=True)

@@ -15,12 +15,13 @@ from rin_jax import ConfigError
 from rin_jax.network.partitioning import param_shapes
 from rin_jax.network.rin import RIN
 
-ATTENTION = {
-    f"{ours}/{leaf}": f"{theirs}/{leaf}"
-    for ours, theirs in (
-        ("query", "query"), ("key", "key"), ("value", "value"), ("out", "attention_output"),
-    )
-    for leaf in ("kernel", "bias")
+FIELDS = {  # attribute of RIN -> field of a reference configuration
+    "patch_size": "patch_size", "latent_dim": "latent_dim", "interface_dim": "tape_dim",
+    "num_latents": "latent_slots", "num_heads": "latent_num_heads", "routing_heads": "rw_num_heads",
+    "latent_mlp_ratio": "latent_mlp_ratio", "interface_mlp_ratio": "tape_mlp_ratio",
+    "latent_positions": "latent_pos_encoding", "interface_positions": "tape_pos_encoding",
+    "dropout": "drop_units", "drop_path": "drop_path", "norm_context": "xattn_enc_ln",
+    "time_on_latents": "time_on_latent", "time_scale": "time_scaling",
 }  # fmt: skip
 DENSE = {"kernel": "kernel", "bias": "bias"}
 NORM = {"scale": "gamma", "bias": "beta"}
@@ -30,6 +31,12 @@ def _nest(ours: str, theirs: str, names: Mapping[str, str]) -> dict[str, str]:
     return {f"{ours}/{a}": f"{theirs}/{b}" for a, b in names.items()}
 
 
+ATTENTION = (
+    _nest("query", "query", DENSE)
+    | _nest("key", "key", DENSE)
+    | _nest("value", "value", DENSE)
+    | _nest("out", "attention_output", DENSE)
+)
 FFN = _nest("hidden", "dense1", DENSE) | _nest("out", "dense2", DENSE)
 MLP = _nest("norm", "ffn/ln", NORM) | _nest("ffn", "ffn", FFN)
 CROSS = (
@@ -48,17 +55,12 @@ LAYER = (
 
 
 def network(config: Mapping[str, Any], num_classes: int) -> RIN:
-    """The RIN of a reference configuration.
+    """The RIN of a reference's network configuration (`latent_slots`, `num_layers`, ...).
 
-    Args:
-      config: the reference's network configuration (`latent_slots`, `num_layers`, ...).
-      num_classes: width of its one-hot condition; 0 if it has none.
-
-    Raises:
-      ConfigError: the configuration uses a part that this network does not have.
+    `num_classes` is the width of its one-hot condition, 0 if it has none. ConfigError: the
+    configuration uses a part that this network does not have.
     """
-    expected = {"cond_proj": True, "conv_kernel_size": 0, "drop_att": 0.0}
-    for name, value in expected.items():
+    for name, value in {"cond_proj": True, "conv_kernel_size": 0, "drop_att": 0.0}.items():
         if config.get(name, value) != value:
             raise ConfigError(
                 f"reference configuration has {name}={config[name]!r}; only {value!r} is supported."
@@ -68,33 +70,13 @@ def network(config: Mapping[str, Any], num_classes: int) -> RIN:
     route = "decoupled" if config["cond_decoupled_read"] else "read"
     route = "write" if config["cond_tape_writable"] else route
     return RIN(
+        **{ours: config[theirs] for ours, theirs in FIELDS.items()},
         example_shape=(config["image_height"], config["image_width"], config["image_channels"]),
-        num_classes=num_classes,
-        patch_size=config["patch_size"],
-        num_blocks=len(depths),
-        depth=depths,
-        num_latents=config["latent_slots"],
-        latent_dim=config["latent_dim"],
-        interface_dim=config["tape_dim"],
-        num_heads=config["latent_num_heads"],
-        routing_heads=config["rw_num_heads"],
-        latent_mlp_ratio=config["latent_mlp_ratio"],
-        interface_mlp_ratio=config["tape_mlp_ratio"],
-        dropout=config["drop_units"],
-        drop_path=config["drop_path"],
-        latent_positions=config["latent_pos_encoding"],
-        interface_positions=config["tape_pos_encoding"],
-        latent_self_cond="latent" in self_cond,
-        interface_self_cond="tape" in self_cond,
-        norm_context=config["xattn_enc_ln"],
-        time_on_latents=config["time_on_latent"],
+        num_classes=num_classes, num_blocks=len(depths), depth=depths,
+        latent_self_cond="latent" in self_cond, interface_self_cond="tape" in self_cond,
         label_on_latents=config["cond_on_latent_n"] > 0,
-        cond_route=route,
-        cond_dim=config["cond_dim"] or None,
-        time_scale=config["time_scaling"],
-        remat="none",
-        dtype="float32",
-    )
+        cond_route=route, cond_dim=config["cond_dim"] or None, remat="none", dtype="float32",
+    )  # fmt: skip
 
 
 def import_params(weights: Mapping[str, np.ndarray], rin: RIN) -> dict[str, Any]:
@@ -106,15 +88,13 @@ def import_params(weights: Mapping[str, np.ndarray], rin: RIN) -> dict[str, Any]
     names = reference_names(rin)
     problems, used, params = [], set(), {}
     for ours, leaf in traverse_util.flatten_dict(param_shapes(rin), sep="/").items():
-        found = [weights.get(f"tape/{name}") for name in names[ours].ravel()]
-        used.update(f"tape/{name}" for name in names[ours].ravel())
-        missing = [
-            f"tape/{n}" for n, w in zip(names[ours].ravel(), found, strict=True) if w is None
-        ]
-        if missing:
+        theirs = [f"tape/{name}" for name in names[ours].ravel()]
+        used.update(theirs)
+        if missing := [name for name in theirs if name not in weights]:
             problems.append(f"{ours}: missing {', '.join(missing)}")
             continue
-        stacked = np.stack(found).reshape(*names[ours].shape, *found[0].shape)
+        layers = np.stack([weights[name] for name in theirs])
+        stacked = layers.reshape(*names[ours].shape, *layers.shape[1:])
         if stacked.shape != leaf.shape:
             problems.append(f"{ours}: shape {stacked.shape} instead of {leaf.shape}")
         params[ours] = stacked.astype(np.float32)
@@ -143,28 +123,22 @@ def reference_names(rin: RIN) -> dict[str, np.ndarray]:
         ("latents", "latent_pos_emb", rin.latent_positions),
         ("stem/positions", "tape_pos_emb", rin.interface_positions),
     ):
-        plus = kind == "sin_cos_plus_learned"
-        single[f"{ours}/table"] = (
-            f"{theirs}_res/kernel" if plus else f"{theirs}/kernel/vis_pos_embedding"
-        )
+        leaf = "_res/kernel" if kind == "sin_cos_plus_learned" else "/kernel/vis_pos_embedding"
+        single[f"{ours}/table"] = f"{theirs}{leaf}"
     names = {ours: np.array(theirs) for ours, theirs in single.items()}
-
     first = 0
     for group, (depth, blocks) in enumerate(itertools.groupby(rin.depths)):
         block_ids = range(first, first := first + len(list(blocks)))
-        for unit in ("read", "read_cond", "write"):
-            for ours, theirs in CROSS.items():
-                names[f"blocks_{group}/{unit}/{ours}"] = np.array(
-                    [f"{unit}_unit_{i}/transformer_decoder_layer/{theirs}" for i in block_ids]
-                )
+        for unit, (ours, theirs) in itertools.product(
+            ("read", "read_cond", "write"), CROSS.items()
+        ):
+            layers = [f"{unit}_unit_{i}/transformer_decoder_layer/{theirs}" for i in block_ids]
+            names[f"blocks_{group}/{unit}/{ours}"] = np.array(layers)
+        suffixes = ("", *(f"_{layer}" for layer in range(1, depth)))[:depth]
         for ours, theirs in LAYER.items():
-            names[f"blocks_{group}/compute/{ours}"] = np.array(
-                [
-                    [
-                        f"latent_processing_unit{i}/transformer_encoder{suffix}/{theirs}"
-                        for suffix in ("", *(f"_{layer}" for layer in range(1, depth)))[:depth]
-                    ]
-                    for i in block_ids
-                ]
-            )
+            layers = [
+                [f"latent_processing_unit{i}/transformer_encoder{s}/{theirs}" for s in suffixes]
+                for i in block_ids
+            ]
+            names[f"blocks_{group}/compute/{ours}"] = np.array(layers)
     return names

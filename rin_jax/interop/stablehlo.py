@@ -1,10 +1,20 @@
-"""Programs that need no rin_jax: denoiser and sampler as StableHLO, serialised by jax.export.
+"""The programs that other runtimes get, denoiser and sampler, and how they are serialised.
 
-The batch is symbolic and the weights are an argument, {name: array} as model.safetensors has
-them: a program is some ten kilobytes, runs on CPU, CUDA and TPU, and serves any weights of its
-network. Products are computed at full float32 precision on every platform; a network that computes
-in bfloat16 still does.
+    denoiser(params, xt [B, H, W, C], gamma [B], labels [B], latents) -> (prediction, latents)
+    sampler(params, noise [B, H, W, C], labels [B], keys uint32 [B, 2]) -> images [B, H, W, C]
+
+Both take the images as the process has them, so dividing by the standard deviation
+(`diffusion.normalize_input`) is inside. Labels are int32 in 0..num_classes-1 or NO_LABEL, and not
+read if the model has no classes.
+
+As StableHLO, serialised by jax.export, they need no rin_jax: the batch is symbolic and the weights
+are an argument, {name: array} as model.safetensors has them, so that a program is some ten
+kilobytes, runs on CPU, CUDA and TPU, and serves any weights of its network. Products are computed
+at full float32 precision on every platform; a network that computes in bfloat16 still does.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +22,56 @@ from etils import epath
 from jax import export
 
 from rin_jax.experiment import Experiment
-from rin_jax.interop import programs
 from rin_jax.interop.export_format import flatten, nest
+from rin_jax.network import conditioning
 from rin_jax.network.partitioning import param_shapes
+from rin_jax.sampling.denoiser import denoiser as network_denoiser
+from rin_jax.sampling.denoiser import guided
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 DENOISER, SAMPLER = "denoiser.stablehlo", "sampler.stablehlo"
 
 
+def make_denoiser(experiment: Experiment) -> Callable[..., Any]:
+    """One pass of the network on xt.
+
+    latents: those of the pass before, zeros at first; float32 [B, M, E], or with
+    interface_self_cond {"latents": that, "interface": [B, N, D]}.
+    """
+    rin, process = experiment.rin, experiment.sampler.process
+
+    def denoiser(params, xt, gamma, labels, latents):
+        cond = conditioning.of_labels(labels, rin.num_classes)
+        return network_denoiser(rin, params)(process.network_input(xt), gamma, cond, latents)
+
+    return denoiser
+
+
+def make_sampler(experiment: Experiment) -> Callable[..., Any]:
+    """The experiment's sampler with its guidance; images in [-1, 1].
+
+    keys: raw threefry keys; the fresh noise of step i of an example is that of fold_in(key, i + 1),
+    as in `samplers.example_noise`. DDIM reads none.
+    """
+    rin, sampler = experiment.rin, experiment.sampler
+
+    def images_of(params, noise, labels, keys):
+        def fresh(i):
+            def draw(key):
+                key = jax.random.wrap_key_data(key, impl="threefry2x32")
+                return jax.random.normal(jax.random.fold_in(key, i + 1), noise.shape[1:])
+
+            return jax.vmap(draw)(keys)
+
+        cond = conditioning.of_labels(labels, rin.num_classes)
+        denoise_fn = guided(experiment.guidance, network_denoiser(rin, params), None, cond)
+        return sampler.sample(denoise_fn, noise, cond, fresh)
+
+    return images_of
+
+
 def write(folder: epath.Path, experiment: Experiment) -> None:
-    """Writes both programs. Their arguments are those of `programs`, with flat parameters."""
+    """Writes both programs, with flat parameters."""
     rin = experiment.rin
     (batch,) = export.symbolic_shape("batch")
     params = flatten(param_shapes(rin))
@@ -29,11 +79,11 @@ def write(folder: epath.Path, experiment: Experiment) -> None:
     gamma = jax.ShapeDtypeStruct((batch,), jnp.float32)
     labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
     keys = jax.ShapeDtypeStruct((batch, 2), jnp.uint32)
-    denoiser = programs.make_denoiser(experiment), (
-        images, gamma, labels, rin.abstract_latents(batch),
-    )  # fmt: skip
-    sampler = programs.make_sampler(experiment), (images, labels, keys)
-    for name, (program, arguments) in ((DENOISER, denoiser), (SAMPLER, sampler)):
+    passed = images, gamma, labels, rin.abstract_latents(batch)
+    for name, program, arguments in (
+        (DENOISER, make_denoiser(experiment), passed),
+        (SAMPLER, make_sampler(experiment), (images, labels, keys)),
+    ):
 
         def flat(weights, *rest, program=program):
             with jax.default_matmul_precision("highest"):

@@ -21,21 +21,15 @@ STEPS = ("global_step", "optimizer/iter", "optimizer/iterations")
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What a checkpoint has of a denoiser.
+    """What a checkpoint has of a denoiser."""
 
-    Attributes:
-      params: reference name -> array; empty if there are only averages.
-      average: the same of the running average; empty if there is none.
-      keys: (reference name, whether it is an average) -> key in the file.
-      step: training steps; None if the file does not tell.
-      others: keys of all that is neither, with shapes: moments, counters.
-    """
-
-    params: dict[str, np.ndarray]
-    average: dict[str, np.ndarray]
-    keys: dict[tuple[str, bool], str]
-    step: int | None
-    others: dict[str, tuple[int, ...]]
+    params: dict[str, np.ndarray]  # reference name -> array; empty if there are only averages
+    average: dict[str, np.ndarray]  # the same of the running average; empty if there is none
+    keys: dict[tuple[str, bool], str]  # (reference name, whether it is an average) -> key in file
+    step: int | None  # training steps; None if the file does not tell
+    others: dict[
+        str, tuple[int, ...]
+    ]  # keys of all that is neither, with shapes: moments, counters
 
 
 def read(source: str) -> Found:
@@ -45,7 +39,13 @@ def read(source: str) -> Found:
       ConfigError: there is no checkpoint, it has no variable `tape/...` or one twice, or TensorFlow
         is not installed.
     """
-    tf = _library()
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise ConfigError(
+            "--mode=import_pix2seq reads TensorFlow's files with TensorFlow: "
+            'pip install "rin-jax[tf]"'
+        ) from error
     try:
         reader = tf.train.load_checkpoint(source)
     except (ValueError, tf.errors.OpError) as error:
@@ -75,11 +75,8 @@ def _names(reader: Any, shapes: dict) -> dict[str, str]:
     from tensorflow.core.protobuf import trackable_object_graph_pb2
 
     graph = trackable_object_graph_pb2.TrackableObjectGraph.FromString(reader.get_tensor(GRAPH))
-    return {
-        attribute.checkpoint_key: attribute.full_name
-        for node in graph.nodes
-        for attribute in node.attributes
-    }
+    attributes = [attribute for node in graph.nodes for attribute in node.attributes]
+    return {attribute.checkpoint_key: attribute.full_name for attribute in attributes}
 
 
 def _step(reader: Any, shapes: dict) -> int | None:
@@ -87,14 +84,3 @@ def _step(reader: Any, shapes: dict) -> int | None:
         if not shape and key.partition("/.ATTRIBUTES")[0] in STEPS:
             return int(reader.get_tensor(key))
     return None
-
-
-def _library():
-    try:
-        import tensorflow
-    except ImportError as error:
-        raise ConfigError(
-            "--mode=import_pix2seq reads TensorFlow's files with TensorFlow: "
-            'pip install "rin-jax[tf]"'
-        ) from error
-    return tensorflow

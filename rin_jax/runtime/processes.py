@@ -24,7 +24,7 @@ from rin_jax.runtime import cluster as clusters
 from rin_jax.runtime import exits
 from rin_jax.runtime.cluster import Cluster
 
-HEARTBEAT = 20  # seconds without a heartbeat after which JAX counts a process as dead
+HEARTBEAT = 30  # seconds without a heartbeat after which JAX counts a process as dead
 PERIOD = 0.2  # seconds between two looks at what the other processes tell
 GRACE = 30.0  # seconds until a process that failed ends, though it cannot tell the others
 DAY_MS = 86_400_000  # to wait for other processes at a barrier: JAX notices those that die

@@ -105,7 +105,7 @@ def test_pytorch_and_onnx_in_the_cards_words(case, monkeypatch):
         made = exports.run_here(exports.readme_code(folder, word), folder, monkeypatch)
         ours = np.asarray(drawn_with.sample_from(np.asarray(made["noise"]), labels))
         np.testing.assert_allclose(made["images"], ours, atol=1e-4)
-    said = "plain DDIM here, not with the name, eta, latents, refresh, guidance_interval, guid"
+    said = "plain DDIM here, not with the sampler above, which has name dpmpp_2m, eta 0.5, latents"
     assert (said in (folder / "README.md").read_text()) == (not classes)
     if not classes:
         theirs = model.sample_from(np.asarray(made["noise"]))
