@@ -58,6 +58,17 @@ ONNX = flags.DEFINE_bool("onnx", False, "--mode=export: write the denoiser as ON
 PUSH = flags.DEFINE_string(
     "push", None,
     "--mode=export: then upload the folder to this repository of the hub, owner/name.")
+# what each job reads beside --config, in the order of its arguments
+READS = {
+    "train": (WORKDIR,),
+    "sample": (WORKDIR, NUM, CLASSES, EMA, CHECKPOINT, EXPORT, PICTURES),
+    "evaluate": (WORKDIR, EMA),
+    "reconstruct": (WORKDIR, LENGTH),
+    "prepare": (WORKDIR, SOURCE, DOWNLOADED),
+    "plan": (TOPOLOGY, NUM_SLICES),
+    "export": (WORKDIR, TO, EMA, GRID, ONNX, PUSH),
+    "import_pix2seq": (WORKDIR, SOURCE),
+}
 # fmt: on
 
 
@@ -74,8 +85,8 @@ def main(argv: list[str]) -> None:
     try:
         check_flags(MODE.value)
         if MODE.value in TOGETHER:
-            same = MODE, WORKDIR, NUM, CLASSES, EMA, CHECKPOINT, EXPORT, PICTURES, LENGTH
-            facts = cluster.started_with(CONFIG.value, **{flag.name: flag.value for flag in same})
+            same = {flag.name: flag.value for flag in (MODE, *READS[MODE.value])}
+            facts = cluster.started_with(CONFIG.value, **same)
             with (
                 preemption.watching() as watch,
                 processes.together(facts, JOIN_TIMEOUT.value, codes, watch.told),
@@ -94,13 +105,8 @@ def check_flags(mode: str) -> None:
                            (TO, "export"), (SOURCE, "import_pix2seq")):  # fmt: skip
         if flag.value is None and mode in needing:
             raise ConfigError(f"--mode={mode} needs --{flag.name}=DIR.")
-    for flag, *readers in (
-        (SOURCE, "prepare", "import_pix2seq"), (DOWNLOADED, "prepare"), (CLASSES, "sample"),
-        (NUM, "sample"), (CHECKPOINT, "sample"), (EXPORT, "sample"), (PICTURES, "sample"),
-        (TOPOLOGY, "plan"), (NUM_SLICES, "plan"), (LENGTH, "reconstruct"),
-        (EMA, "sample", "evaluate", "export"), (TO, "export"), (GRID, "export"),
-        (ONNX, "export"), (PUSH, "export"),
-    ):  # fmt: skip
+    for flag in (flag for read in READS.values() for flag in read if flag is not WORKDIR):
+        readers = [job for job, read in READS.items() if any(flag is other for other in read)]
         if flag.present and mode not in readers:
             raise ConfigError(
                 f"--{flag.name} is for --mode={' and --mode='.join(readers)}; the mode is {mode}."
@@ -118,40 +124,23 @@ def check_flags(mode: str) -> None:
 def run(mode: str, watch=None) -> None:
     """Imports and runs one job; `watch` is for a job that saves before it is ended."""
     if mode == "train":
-        from rin_jax.jobs.train import train
-
-        train(CONFIG.value, WORKDIR.value, watch)
+        from rin_jax.jobs.train import train as job
     elif mode == "sample":
-        from rin_jax.jobs.sample import sample
-
-        sample(
-            CONFIG.value, WORKDIR.value, num=NUM.value, classes=CLASSES.value, ema=EMA.value,
-            checkpoint=CHECKPOINT.value, export=EXPORT.value, show=PICTURES.value,
-        )  # fmt: skip
+        from rin_jax.jobs.sample import sample as job
+    elif mode == "evaluate":
+        from rin_jax.jobs.evaluate import evaluate as job
     elif mode == "reconstruct":
-        from rin_jax.jobs.reconstruct import reconstruct
-
-        reconstruct(CONFIG.value, WORKDIR.value, LENGTH.value)
+        from rin_jax.jobs.reconstruct import reconstruct as job
     elif mode == "prepare":
-        from rin_jax.jobs.prepare import prepare
-
-        prepare(CONFIG.value, WORKDIR.value, SOURCE.value, DOWNLOADED.value)
+        from rin_jax.jobs.prepare import prepare as job
     elif mode == "plan":
-        from rin_jax.jobs.plan import plan
-
-        plan(CONFIG.value, TOPOLOGY.value or "", NUM_SLICES.value)
+        from rin_jax.jobs.plan import plan as job
     elif mode == "export":
-        from rin_jax.jobs.export import export
-
-        export(CONFIG.value, WORKDIR.value, TO.value, EMA.value, GRID.value, ONNX.value, PUSH.value)
-    elif mode == "import_pix2seq":
-        from rin_jax.jobs.import_pix2seq import import_pix2seq
-
-        import_pix2seq(CONFIG.value, WORKDIR.value, SOURCE.value)
+        from rin_jax.jobs.export import export as job
     else:
-        from rin_jax.jobs.evaluate import evaluate
-
-        evaluate(CONFIG.value, WORKDIR.value, EMA.value)
+        from rin_jax.jobs.import_pix2seq import import_pix2seq as job
+    heard = (watch,) if mode == "train" else ()
+    job(CONFIG.value, *(flag.value for flag in READS[mode]), *heard)
 
 
 if __name__ == "__main__":

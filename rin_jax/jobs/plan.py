@@ -29,11 +29,11 @@ from rin_jax.training.state import abstract_state
 from rin_jax.training.step import compile_train_step, make_loss
 
 
-def plan(config: ml_collections.ConfigDict, topology: str, num_slices: int) -> None:
+def plan(config: ml_collections.ConfigDict, topology: str | None, num_slices: int) -> None:
     """Prints the plan of a run on slices of `topology`; ConfigError as the functions it calls."""
     jax.config.update("jax_platforms", "cpu")
     experiment = make_experiment(config)
-    chip = chips.by_topology(topology)
+    chip = chips.by_topology(topology or "")
     devices = topology_devices(topology, num_slices)
     # programs for devices that are not there can be written to the cache, but not read
     jax.config.update("jax_enable_compilation_cache", False)

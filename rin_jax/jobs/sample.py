@@ -34,7 +34,7 @@ PICTURED = 8  # images whose way is shown
 
 
 def sample(
-    config, workdir: str, *, num: int | None, classes: Sequence[str], ema: str | None,
+    config, workdir: str, num: int | None, classes: Sequence[str], ema: str | None,
     checkpoint: int | None, export: str | None, show: bool,
 ) -> epath.Path:  # fmt: skip
     """Samples images 0..num-1 of config.seed and writes the files; returns their folder.

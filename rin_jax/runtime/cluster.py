@@ -21,6 +21,8 @@ from rin_jax.runtime import exits
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+ALL_HOSTS = ("Start the same command on every host (see there why it ended), or wait longer with "
+             "--join_timeout.")  # fmt: skip
 
 
 class ProcessError(RuntimeError):
@@ -124,8 +126,7 @@ def _knock(host: str, port: int, timeout: float) -> None:
             if time.monotonic() > deadline:
                 raise ProcessError(
                     f"process 0 did not answer at {host}:{port} within {timeout:g} s ({error}). "
-                    "Start the same command on every host (see there why it ended), or wait longer "
-                    "with --join_timeout."
+                    f"{ALL_HOSTS}"
                 ) from error
             time.sleep(0.2)
 
@@ -135,11 +136,8 @@ def _naming_who_is_missing(cluster: Cluster, timeout: float) -> Iterator[None]:
     """Lets the service end the wait, since it knows who is missing; JAX leaves it to the others."""
     module, name = distributed._jax, "get_distributed_runtime_service"
     original = getattr(module, name)
-    text = (
-        f"error: not all {cluster.count} processes joined within {timeout:g} s; JAX names those "
-        "that are missing. Start the same command on every host (see there why it ended), or wait "
-        "longer with --join_timeout.\n"
-    )
+    late = f"not all {cluster.count} processes joined within {timeout:g} s"
+    text = f"error: {late}; JAX names those that are missing. {ALL_HOSTS}\n"
     timer = threading.Timer(timeout, exits.write_error, [text])
     timer.daemon = True
     if cluster.index == 0:

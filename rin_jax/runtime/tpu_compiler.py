@@ -27,9 +27,8 @@ class Compiled:
 
     def verdict(self) -> str:
         """What it needs of what there is."""
-        if self.fits:
-            return f"{self.used / GIB:.2f} of {self.capacity / GIB:.2f} GiB, fits"
-        return f"does not fit: {self.used / GIB:.2f} of {self.capacity / GIB:.2f} GiB"
+        needed = f"{self.used / GIB:.2f} of {self.capacity / GIB:.2f} GiB"
+        return f"{needed}, fits" if self.fits else f"does not fit: {needed}"
 
     def sent(self, crosses: bool) -> float:
         """Bytes that the chip sends inside its slice, or to other slices."""

@@ -15,7 +15,7 @@ import rin_jax
 from rin_jax import ConfigError
 from rin_jax.diffusion import schedules
 from rin_jax.experiment import make_experiment
-from rin_jax.interop import card, programs, rin_torch
+from rin_jax.interop import card, rin_torch, stablehlo
 from rin_jax.interop.loading import load
 from rin_jax.jobs import export
 from rin_jax.runtime import sharding
@@ -139,7 +139,7 @@ def test_denoise_carries_latents(exported):
 
 def test_each_device_computes_its_part_of_a_batch(exported, monkeypatch):
     """And a batch that the devices do not divide has as many rows as it was given."""
-    rows, made = [], programs.make_denoiser
+    rows, made = [], stablehlo.make_denoiser
 
     def spy(experiment):
         def denoiser(params, xt, *rest):
@@ -148,7 +148,7 @@ def test_each_device_computes_its_part_of_a_batch(exported, monkeypatch):
 
         return denoiser
 
-    monkeypatch.setattr(programs, "make_denoiser", spy)
+    monkeypatch.setattr(stablehlo, "make_denoiser", spy)
     model = rin_jax.load(str(exported))
     xt, gamma = exports.noise(model, 21), np.linspace(0.1, 0.9, 21, dtype=np.float32)
     labels = np.arange(21) % 10
