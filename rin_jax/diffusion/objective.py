@@ -56,8 +56,9 @@ class Objective:
         batch, keys = shape[0], jax.random.split(key, 4)
         t, eps = jax.random.uniform(keys[0], (batch,)), jax.random.normal(keys[1], shape)
         self_cond = jax.random.bernoulli(keys[2], self.self_cond_rate, (batch,))
+        self_cond = self_cond.astype(jnp.float32)
         keep_cond = jax.random.bernoulli(keys[3], 1 - self.cond_dropout, (batch, 2))
-        return Draws(t, eps, self_cond.astype(jnp.float32), keep_cond)
+        return Draws(t, eps, self_cond, keep_cond)
 
     def loss(
         self,

@@ -99,8 +99,9 @@ def make_train_step(experiment: Experiment, mesh: Mesh):
             (state.params, state.opt_state),
         )
         metrics |= {"param_norm": optax.tree.norm(params), "finite": finite}
-        emas = ema.update(state.emas, params, experiment.averages, state.step + 1)
-        return TrainState(state.step + 1, params, emas, opt_state), metrics
+        taken = state.step + 1
+        emas = ema.update(state.emas, params, experiment.averages, taken)
+        return TrainState(taken, params, emas, opt_state), metrics
 
     return step
 
