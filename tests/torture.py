@@ -50,9 +50,8 @@ def child(phase_file: str, arguments: list[str]) -> None:
     from absl import app, flags
 
     from rin_jax import main
-    from rin_jax.checkpointing import restore
     from rin_jax.jobs import evaluate, train
-    from rin_jax.training import loop
+    from rin_jax.training import loop, resume
 
     run_loop = train.run_loop
 
@@ -65,7 +64,7 @@ def child(phase_file: str, arguments: list[str]) -> None:
 
     train.run_loop = stepping
     train.compile_train_step = noted("compile", train.compile_train_step)
-    restore.restore_state = noted("restore", restore.restore_state)
+    resume.restore_state = noted("restore", resume.restore_state)
     loop.next_unless = noted("input", loop.next_unless)
     loop.Saver.save = noted("save", loop.Saver.save)
     loop.Saver.wait = noted("save", loop.Saver.wait)

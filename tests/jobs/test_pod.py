@@ -244,15 +244,6 @@ def test_a_damaged_checkpoint_is_skipped_by_two_processes(start, trained, tmp_pa
     assert_same_bits(workdir, trained(TWO))
 
 
-def test_fine_tuning_by_two_processes_is_that_of_one(start, trained, data_dir, tmp_path):
-    for name, layout in (("two", TWO), ("alone", ALONE)):
-        pod = start(tmp_path / name, layout, train__init_from=trained(ALONE))
-        assert pod.end() == 0, pod.log
-        assert pod.log.count("arrays are taken over") == 1
-    assert_same_run(tmp_path / "two", tmp_path / "alone", data_dir)
-    assert losses(tmp_path / "alone") != losses(trained(ALONE))
-
-
 def test_samples_by_two_processes_are_those_of_one_to_the_bit(start, trained, tmp_path):
     arrays = []
     for layout in (ALONE, TWO):

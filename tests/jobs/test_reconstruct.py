@@ -15,7 +15,7 @@ from rin_jax.runtime import sharding
 from rin_jax.sampling.weights import abstract_params, load_ema
 from tests import tiny
 
-STEPS, EVERY, LENGTH = 96, 6, 0.15
+STEPS, EVERY, LENGTH = 48, 3, 0.15
 
 
 def config(data_dir, **changes):

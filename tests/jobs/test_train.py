@@ -92,7 +92,7 @@ class InterruptedRunError(Exception):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stop", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("stop", [1, 3, 4])
 def test_interrupted_and_resumed_is_bit_identical(
     undisturbed, data_dir, tmp_path, monkeypatch, stop
 ):
@@ -112,7 +112,7 @@ def test_interrupted_and_resumed_is_bit_identical(
         with pytest.raises(InterruptedRunError):
             train_lib.train(config, workdir)
     resumed = newest(workdir)
-    assert resumed == {1: 0, 2: 2, 3: 3, 4: 4, 5: 4}[stop]  # every two, before samples
+    assert resumed == {1: 0, 3: 3, 4: 4}[stop]  # every two, before samples
     train_lib.train(config, workdir)
 
     step, state = restored(workdir, data_dir)
