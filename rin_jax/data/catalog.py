@@ -18,6 +18,8 @@ from tensorflow_datasets.core.download import checksums
 from rin_jax import ConfigError
 from rin_jax.data import digits  # noqa: F401  (the import registers the name "digits")
 
+Builder = tfds.core.DatasetBuilder
+
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
@@ -61,14 +63,12 @@ def find_splits(folder: epath.Path) -> tuple[str, ...]:
     return tuple(tfds.builder_from_directory(folder).info.splits)
 
 
-def has_random_access(builder: tfds.core.DatasetBuilder) -> bool:
+def has_random_access(builder: Builder) -> bool:
     """Whether a prepared data set is stored as ArrayRecord."""
     return "array_record" in {found.value for found in builder.info.available_file_formats()}
 
 
-def find_builder(
-    name: str, data_dir: str | None, image_size: int | None
-) -> tfds.core.DatasetBuilder:
+def find_builder(name: str, data_dir: str | None, image_size: int | None) -> Builder:
     """Our copy at that size if it is there, else the data set of TFDS; see `describe`."""
     if image_size is not None:
         copy = sized_folder(name, data_dir, image_size)
@@ -87,7 +87,7 @@ def other_sizes(name: str, data_dir: str | None) -> str:
     return f" at data.image_size, only at {known}" if known else ""
 
 
-def tfds_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+def tfds_builder(name: str, data_dir: str | None) -> Builder:
     """The data set of TFDS, prepared or not; errors as `describe`."""
     try:
         return tfds.builder(name, data_dir=data_dir)
@@ -113,7 +113,7 @@ def _missing_package(doing: str, error: ImportError) -> ConfigError:
     )
 
 
-def feature_keys(name: str, builder: tfds.core.DatasetBuilder) -> tuple[str, str | None]:
+def feature_keys(name: str, builder: Builder) -> tuple[str, str | None]:
     """The keys of the image and of the class label (None: unconditional)."""
     features = builder.info.features
     items = features.items() if isinstance(features, tfds.features.FeaturesDict) else ()
@@ -128,10 +128,8 @@ def feature_keys(name: str, builder: tfds.core.DatasetBuilder) -> tuple[str, str
     image, label = _choose(found_images, "image"), _choose(labels, "label")
     if image is None:
         found = f"several ({', '.join(found_images)})" if found_images else "none"
-        raise ConfigError(
-            f"data.name: {name!r} must have one image feature of 8 bits but has {found}; "
-            f"choose another data set"
-        )
+        wanted = f"data.name: {name!r} must have one image feature of 8 bits"
+        raise ConfigError(f"{wanted} but has {found}; choose another data set")
     return image, label
 
 
@@ -140,11 +138,11 @@ def _choose(keys: list[str], preferred: str) -> str | None:
     return preferred if preferred in keys else only
 
 
-def info(name: str, split: str, builder: tfds.core.DatasetBuilder) -> DatasetInfo:
+def info(name: str, split: str, builder: Builder) -> DatasetInfo:
     """What a builder tells of one split; errors as `describe`."""
     image_key, label_key = feature_keys(name, builder)
     label = builder.info.features[label_key] if label_key else None
-    num_examples = None
+    num_examples, folder = None, str(builder.data_path)
     if builder.is_prepared():
         try:
             num_examples = builder.info.splits[split].num_examples
@@ -156,11 +154,10 @@ def info(name: str, split: str, builder: tfds.core.DatasetBuilder) -> DatasetInf
             ) from error
     image_shape = tuple(builder.info.features[image_key].shape)
     num_classes, names = (label.num_classes, tuple(label.names)) if label else (0, ())
-    folder = str(builder.data_path)
     return DatasetInfo(name, split, image_shape, num_classes, names, num_examples, folder)
 
 
-def prepare_with_tfds(name: str, builder: tfds.core.DatasetBuilder, downloaded: str | None) -> None:
+def prepare_with_tfds(name: str, builder: Builder, downloaded: str | None) -> None:
     """Has TFDS prepare a data set as ArrayRecord, from the network if it must.
 
     `downloaded` is a folder that is looked through for the files first, under their original
@@ -188,7 +185,7 @@ def prepare_with_tfds(name: str, builder: tfds.core.DatasetBuilder, downloaded: 
         ) from error
 
 
-def _trust_files(builder: tfds.core.DatasetBuilder, downloaded: str) -> None:
+def _trust_files(builder: Builder, downloaded: str) -> None:
     """Takes the user's files as they are, with a warning where TFDS knows other checksums.
 
     Some sources pack the same content anew, which changes the checksum of the package.

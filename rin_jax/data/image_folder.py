@@ -102,8 +102,7 @@ def _by_folders(folder: pathlib.Path, files: Sequence[str]) -> Classes:
     if not classes:
         return None, ()
     tops = [file.partition("/")[0] if "/" in file else None for file in files]
-    loose = [file for file, top in zip(files, tops, strict=True) if top not in classes]
-    if loose:
+    if loose := [file for file, top in zip(files, tops, strict=True) if top not in classes]:
         raise ConfigError(
             f"--source={folder} has folders and also images beside them ({_some(loose)}): move "
             "each into the folder of its class, or add labels.csv (columns file, label)"

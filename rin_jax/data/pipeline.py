@@ -1,11 +1,10 @@
 """Batches of images for training and evaluation, on the host.
 
-Owns the order of the records and what is done to each of them before it reaches a device. The
-order is a function of (seed, step) alone: grain shuffles indices, epoch after epoch, and process
-p of P takes the p-th block of each global batch, so that any number of processes reads the same
-global batches, row for row, and a run resumes from its step. Records are fetched a batch at a
-time; a data set that fits is kept decoded in memory from its first epoch on. A batch is a dict
-and a label is an entry of it. Random augmentation is done on the device and not here.
+The order of the records is a function of (seed, step) alone: grain shuffles indices, epoch after
+epoch, and process p of P takes the p-th block of each global batch, so that any number of processes
+reads the same global batches, row for row, and a run resumes from its step. Records are fetched a
+batch at a time; a data set that fits is kept decoded in memory from its first epoch on. Random
+augmentation is done on the device and not here.
 """
 
 import os
@@ -49,11 +48,10 @@ def train_batches(
             f"choose a multiple of {process_count}"
         )
     if len(source) < batch_size:
-        info = source.info
         raise ConfigError(
-            f"data.name={info.name!r}, data.split={info.split!r} has {len(source)} records, "
-            f"fewer than one batch of train.batch_size={batch_size}; choose a smaller batch or a "
-            "larger split"
+            f"data.name={source.info.name!r}, data.split={source.info.split!r} has {len(source)} "
+            f"records, fewer than one batch of train.batch_size={batch_size}; choose a smaller "
+            "batch or a larger split"
         )
     reader = _Reader(source)
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()

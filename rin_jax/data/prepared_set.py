@@ -72,18 +72,15 @@ def make_report(original: Original, image_size: int, shards: Sequence[Shard]) ->
     """What `shard_writer.write` returns, from all shards of a split."""
     classes = sum((collections.Counter(shard.classes) for shard in shards), collections.Counter())
     return {
-        "name": original.name,
-        "split": original.split,
-        "original": original.fingerprint,
-        "image_size": image_size,
-        "channels": original.channels,
+        "name": original.name, "split": original.split, "original": original.fingerprint,
+        "image_size": image_size, "channels": original.channels,
         "written": sum(shard.records for shard in shards),
         "bytes": sum(shard.bytes for shard in shards),
         "enlarged": sum(shard.enlarged for shard in shards),
         "classes": {name: classes[label] for label, name in enumerate(original.class_names)},
         "skipped": [list(image) for shard in shards for image in shard.skipped],
         "shard_lengths": [shard.records for shard in shards],
-    }
+    }  # fmt: skip
 
 
 def file_name(folder: pathlib.Path, split: str, index: int, count: int) -> str:

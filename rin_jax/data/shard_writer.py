@@ -62,12 +62,9 @@ def write(
         with other images; the disk is full. What is written is kept.
     """
     plan = {
-        "format": FORMAT,
-        "original": original.fingerprint,
-        "image_size": image_size,
-        "channels": original.channels,
-        "class_names": list(original.class_names),
-    }
+        "format": FORMAT, "original": original.fingerprint, "image_size": image_size,
+        "channels": original.channels, "class_names": list(original.class_names),
+    }  # fmt: skip
     folder = pathlib.Path(folder)  # a local one, with renames that replace
     staging = folder.parent / f"incomplete-{original.split}"
     staging.mkdir(parents=True, exist_ok=True)
@@ -149,15 +146,7 @@ def _write_all(original, folder, staging, image_size, num_threads, progress) -> 
         except BaseException:
             stop.set()
             threads.shutdown(wait=True, cancel_futures=True)
-            failed = [task.exception() for task in tasks if task.done() and not task.cancelled()]
-            causes = [error for error in failed if error and not isinstance(error, _StoppedError)]
-            if causes:
-                raise causes[0] from None
             raise
-
-
-class _StoppedError(Exception):
-    """Another thread failed."""
 
 
 def _write_shard(original, indices, path, image_size, progress, stop) -> Shard:
@@ -168,7 +157,7 @@ def _write_shard(original, indices, path, image_size, progress, stop) -> Shard:
     writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
     for what, load in original.read(indices.start, indices.stop):
         if stop.is_set():
-            raise _StoppedError
+            raise futures.CancelledError  # another thread failed
         try:
             image, label = load()
             enlarged_one = min(image.shape[:2]) < image_size

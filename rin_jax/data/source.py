@@ -1,7 +1,6 @@
 """The records of a prepared data set, read at random without TensorFlow.
 
-Owns the look at the files before training, the reading of a record, what happens when that fails
-and the words for it. Nothing is prepared here but the digits, which lie in a Python package.
+Nothing is prepared here but the digits, which lie in a Python package.
 """
 
 import hashlib
@@ -22,7 +21,6 @@ from rin_jax.data import catalog, digits, preprocessing
 from rin_jax.data.dataset import Data
 
 TRIES, PAUSE = 3, 0.5  # of reading a record; seconds before the second try, twice that later
-_THREADS = 16  # that look at files together
 
 
 class ReadError(OSError):
@@ -49,9 +47,8 @@ class ImageSource:
         self._records = self._open()
 
     def _open(self):
-        return self._builder.as_data_source(
-            self.data.split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-        )
+        raw = tfds.decode.DeserializeMethod.RAW_BYTES
+        return self._builder.as_data_source(self.data.split, deserialize_method=raw)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -132,16 +129,14 @@ def open_source(data: Data) -> ImageSource:
     if isinstance(builder, digits.Digits) and not builder.is_prepared():
         catalog.prepare_with_tfds(data.name, builder, None)
         builder = catalog.find_builder(data.name, data.data_dir, data.image_size)
+    remedy = "run the same command once with --mode=prepare"
     if not builder.is_prepared():
-        raise ConfigError(
-            f"data.name={data.name!r} is not prepared in {catalog.folder_of(data.data_dir)}"
-            f"{catalog.other_sizes(data.name, data.data_dir)}; run the same command once with "
-            "--mode=prepare"
-        )
+        where = f"{catalog.folder_of(data.data_dir)}{catalog.other_sizes(data.name, data.data_dir)}"
+        raise ConfigError(f"data.name={data.name!r} is not prepared in {where}; {remedy}")
     if not catalog.has_random_access(builder):
         raise ConfigError(
             f"data.name={data.name!r} is in {builder.data_path} in a format without random access; "
-            "run the same command once with --mode=prepare, which writes a copy as array_record"
+            f"{remedy}, which writes a copy as array_record"
         )
     return ImageSource(builder, data)
 
@@ -169,7 +164,7 @@ def _check_files(name: str, files: list) -> None:
             return f"{path} is damaged: it has {records} records instead of {lost}"
         return None
 
-    with futures.ThreadPoolExecutor(_THREADS) as threads:
+    with futures.ThreadPoolExecutor(16) as threads:
         problems = [text for text in threads.map(problem, files) if text]
     if problems:
         raise ConfigError(

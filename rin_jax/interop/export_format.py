@@ -68,13 +68,10 @@ def nest(tensors: Mapping[str, Any]) -> dict[str, Any]:
 def write_weights(
     folder: epath.Path, params: Mapping[str, Any], metadata: Mapping[str, str]
 ) -> str:
-    """Writes model.safetensors; returns its SHA-256.
+    """Writes model.safetensors; returns its SHA-256. ConfigError at an array that is not float32.
 
-    `params` are float32 arrays. Those of a CPU are written as they lie in memory; those of other
-    devices are on the host once while this runs.
-
-    Raises:
-      ConfigError: an array of another type, which is named.
+    Those of a CPU are written as they lie in memory; those of other devices are on the host once
+    while this runs.
     """
     arrays = {name: np.asarray(leaf, order="C") for name, leaf in flatten(params).items()}
     for name, array in arrays.items():
@@ -94,11 +91,7 @@ def write(folder: epath.Path, description: Description) -> None:
 
 
 def read(folder: epath.Path) -> Description:
-    """Reads config.json.
-
-    Raises:
-      ConfigError: it is not there, damaged, of another format version, or incomplete.
-    """
+    """Reads config.json; ConfigError if it is missing, damaged, incomplete or of another format."""
     path = folder / CONFIG
     if not path.exists():
         raise ConfigError(f"{folder} is not an export: it has no {CONFIG}.")
@@ -112,9 +105,9 @@ def read(folder: epath.Path) -> Description:
             f"{path} has format {version!r}; this version of rin_jax reads format {FORMAT}. Use "
             "the version that wrote it, or export the checkpoint again."
         )
-    wanted = [field.name for field in dataclasses.fields(Description)]
-    missing, unknown = sorted(set(wanted) - set(content)), sorted(set(content) - set(wanted))
-    if missing or unknown:
+    wanted = {field.name for field in dataclasses.fields(Description)}
+    if wanted != set(content):
+        missing, unknown = sorted(wanted - set(content)), sorted(set(content) - wanted)
         raise ConfigError(
             f"{path} is damaged: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}."
         )
@@ -128,21 +121,16 @@ def check_network(path: epath.Path, saved: Mapping[str, Any], rin: RIN) -> None:
     They differ if the file was changed, or where another version has other defaults.
     """
     now = network_fields(rin)
-    differences = [
-        f"{name}: network {saved.get(name)!r}, config {now.get(name)!r}"
-        for name in sorted(set(saved) | set(now))
-        if saved.get(name) != now.get(name)
-    ]
-    if differences:
-        raise ConfigError(f"{path} describes two networks:\n  " + "\n  ".join(differences))
+    names = [name for name in sorted(set(saved) | set(now)) if saved.get(name) != now.get(name)]
+    if names:
+        each = [f"{name}: network {saved.get(name)!r}, config {now.get(name)!r}" for name in names]
+        raise ConfigError(f"{path} describes two networks:\n  " + "\n  ".join(each))
 
 
 def read_weights(
     folder: epath.Path, sha256: str, rin: RIN, place: Callable[[np.ndarray], Any]
 ) -> dict[str, Any]:
-    """The parameter tree of `rin` from model.safetensors, a tensor at a time.
-
-    `place` puts each array on its devices.
+    """The parameter tree of `rin` from model.safetensors; `place` puts each array on its devices.
 
     Raises:
       ConfigError: the file is missing, cut off, changed or not of this format, or a tensor is
@@ -170,9 +158,9 @@ def read_weights(
 def _check_tensors(path: epath.Path, file: Any, rin: RIN) -> None:
     """Raises ConfigError unless an open file has the parameters of `rin` and nothing else."""
     wanted = {name: list(leaf.shape) for name, leaf in flatten(param_shapes(rin)).items()}
-    headers = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-    problems = [f"{name}: missing" for name in wanted if name not in headers]
-    for name, header in headers.items():
+    problems = [f"{name}: missing" for name in sorted(set(wanted) - set(file.keys()))]
+    for name in file.keys():  # noqa: SIM118
+        header = file.get_slice(name)
         if name not in wanted:
             problems.append(f"{name}: unknown")
         elif header.get_shape() != wanted[name]:

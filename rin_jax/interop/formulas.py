@@ -35,19 +35,12 @@ def function(name: str, **parameters: Any) -> str:
 
 def torch_file() -> str:
     """rin_torch.py with the formulas of all schedules in its table."""
-    rows = [
-        f'    "{name}": lambda {", ".join(["t", *map(_argument, family.parameters.values())])}: (\n'
-        f"        {family.formula}\n    ),\n"
-        for name, family in SCHEDULES.items()
-        if family.formula
-    ]
-    table = f"{FOREIGN_BETWEEN}\n\nSCHEDULES: dict = {{\n{''.join(rows)}}}\n"
-    text = TORCH_FILE.read_text()
-    if text.count(EMPTY_TABLE) != 1:
-        raise RuntimeError(f"{TORCH_FILE} has no line {EMPTY_TABLE!r}")
-    return text.replace(EMPTY_TABLE, table)
-
-
-def _argument(parameter) -> str:
-    default = "" if parameter.default is parameter.empty else f"={parameter.default!r}"
-    return f"{parameter.name}{default}"
+    rows = ""
+    for name, family in SCHEDULES.items():
+        if family.formula:
+            parameters = (str(p.replace(annotation=p.empty)) for p in family.parameters.values())
+            arguments = ", ".join(["t", *parameters])
+            rows += f'    "{name}": lambda {arguments}: (\n        {family.formula}\n    ),\n'
+    table = f"{FOREIGN_BETWEEN}\n\nSCHEDULES: dict = {{\n{rows}}}\n"
+    before, after = TORCH_FILE.read_text().split(EMPTY_TABLE)
+    return f"{before}{table}{after}"

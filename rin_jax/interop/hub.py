@@ -28,8 +28,7 @@ def pull(repo: str) -> str:
 def push(folder: str, repo: str) -> str:
     """Uploads a folder as one commit of a hub repository; returns the commit's address.
 
-    A repository that is not there yet is made, private. After an interruption the same call sends
-    what is still missing.
+    A new repository is private. After an interruption the same call sends what is still missing.
 
     Raises:
       ConfigError: the hub cannot be reached or refuses, or huggingface_hub is not installed.

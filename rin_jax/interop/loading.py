@@ -56,8 +56,8 @@ class Model:
     def with_sampler(self, **fields: Any) -> "Model":
         """The same weights under another sampler: with_sampler(name="heun", num_steps=10).
 
-        Fields of the section `sampler` that are not given stay. ConfigError at one that there is
-        not, or a value that cannot be.
+        Fields of the section `sampler` that are not given stay; ConfigError at one that does not
+        exist, or a value that cannot be.
         """
         sections = self.config.to_dict()
         sections["sampler"] |= fields

@@ -221,8 +221,8 @@ class RIN(nn.Module):
         if net["interface_self_cond"]:
             self.prev_interface_mlp = MLP(interface, net["interface_mlp_ratio"])
             self.prev_interface_norm = norm(interface)
-        depth, count = net["depth"], net["num_blocks"]
-        depths = [depth] * count if isinstance(depth, int) else depth
+        depth = net["depth"]
+        depths = [depth] * net["num_blocks"] if isinstance(depth, int) else depth
         self.blocks = nn.ModuleList(Block(net, depth) for depth in depths)
         self.readout = Readout(net)
 
@@ -256,8 +256,7 @@ class RIN(nn.Module):
             (latents if net["label_on_latents"] else cond).append(token)
         latents = torch.cat(latents, 1)
         if net["latent_self_cond"]:
-            carried = self.prev_latent_mlp(previous["latents"])
-            latents = latents + self.prev_latent_norm(carried)
+            latents = latents + self.prev_latent_norm(self.prev_latent_mlp(previous["latents"]))
         tokens, cond = interface.shape[1], torch.cat(cond, 1) if cond else None
         if cond is not None and net["cond_route"] == "write":
             interface, cond = torch.cat([interface, cond], 1), None
