@@ -1,0 +1,32 @@
+"""rin_jax.main as a process of a pod that keeps its compiled programs: JAX lets process 0 alone."""
+
+import os
+
+import jax
+from jax._src import compiler, distributed
+
+from rin_jax.runtime import processes
+
+
+def write(*args, original=compiler._cache_write, **kwargs) -> None:
+    """As if this was process 0; the keys of other processes are other ones."""
+    state = distributed.global_state
+    own, state.process_id = state.process_id, 0
+    try:
+        original(*args, **kwargs)
+    finally:
+        state.process_id = own
+
+
+compiler._cache_write = write
+processes.HEARTBEAT = int(os.environ["POD_HEARTBEAT"])
+jax.config.update("jax_compilation_cache_dir", os.environ["POD_CACHE"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+if __name__ == "__main__":
+    from absl import app, flags
+
+    from rin_jax import main
+
+    flags.mark_flags_as_required(["config"])
+    app.run(main.main)
