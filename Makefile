@@ -17,7 +17,7 @@ demo: $(VENV)/.base
 	$(BIN)/python -m rin_jax.main --config=configs/digits.py --workdir=$(WORKDIR) --mode=sample
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=40
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=10
 
 CHECKED := tests/test_imports.py tests/test_configs.py tests/test_experiment.py tests/data \
 	tests/diffusion tests/evaluation tests/launch tests/runtime
