@@ -42,7 +42,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DTYPES = ("float32", "bfloat16")
 # A file of configs/, the batch, and what differs from that file.
 SIZES: dict[str, dict[str, Any]] = {
-    "s64": {  # the size of the reference figures in README.md; the heads are our choice
+    "s64": {  # the heads are our choice
         "config": "imagenet64",
         "batch": 4,
         "model": {
