@@ -35,8 +35,9 @@ $(VENV)/.base: setup.py
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
-$(VENV)/.installed: $(VENV)/.base
+$(VENV)/.installed: $(VENV)/.base tests/peers.txt
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --no-deps --requirement tests/peers.txt
 	touch $@
 
 clean:
