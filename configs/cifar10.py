@@ -66,7 +66,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
     config.checkpoint.keep_every_steps = config_dict.placeholder(int)
 
-    config.evaluation.batch_size = 1000
 
     if arg == "tiny":
         released.shrink(config)

@@ -116,7 +116,16 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
     config.evaluation = ml_collections.ConfigDict()
     config.evaluation.num_samples = 1000
-    config.evaluation.batch_size = 250
+    config.evaluation.labels = "balanced"
+    config.evaluation.networks = ("classifier",)  # trained on these digits; Inception saw none
+    config.evaluation.measures = ("frechet", "agreement")
+    config.evaluation.inception_protocol = "adm"
+    config.evaluation.inception_weights = config_dict.placeholder(str)  # a file
+    config.evaluation.dinov2_weights = config_dict.placeholder(str)  # a file
+    config.evaluation.reference = config_dict.placeholder(str)  # statistics made elsewhere
+    config.evaluation.every_steps = 1000
+    config.evaluation.trend_samples = 300
+    config.evaluation.keep_best = True
 
     config.mesh = ml_collections.ConfigDict()
     config.mesh.data = -1
@@ -136,5 +145,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.ema.snapshot_every_steps = 10
         config.checkpoint.every_steps = 10
         config.evaluation.num_samples = 20
-        config.evaluation.batch_size = 10
+        config.evaluation.every_steps = config_dict.placeholder(int)
+        config.evaluation.trend_samples = 20
     return config

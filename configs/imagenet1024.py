@@ -62,7 +62,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.train.batch_size = 512  # [M]
     config.train.num_steps = 910_000  # [M]
 
-    config.evaluation.batch_size = 128
 
     if arg == "tiny":
         released.shrink(config)

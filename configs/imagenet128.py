@@ -62,7 +62,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.train.batch_size = 1024  # [M]
     config.train.num_steps = 600_000  # [M]
 
-    config.evaluation.batch_size = 512
 
     if arg == "tiny":
         released.shrink(config)

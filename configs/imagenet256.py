@@ -66,7 +66,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.train.batch_size = 1024  # [V2]
     config.train.num_steps = 600_000  # [V2]
 
-    config.evaluation.batch_size = 512
 
     if arg == "tiny":
         released.shrink(config)

@@ -65,7 +65,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.train.batch_size = 1024  # [M], [V] released
     config.train.num_steps = 300_000  # [M]; released: 150,000 [V]
 
-    config.evaluation.batch_size = 512
 
     if arg == "tiny":
         released.shrink(config)

@@ -88,6 +88,16 @@ def recipe() -> ml_collections.ConfigDict:
 
     config.evaluation = ml_collections.ConfigDict()
     config.evaluation.num_samples = 50_000  # [V]
+    config.evaluation.labels = "random"  # [V]
+    config.evaluation.networks = config_dict.placeholder(tuple)  # inception if its file is named
+    config.evaluation.measures = ("frechet", "inception_score", "kid", "precision_recall")
+    config.evaluation.inception_protocol = "rin_tfgan"  # [V]
+    config.evaluation.inception_weights = config_dict.placeholder(str)  # a file
+    config.evaluation.dinov2_weights = config_dict.placeholder(str)  # a file
+    config.evaluation.reference = config_dict.placeholder(str)  # statistics made elsewhere
+    config.evaluation.every_steps = 50_000
+    config.evaluation.trend_samples = 2000
+    config.evaluation.keep_best = False
 
     config.mesh = ml_collections.ConfigDict()
     config.mesh.data = -1
@@ -116,4 +126,7 @@ def shrink(config: ml_collections.ConfigDict) -> None:
     config.train.sample_every_steps = 10
     config.checkpoint.every_steps = 10
     config.evaluation.num_samples = 20
-    config.evaluation.batch_size = 10
+    config.evaluation.networks = ("classifier",)
+    config.evaluation.measures = ("frechet", "agreement")
+    config.evaluation.every_steps = config_dict.placeholder(int)
+    config.evaluation.trend_samples = 20

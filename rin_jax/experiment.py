@@ -42,6 +42,14 @@ SINCE_FORMAT_2 = {
 }  # fmt: skip
 
 
+# The section `evaluation` of configurations that were saved before it said how figures are made.
+OLD_EVALUATION = {
+    "num_samples": 50_000, "labels": "random", "networks": None, "measures": ("frechet",),
+    "inception_protocol": "adm", "inception_weights": None, "dinov2_weights": None,
+    "reference": None, "every_steps": None, "trend_samples": 2000, "keep_best": False,
+}  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True)
 class Generation:
     """What the section `sampler` says beside the sampling procedure and its guidance."""
@@ -218,6 +226,8 @@ def saved_config(saved: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """The configuration that a checkpoint or an export keeps, with the fields it may lack."""
     config = copy.deepcopy(dict(saved))
     config["model"] = SINCE_FORMAT_2 | config["model"]
+    known = {name: x for name, x in config["evaluation"].items() if name in OLD_EVALUATION}
+    config["evaluation"] = OLD_EVALUATION | known
     return ml_collections.ConfigDict(config)
 
 

@@ -11,7 +11,8 @@ from ml_collections import config_flags
 
 from rin_jax import ConfigError
 
-TOGETHER = ("train", "sample", "evaluate", "reconstruct")  # what all processes of a run do together
+# what all processes of a run do together
+TOGETHER = ("train", "sample", "evaluate", "reference", "reconstruct")
 MODES = (*TOGETHER, "prepare", "plan", "export", "import_pix2seq")
 sys.path.append(str(Path(__file__).parents[1]))  # configs/ lies beside rin_jax/
 
@@ -27,15 +28,18 @@ CLASSES = flags.DEFINE_list(
     "classes", [], "--mode=sample: labels, taken in turn (3,7); or all, in turn; or balanced, all "
     "in a random order in each round; or random. At most ten, evenly spaced, if not given.")
 CHECKPOINT = flags.DEFINE_integer(
-    "checkpoint", None, "--mode=sample: step of the checkpoint; the newest if not given.")
+    "checkpoint", None, "--mode=sample, evaluate: step of the checkpoint; the newest if not given.")
 EXPORT = flags.DEFINE_string(
-    "export", None, "--mode=sample: take the weights from this export (a folder, or owner/name on "
-    "the hub) instead of a run; --workdir is then any folder that gets the samples.")
+    "export", None, "--mode=sample, evaluate: take the weights from this export (a folder, or "
+    "owner/name on the hub) instead of a run; --workdir is then any folder that gets the result.")
+SAMPLES = flags.DEFINE_string(
+    "samples", None, "--mode=evaluate: measure all images of this folder, whatever made them.")
 PICTURES = flags.DEFINE_bool(
     "pictures", False, "--mode=sample: also draw the way of the first images and what was read.")
 EMA = flags.DEFINE_string(
     "ema", None, "--mode=sample, evaluate, export: the average whose weights are used, "
-    "decay_0.9999 or power_0.05; the first that the run keeps if not given.")
+    "decay_0.9999 or power_0.05, or best (see evaluation.keep_best); the first that the run keeps "
+    "if not given.")
 LENGTH = flags.DEFINE_float(
     "length", None, "--mode=reconstruct: length of the power average to make from the run's "
     "snapshots, a share of the training so far in (0, 0.288].")
@@ -62,7 +66,8 @@ PUSH = flags.DEFINE_string(
 READS = {
     "train": (WORKDIR,),
     "sample": (WORKDIR, NUM, CLASSES, EMA, CHECKPOINT, EXPORT, PICTURES),
-    "evaluate": (WORKDIR, EMA),
+    "evaluate": (WORKDIR, EMA, CHECKPOINT, EXPORT, SAMPLES),
+    "reference": (WORKDIR,),
     "reconstruct": (WORKDIR, LENGTH),
     "prepare": (WORKDIR, SOURCE, DOWNLOADED),
     "plan": (TOPOLOGY, NUM_SLICES),
@@ -117,6 +122,12 @@ def check_flags(mode: str) -> None:
                 f"--{flag.name} is of a run, but --export={EXPORT.value} has one average of one "
                 "step; leave one of the two out."
             )
+    for flag in (EMA, CHECKPOINT, EXPORT):
+        if SAMPLES.present and flag.present:
+            raise ConfigError(
+                f"--{flag.name} names weights, but --samples={SAMPLES.value} are images already; "
+                "leave one of the two out."
+            )
     if mode == "reconstruct" and LENGTH.value is None:
         raise ConfigError("--mode=reconstruct needs --length, as 0.08: see docs/checkpoints.md.")
 
@@ -129,6 +140,8 @@ def run(mode: str, watch=None) -> None:
         from rin_jax.jobs.sample import sample as job
     elif mode == "evaluate":
         from rin_jax.jobs.evaluate import evaluate as job
+    elif mode == "reference":
+        from rin_jax.jobs.reference import reference as job
     elif mode == "reconstruct":
         from rin_jax.jobs.reconstruct import reconstruct as job
     elif mode == "prepare":

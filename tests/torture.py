@@ -28,7 +28,7 @@ CHANGES = {
     "data.image_size": 8, "model.num_blocks": 1, "train.log_every_steps": 5,
     "train.sample_every_steps": 40, "checkpoint.every_steps": 10, "checkpoint.keep": 2,
     "ema.snapshot_every_steps": 25, "sampler.num_steps": 8, "evaluation.num_samples": 100,
-    "evaluation.batch_size": 20,
+    "evaluation.every_steps": 100,
 }  # fmt: skip
 
 

@@ -68,23 +68,25 @@ class Checkpoints:
     """Saves checkpoints into one folder; a context manager that ends with the last one complete.
 
     `path` is local or any that etils.epath knows (gs://...). `policy` says which checkpoints stay;
-    None keeps all.
+    None keeps all, or with `only_best` the one of the lowest loss.
     """
 
-    def __init__(self, path: epath.Path, policy: Policy | None = None):
+    def __init__(self, path: epath.Path, policy: Policy | None = None, only_best: bool = False):
         policies = ocp.training.preservation_policies
-        kept = [policies.LatestN(policy.keep) if policy else policies.PreserveAll()]
+        number = policy.keep_best if policy else int(only_best)
+        loss = operator.itemgetter("loss")
+        best = [policies.BestN(get_metric_fn=loss, reverse=True, n=number)] if number else []
+        kept = [] if only_best else [policies.PreserveAll()]
+        if policy:
+            kept = [policies.LatestN(policy.keep)]
         if policy and policy.keep_every_steps:
             kept.append(policies.EveryNSteps(policy.keep_every_steps))
-        if policy and policy.keep_best:
-            loss = operator.itemgetter("loss")
-            kept.append(policies.BestN(get_metric_fn=loss, reverse=True, n=policy.keep_best))
         context = ocp.Context()  # processes wait for each other by step; two folders may save one
         context.multiprocessing.barrier_sync_key_prefix = path.name
         self._checkpointer = ocp.training.Checkpointer(
             path,
             context=context,
-            preservation_policy=policies.AnyPreservationPolicy(kept),
+            preservation_policy=policies.AnyPreservationPolicy(kept + best),
             cleanup_tmp_directories=True,
         )
 

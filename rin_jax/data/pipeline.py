@@ -53,7 +53,7 @@ def train_batches(
             f"records, fewer than one batch of train.batch_size={batch_size}; choose a smaller "
             "batch or a larger split"
         )
-    reader = _Reader(source)
+    reader = Reader(source)
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     rows = batch_size // process_count
 
@@ -73,10 +73,10 @@ def fixed_examples(source: ImageSource, num: int) -> Batch:
 
     Batch and errors as those of `train_batches`.
     """
-    return _Reader(source)(np.arange(min(num, len(source))))
+    return Reader(source)(np.arange(min(num, len(source))))
 
 
-class _Reader:
+class Reader:
     """Reads and preprocesses the records of given indices, int [B]."""
 
     def __init__(self, source: ImageSource):
@@ -108,7 +108,7 @@ class _Memory:
     held after its values are there.
     """
 
-    def __init__(self, reader: _Reader):
+    def __init__(self, reader: Reader):
         self._reader = reader
         self._held = np.zeros(reader.num_records, bool)
         self._arrays: Batch = {}

@@ -1,16 +1,104 @@
-"""The section `evaluation` of a configuration."""
+"""The section `evaluation` of a configuration: what is drawn, what it is compared with, and how."""
 
 import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
 
-from rin_jax import at_least_one
+from rin_jax import ConfigError, at_least_one, one_of
+
+NETWORKS = ("classifier", "efficientnet", "inception", "dinov2")
+MEASURES = (
+    "frechet", "spatial_frechet", "inception_score", "kid", "precision_recall", "agreement",
+)  # fmt: skip
+# A measure -> the output of a feature network that it reads.
+OUTPUTS = {
+    "frechet": "pool", "spatial_frechet": "spatial", "inception_score": "logits", "kid": "pool",
+    "precision_recall": "pool", "agreement": "logits",
+}  # fmt: skip
+# A measure -> the networks for which it is defined; all, if it is not here.
+ONLY = {
+    "spatial_frechet": ("inception",), "inception_score": ("inception",),
+    "agreement": ("classifier",),
+}  # fmt: skip
+LABEL_RULES = ("random", "balanced", "data")
+PROTOCOLS = ("adm", "rin_tfgan")
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """How samples are drawn to be measured."""
+    """How samples are measured, by --mode=evaluate and, as a trend, in training."""
 
-    num_samples: int  # images that are measured
-    batch_size: int  # images that are sampled together; it changes none of them
+    num_samples: int  # images that --mode=evaluate measures; published tables have 50,000
+    # of the samples: "random" (each drawn by itself), "balanced", or "data" (as often as in data)
+    labels: str
+    # in whose features samples and real images are compared; None: Inception's if its weights are
+    # named, else EfficientNet-Lite0's
+    networks: tuple[str, ...] | None
+    measures: tuple[str, ...]  # each is computed in every network for which it is defined
+    inception_protocol: str  # resize, rounding and range before Inception: "adm" or "rin_tfgan"
+    inception_weights: str | None  # file of its weights; None: that network is left out
+    dinov2_weights: str | None  # likewise
+    # a folder of statistics of real images, or a file, made elsewhere; None: those of data.split,
+    # which are computed once and kept in the workdir
+    reference: str | None
+    every_steps: int | None  # steps between two trend figures in training; None: none
+    trend_samples: int  # images of each trend figure
+    keep_best: bool  # whether the average with the lowest trend figure is kept in WORKDIR/best
 
     def __post_init__(self):
-        at_least_one("evaluation", self, "num_samples", "batch_size")
+        at_least_one("evaluation", self, "num_samples", "every_steps", "trend_samples")
+        for network in self.chosen:
+            one_of("evaluation.networks", network, NETWORKS)
+        for measure in self.measures:
+            one_of("evaluation.measures", measure, MEASURES)
+        one_of("evaluation.labels", self.labels, LABEL_RULES)
+        one_of("evaluation.inception_protocol", self.inception_protocol, PROTOCOLS)
+        for network in self.chosen:
+            if not self.measures_of(network):
+                raise ConfigError(
+                    f"evaluation.measures {tuple(self.measures)} has none that is defined for "
+                    f"{network!r} of evaluation.networks; add 'frechet'."
+                )
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The feature networks."""
+        if self.networks is not None:
+            return tuple(self.networks)
+        return ("efficientnet",) if self.inception_weights is None else ("inception",)
+
+    def measures_of(self, network: str) -> list[str]:
+        """The wanted measures that are defined in a network's features."""
+        return [name for name in self.measures if network in ONLY.get(name, NETWORKS)]
+
+    def outputs_of(self, network: str) -> list[str]:
+        """The outputs of a network that the wanted measures read."""
+        return sorted({OUTPUTS[name] for name in self.measures_of(network)})
+
+
+def digest(description: Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits that tell one JSON description from another."""
+    text = json.dumps(description, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """A line for each entry of two descriptions that is not the same, inner ones by dotted name."""
+    wanted, found = _flat(wanted), _flat(found)
+    return [
+        f"{name} is {found.get(name)!r} there and {wanted.get(name)!r} here"
+        for name in sorted(wanted | found)
+        if wanted.get(name) != found.get(name)
+    ]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

@@ -1,68 +1,165 @@
-"""The job that measures a run's newest checkpoint: whether its samples show the class asked for."""
+"""The job --mode=evaluate: figures of samples against the real images of a data set.
 
+    WORKDIR/evaluation/STEP-EMA-NUM-HASH.json    the record: figures, and all that they depend on
+    WORKDIR/evaluation/parts/HASH/               features so far; removed when the record is there
+
+Samples are those of a run's checkpoint, of an export, or the images of a folder. A job that is
+interrupted and started again goes on where it was, with any number of processes.
+"""
+
+import dataclasses
+import datetime
+import importlib.metadata
 import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
+import ml_collections
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 
-from rin_jax import ConfigError
-from rin_jax.data import pipeline
+from rin_jax.checkpointing.checksums import tree_checksums
 from rin_jax.data.source import open_source
-from rin_jax.evaluation.classifier import Classifier
-from rin_jax.experiment import device_mesh, make_experiment
-from rin_jax.runtime import console
-from rin_jax.sampling.generate import generate_all
+from rin_jax.evaluation import protocol, records, sample_files
+from rin_jax.evaluation.parts import Parts
+from rin_jax.evaluation.protocol import Evaluation
+from rin_jax.evaluation.reference import Reference
+from rin_jax.experiment import Experiment, device_mesh, make_experiment
+from rin_jax.interop.loading import load
+from rin_jax.network.conditioning import NO_LABEL
+from rin_jax.runtime import console, processes
+from rin_jax.sampling import labels as label_rules
+from rin_jax.sampling import measuring, references
+from rin_jax.sampling.generate import guide_experiment, make_device_sampler
 from rin_jax.sampling.weights import load_ema
 
-REAL_IMAGES = 5000  # the classifier learns from at most this many,
-IMAGES_PER_CLASS = 20  # needs about so many of each class,
-LARGEST_IMAGE = 32  # and reads no larger images
+PACKAGES = "rin-jax", "jax", "jaxlib", "flax", "numpy"
 
 
-def evaluate(config, workdir: str, ema: str | None = None) -> dict[str, float]:
-    """Samples `evaluation.num_samples` images, classes in turn, and writes and returns the record.
+def evaluate(
+    config: ml_collections.ConfigDict, workdir: str, ema: str | None = None,
+    checkpoint: int | None = None, export: str | None = None, samples: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Measures `evaluation.num_samples` samples; writes, prints and returns the record.
 
-    WORKDIR/evaluation/STEP-WEIGHTS.json names the sampler, the seed and the weights beside the
-    figures. `ema` as `load_ema`.
+    `ema` and `checkpoint` as `load_ema`, `export` as `loading.load`. `samples`: a folder of images,
+    all of which are measured instead.
+
+    Raises ConfigError before anything is sampled: a feature network lacks its weights; statistics
+    of real images that do not suit; images of another size; too few images for a measure.
     """
     experiment = make_experiment(config)
-    config, num_classes = experiment.config, experiment.rin.num_classes
-    if not 2 <= num_classes <= REAL_IMAGES // IMAGES_PER_CLASS:
-        raise ConfigError(
-            f"--mode=evaluate measures whether samples show their class, for 2 to "
-            f"{REAL_IMAGES // IMAGES_PER_CLASS} classes; data.num_classes is {num_classes}."
-        )
-    if experiment.data.image_size > LARGEST_IMAGE:
-        text = f"--mode=evaluate reads images up to {LARGEST_IMAGE} pixels"
-        raise ConfigError(f"{text}; data.image_size is {experiment.data.image_size}.")
-    real = pipeline.fixed_examples(open_source(experiment.data), REAL_IMAGES)
-    fewest = np.bincount(real["label"], minlength=num_classes).min()
-    if fewest < 2:
-        raise ConfigError(
-            f"--mode=evaluate reads the first {len(real['label']):,} images of "
-            f"{experiment.data.name!r}, and some class has {fewest} of them; it needs 2 at least."
-        )
+    source, names = open_source(experiment.data), experiment.evaluation.chosen
+    for name in names:
+        references.check_network(name, experiment, source)
+    experiment.sampler.check_grid()
+    guide_experiment(experiment)
     mesh = device_mesh(experiment)
-    step, name, params = load_ema(experiment, mesh, workdir, ema)
-    count, part = experiment.evaluation.num_samples, experiment.evaluation.batch_size
-    labels = np.arange(count, dtype=np.int32) % num_classes
-    images = generate_all(experiment, mesh, experiment.seed, params, labels, part)
-    classifier = Classifier(real["image"], real["label"])
-    agreement = classifier.agreement(images, labels)
-    record = {
-        "step": step, "agreement": agreement, "classifier_accuracy": classifier.accuracy,
-        "num_samples": count, "weights": name, "seed": config.seed,
-        "sampler": config.sampler.to_dict(),
-        "data": {"name": experiment.data.name, "split": experiment.data.split,
-                 "real_images": len(real["image"])},
+    networks = [references.open_network(name, experiment, source, workdir) for name in names]
+    real = {x.name: references.find(experiment, source, x, workdir, mesh) for x in networks}
+    drawn = (
+        of_folder(experiment, samples) if samples is not None
+        else of_model(experiment, mesh, workdir, ema, checkpoint, export, real)
+    )  # fmt: skip
+    count, evaluation = len(drawn.labels), drawn.evaluation
+    features = {
+        x.name: {"identity": dict(x.identity), "outputs": evaluation.outputs_of(x.name)}
+        for x in networks
+    }
+    description = drawn.description | {"networks": features}
+    parts = Parts(epath.Path(workdir) / "evaluation" / "parts" / protocol.digest(description))
+    description |= {
+        "num_samples": count, "measures": list(evaluation.measures),
+        "reference": {name: {**x.description, "sha256": x.sha256} for name, x in real.items()},
     }  # fmt: skip
-    path = epath.Path(workdir) / "evaluation" / f"{step:08d}-{name}.json"
-    if jax.process_index() == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=2) + "\n")
-    console.say(
-        f"step {step}: a classifier reads {100 * agreement:.1f} % of {count} samples as asked, "
-        f"and {100 * classifier.accuracy:.1f} % of held-out real images as labelled; {path}"
-    )
+    name = f"{drawn.name}-n{count}-{protocol.digest(description)}.json"
+    path = epath.Path(workdir) / "evaluation" / name
+    if processes.gather("a record", str(path.exists()))[0] != "True":
+        found = measuring.figures(
+            evaluation, mesh, drawn.images, drawn.size, count, networks, real, parts
+        )
+        if jax.process_index() == 0:
+            path.write_text(json.dumps(make_record(found, description), indent=2) + "\n")
+            parts.remove()
+        processes.agree("measured")
+    record = json.loads(path.read_text())
+    console.say(describe(record, path))
     return record
+
+
+class Samples(NamedTuple):
+    """What is measured."""
+
+    images: measuring.Images
+    size: int  # of a batch on a device
+    labels: np.ndarray  # that were asked for, int32 [N]
+    evaluation: Evaluation
+    description: dict[str, Any]  # all that the images depend on, JSON
+    name: str  # in the record's file name
+
+
+def of_model(
+    experiment: Experiment, mesh: Mesh, workdir: str, ema: str | None, checkpoint: int | None,
+    export: str | None, real: Mapping[str, Reference],
+) -> Samples:  # fmt: skip
+    """Samples of a run's checkpoint or of an export, under labels by the rule."""
+    if export is None:
+        step, name, params = load_ema(experiment, mesh, workdir, ema, checkpoint)
+    else:
+        model = load(export, experiment)
+        step, name, params, mesh = model.step, model.ema, model.params, model.mesh
+    evaluation, seed, known = experiment.evaluation, experiment.seed, experiment.rin.num_classes
+    histogram = next(iter(real.values())).histogram
+    labels = label_rules.by_rule(
+        evaluation.labels, evaluation.num_samples, known, seed, histogram[:known]
+    )
+    config = experiment.config
+    description = {
+        "step": step, "ema": name, "seed": seed, "labels": evaluation.labels if known else "none",
+        "weights": protocol.digest(tree_checksums({"params": params})),
+        "sampler": config.sampler.to_dict(), "process": config.diffusion.to_dict(),
+        "model": config.model.to_dict(), "evaluations": experiment.sampler.num_evaluations,
+        "guidance_scale": config.sampler.guidance_scale,
+    }  # fmt: skip
+    return Samples(
+        make_device_sampler(experiment, mesh, seed, params, labels),
+        experiment.generation.images_per_device, labels, evaluation,
+        json.loads(json.dumps(description)), f"{step:08d}-{name}",
+    )  # fmt: skip
+
+
+def of_folder(experiment: Experiment, folder: str) -> Samples:
+    """The images of a folder, whatever made them; no class was asked for."""
+    data, size = experiment.data, measuring.AT_ONCE
+    paths = sample_files.find(folder, data.image_size, data.channels)
+    measures = tuple(x for x in experiment.evaluation.measures if x != "agreement")
+    evaluation = dataclasses.replace(experiment.evaluation, measures=measures)
+
+    def images(device: jax.Device, indices: np.ndarray) -> tuple[jax.Array, np.ndarray]:
+        rows = np.zeros((size, data.image_size, data.image_size, data.channels), np.float32)
+        for index in indices:
+            rows[index % size] = sample_files.read(paths[index], data.image_size, data.channels)
+        return jax.device_put(rows, device), np.full(len(indices), NO_LABEL, np.int32)
+
+    description = {"samples": folder, "files": sample_files.fingerprint(paths)}
+    labels = np.full(len(paths), NO_LABEL, np.int32)
+    return Samples(images, size, labels, evaluation, description, epath.Path(folder).name)
+
+
+def make_record(figures: Mapping[str, float], description: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures with all that they depend on, the versions, the device and the date."""
+    return {
+        "figures": dict(figures), **description,
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "device": jax.devices()[0].device_kind,
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+    }  # fmt: skip
+
+
+def describe(record: Mapping[str, Any], path: epath.Path) -> str:
+    """The figures and what a reader must know of them, for a person."""
+    lines = [f"{record['num_samples']:,} samples; {path}"]
+    lines += [f"  {name:28} {value:.4f}" for name, value in record["figures"].items()]
+    return "\n".join([*lines, *(f"  {text}" for text in records.sentences(record))])

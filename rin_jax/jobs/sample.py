@@ -23,13 +23,12 @@ from rin_jax.data import catalog
 from rin_jax.experiment import device_mesh, make_experiment
 from rin_jax.interop.loading import Model, load
 from rin_jax.network import conditioning
-from rin_jax.network.conditioning import NO_LABEL
 from rin_jax.runtime import console, files
 from rin_jax.sampling import grids, trace
+from rin_jax.sampling import labels as label_rules
 from rin_jax.sampling.generate import generate_all, guide_experiment
 from rin_jax.sampling.weights import load_ema
 
-GRID = grids.ROWS * grids.COLUMNS
 PICTURED = 8  # images whose way is shown
 
 
@@ -39,13 +38,13 @@ def sample(
 ) -> epath.Path:  # fmt: skip
     """Samples images 0..num-1 of config.seed and writes the files; returns their folder.
 
-    `num` and `classes` as `choose_labels`; `ema` and `checkpoint` as `load_ema`; `export` as
+    `num` and `classes` as `labels.choose`; `ema` and `checkpoint` as `load_ema`; `export` as
     `loading.load`, whose weights are used instead of a run's: `workdir` is then any folder. `show`:
     whether to draw trajectories and reads of the first images as well.
     """
     experiment = make_experiment(config)
     seed, num_classes = experiment.seed, experiment.rin.num_classes
-    labels = choose_labels(classes, num, num_classes, seed)
+    labels = label_rules.choose(classes, num, num_classes, seed)
     experiment.sampler.check_grid()
     guide_experiment(experiment)  # its mistakes too, before anything is loaded
     if export is None:
@@ -70,55 +69,10 @@ def sample(
     return folder
 
 
-def choose_labels(
-    classes: Sequence[str], num: int | None, num_classes: int, seed: int
-) -> np.ndarray:
-    """The labels int32 [N] of images 0, 1, ..; of a hundred, or whole rounds of "all", for None.
-
-    `classes` are labels, taken in turn; or ["all"] in turn; or ["balanced"], all in a new random
-    order in each round; or ["random"], each drawn by itself. Empty for at most ten in turn.
-    ConfigError: a class that the model does not know, no class, or too few images.
-    """
-    if num is not None and num < 1:
-        raise ConfigError(f"--num is {num}; it must be at least 1.")
-    count = GRID if num is None else num
-    if not num_classes:
-        if classes:
-            raise ConfigError(
-                f"--classes has {', '.join(classes)}, but the model knows 0 classes (it is "
-                "unconditional); leave the flag out."
-            )
-        return np.full(count, NO_LABEL, np.int32)
-    if list(classes) == ["all"]:
-        if num is None:
-            count = num_classes * -(-count // num_classes)
-        if count < num_classes:
-            raise ConfigError(
-                f"--num is {count}, but --classes=all needs an image of each of {num_classes} "
-                "classes; raise it, or choose balanced or random."
-            )
-        return np.resize(np.arange(num_classes, dtype=np.int32), count)
-    if list(classes) == ["balanced"]:
-        rounds = range(-(-count // num_classes))
-        orders = [np.random.default_rng((seed, i)).permutation(num_classes) for i in rounds]
-        return np.concatenate(orders).astype(np.int32)[:count]
-    if list(classes) == ["random"]:
-        draws = [np.random.default_rng((seed, i)).integers(num_classes) for i in range(count)]
-        return np.array(draws, np.int32)
-    for text in classes:
-        if not text.strip().isdigit() or int(text) >= num_classes:
-            raise ConfigError(
-                f"--classes has {text}, but the model knows {num_classes} classes: "
-                f"0..{num_classes - 1}; give some of them, or one of all, balanced, random alone."
-            )
-    chosen = list(map(int, classes)) or np.unique(grids.grid_labels(num_classes))
-    return np.resize(np.int32(chosen), count)
-
-
 def write(model: Model, folder: epath.Path, images: np.ndarray, labels: np.ndarray) -> None:
     """The grid, each image, the arrays and the record."""
     config, names = model.config, class_names(model.config, model.class_names or ())
-    first = np.argsort(labels[:GRID], kind="stable")
+    first = np.argsort(labels[: label_rules.GRID], kind="stable")
     grid = grids.grid(images[first], grids.COLUMNS)
     if names:
         captions = [names[label] for label in labels[first]]

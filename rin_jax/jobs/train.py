@@ -31,6 +31,8 @@ from rin_jax.training import curves, resume
 from rin_jax.training.loop import Saver, run_loop
 from rin_jax.training.state import items_of
 from rin_jax.training.step import abstract_batch, compile_train_step
+from rin_jax.training.trend import PREFIX as TREND
+from rin_jax.training.trend import Trend
 
 SHARING_SECONDS = 60.0  # network file systems show a new file late
 
@@ -127,9 +129,12 @@ def train(config: ml_collections.ConfigDict, workdir: str, watch: Watch | None =
     check_devices(experiment, mesh)
     found, unreadable = resume.find_run(experiment, workdir)
     newest = found[0].step if found else 0
-    drawn = curves.image_path(epath.Path(workdir), "progress", newest).exists()
-    processes.agree("resuming", checkpoints=[saved.step for saved in found], drawn=drawn)
-    if newest >= num_steps and drawn:
+    path, measures = epath.Path(workdir), bool(experiment.evaluation.every_steps)
+    drawn = curves.image_path(path, "progress", newest).exists()
+    # without a trend figure there is no feature network that could be used
+    done = drawn and not (measures and curves.last_step(path, TREND) not in (None, newest))
+    processes.agree("resuming", checkpoints=[saved.step for saved in found], done=done)
+    if newest >= num_steps and done:
         remedy = "for more steps set --config.train.num_steps."
         console.say(f"{workdir} is trained to step {newest}; {remedy}")
         return
@@ -155,6 +160,10 @@ def train(config: ml_collections.ConfigDict, workdir: str, watch: Watch | None =
         snapshots = None
         if experiment.ema.snapshot_every_steps:
             snapshots = stack.enter_context(Checkpoints(folder(workdir, "snapshots")))
-        saver = Saver(experiment, checkpoints, snapshots, step)
-        run_loop(experiment, mesh, train_step, state, batches, images_read, saver, writer, watch)
+        saver, trend = Saver(experiment, checkpoints, snapshots, step), None
+        if measures:
+            trend = stack.enter_context(Trend(experiment, source, workdir, mesh))
+        run_loop(
+            experiment, mesh, train_step, state, batches, images_read, saver, writer, trend, watch
+        )
     console.say(f"trained to step {num_steps}; samples and curves in {workdir}")

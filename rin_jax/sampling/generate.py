@@ -48,10 +48,11 @@ class Guide(NamedTuple):
     params: dict
 
 
-def jit_sampler(experiment: Experiment, guide: RIN | None = None):
+def jit_sampler(experiment: Experiment, guide: RIN | None = None, rounded: bool = True):
     """The program of one device: (params, key, indices [B], cond of [B]) -> uint8 [B, H, W, C].
 
-    With a guide `params` is the pair of both networks' parameters. `key` is that of the seed.
+    With a guide `params` is the pair of both networks' parameters. `key` is that of the seed. If
+    not `rounded`, images are the same numbers 0..255 in float32 before they are rounded.
     """
     rin, sampler = experiment.rin, experiment.sampler
 
@@ -61,7 +62,8 @@ def jit_sampler(experiment: Experiment, guide: RIN | None = None):
         noise, noise_fn = seeded_noise(key, indices, rin.example_shape)
         guide_fn = denoiser(guide, guide_params) if guide else None
         denoise_fn = guided(experiment.guidance, denoiser(rin, params), guide_fn, cond)
-        return to_uint8(sampler.sample(denoise_fn, noise, cond, noise_fn))
+        images = sampler.sample(denoise_fn, noise, cond, noise_fn)
+        return to_uint8(images) if rounded else to_pixels(images)
 
     return images_of
 
@@ -114,6 +116,33 @@ def make_generate(experiment: Experiment, mesh: Mesh, seed: int) -> Generate:
         return images[batch, row]
 
     return generate
+
+
+def make_device_sampler(
+    experiment: Experiment, mesh: Mesh, seed: int, params: dict, labels: np.ndarray
+) -> Callable[[jax.Device, np.ndarray], tuple[Array, np.ndarray]]:
+    """A function (device, indices [B]) -> (images of `seed`, their labels [B]).
+
+    Images are float32 [size, H, W, C] in 0..255, not rounded, on that device, which is one of this
+    process's. Image i lies in row i modulo size = `sampler.images_per_device`; the other rows mean
+    nothing. No two of the indices have one row; `labels` has one for each image of the seed. Raises
+    as `make_generate`.
+    """
+    experiment.sampler.check_grid()
+    guide = load_guide(experiment, mesh)
+    program = jit_sampler(experiment, guide and guide.experiment.rin, rounded=False)
+    params = whole((params, guide.params) if guide else params, mesh)
+    local = {device: on_device(params, device) for device in mesh.local_devices}
+    size, key = experiment.generation.images_per_device, jax.random.key(seed)
+
+    def images_of(device: jax.Device, indices: np.ndarray) -> tuple[Array, np.ndarray]:
+        rows = np.zeros(size, np.int32)
+        rows[indices % size] = indices
+        cond = conditioning.of_labels(labels[rows], experiment.rin.num_classes)
+        images = program(local[device], *jax.device_put((key, rows, cond), device))
+        return images, labels[indices]
+
+    return images_of
 
 
 def generate_all(
@@ -174,9 +203,14 @@ def run_batches(
     return np.stack([everyone[k % len(members), k // len(members)] for k in range(len(indices))])
 
 
+def to_pixels(images: Array) -> Array:
+    """[-1, 1] to 0..255, clipped and not rounded."""
+    return jnp.clip(images * 0.5 + 0.5, 0.0, 1.0) * 255.0
+
+
 def to_uint8(images: Array) -> Array:
     """[-1, 1] to uint8 0..255, clipped and rounded."""
-    return jnp.round(jnp.clip(images * 0.5 + 0.5, 0.0, 1.0) * 255.0).astype(jnp.uint8)
+    return jnp.round(to_pixels(images)).astype(jnp.uint8)
 
 
 def guide_experiment(experiment: Experiment) -> Experiment | None:

@@ -17,6 +17,8 @@ from rin_jax.network import partitioning
 from rin_jax.network.rin import RIN
 from rin_jax.runtime import sharding
 
+BEST = "best"  # the average with the lowest trend figure, and the folder that keeps it
+
 
 class Ema(NamedTuple):
     """The averaged weights of a run at one step."""
@@ -73,7 +75,7 @@ def load_ema(
 
     Args:
       ema: the name, "decay_0.9999"; the first that the run keeps if not given. An average that
-        `--mode=reconstruct` made is found too.
+        `--mode=reconstruct` made is found too, and "best" is what `evaluation.keep_best` kept.
       checkpoint: the step; the newest good one if not given.
 
     Raises ConfigError if there is no checkpoint, none is good, it belongs to another architecture,
@@ -81,8 +83,12 @@ def load_ema(
     """
     found = restore.find_checkpoints(workdir, checkpoint)
     made = folder(workdir, "reconstructed") / (ema or "none")
-    if ema and ema not in found[0].emas and made.exists():
+    if ema == BEST:
+        made, ema = folder(workdir, BEST), None
+    if made.exists() and (ema is None or ema not in found[0].emas):
         found, _ = checkpoints.find(made)
+    elif made.name == BEST:
+        raise ConfigError(f"--ema is {BEST}, but {workdir} has none; see evaluation.keep_best.")
     newest = found[0]
     where = f"checkpoint {newest.step} in {workdir}"
     check_architecture(experiment, newest.config, where)

@@ -59,6 +59,14 @@ class Writer:
             self._events.close()
 
 
+def last_step(workdir: epath.Path, prefix: str) -> int | None:
+    """The last step for which metrics.jsonl has a figure of that prefix."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    steps = [_step(line) for line in lines if f'"{prefix}' in line]
+    return max((step for step in steps if step < float("inf")), default=None)
+
+
 def image_path(workdir: epath.Path, name: str, step: int) -> epath.Path:
     """Where `Writer.image` puts an image."""
     return workdir / name / f"{step:08d}.png"

@@ -23,6 +23,7 @@ from rin_jax.sampling.generate import make_generate
 from rin_jax.training import curves
 from rin_jax.training.metrics import Window, module_figures
 from rin_jax.training.state import TrainState, items_of, metadata_of
+from rin_jax.training.trend import Trend
 
 POLL = 0.2  # seconds between two looks at whether the run is to end, while it waits for data
 
@@ -74,9 +75,10 @@ class Saver:
 
 def run_loop(
     experiment: Experiment, mesh: Mesh, train_step: Callable, state: TrainState, batches: Iterator,
-    images_read: int, saver: Saver, writer: curves.Writer, watch: Watch,
+    images_read: int, saver: Saver, writer: curves.Writer, trend: Trend | None,
+    watch: Watch,
 ) -> TrainState:  # fmt: skip
-    """Steps, logs, saves and samples until `train.num_steps`; returns the last state.
+    """Steps, logs, saves, samples and measures until `train.num_steps`; returns the last state.
 
     Raises NotFiniteError at too many steps in a row that are not finite (nothing of them is saved),
     and Preempted if the run is told to end (its state is saved).
@@ -100,11 +102,16 @@ def run_loop(
             with progress.spending("samples"), watch.quiet(step, saver.wait):
                 images = generate(state.emas[shown], np.arange(len(labels)), cond)
                 writer.image(step, "progress", grids.grid(images, grids.COLUMNS))
+        if due["trend"] and trend is not None:
+            with progress.spending("evaluation"), watch.quiet(step, saver.wait):
+                writer.scalars(step, trend.measure(step, state.emas))
 
     if first_step:  # the run may have been interrupted between the save and these
         due = due_at(first_step, experiment)
         lacks = str(due["sample"] and writer.lacks(first_step, "progress"))
         due["sample"] = processes.gather("drawing", lacks)[0] == "True"  # process 0 knows
+        lacks = str(trend is not None and trend.lacks(first_step))
+        due["trend"] &= processes.gather("measuring", lacks)[0] == "True"
         after(first_step, due)
 
     pool = futures.ThreadPoolExecutor(1, "rin-next-batch")
@@ -132,7 +139,7 @@ def run_loop(
                 means |= utilisation(experiment, mesh, means["images_per_second"])
                 console.say(progress.line(means))
                 writer.scalars(step, means | module_figures(jax.device_get(metrics["modules"])))
-            if due["save"] or due["sample"]:
+            if due["save"] or due["sample"] or due["trend"]:
                 with progress.spending("checkpoint"):
                     saver.save(state, step, images_read, loss)
             after(step, due)
@@ -147,7 +154,7 @@ def due_at(step: int, experiment: Experiment) -> dict[str, bool]:
     cadences = {
         "log": train.log_every_steps, "sample": train.sample_every_steps,
         "save": experiment.checkpoint.every_steps,
-        "snapshot": experiment.ema.snapshot_every_steps,
+        "snapshot": experiment.ema.snapshot_every_steps, "trend": experiment.evaluation.every_steps,
     }  # fmt: skip
     last = step == train.num_steps
     return {name: last or (bool(n) and step % n == 0) for name, n in cadences.items()}

@@ -38,7 +38,6 @@ CHANGES = {
     "train.num_steps": NUM_STEPS, "train.batch_size": 8,
     "train.log_every_steps": 1, "train.sample_every_steps": 100, "checkpoint.every_steps": 2,
     "checkpoint.keep": 10, "sampler.num_steps": 2, "evaluation.num_samples": 20,
-    "evaluation.batch_size": 10,
 }  # fmt: skip
 # Processes, devices of each, mesh; compiled once each
 ALONE = 1, 1, {}

@@ -11,8 +11,8 @@ from rin_jax import ConfigError
 from rin_jax.checkpointing import checkpoints
 from rin_jax.interop import export_format
 from rin_jax.jobs import export, sample
-from rin_jax.jobs.sample import choose_labels
 from rin_jax.network.conditioning import NO_LABEL
+from rin_jax.sampling.labels import choose as choose_labels
 from tests import tiny
 from tests.interop import exports
 from tests.sampling.test_generate import save

@@ -1,0 +1,37 @@
+"""What is written beside a figure, and the sentences that say what it can be compared with."""
+
+from collections.abc import Mapping
+from typing import Any
+
+FULL = 50_000  # samples of a published figure
+# What a protocol of Inception's figures is comparable with.
+COMPARABLE = {
+    "adm": "figures of ADM's evaluator, torch-fidelity and EDM, if the reference is of the same "
+    "images, split and crop",
+    "rin_tfgan": "the figures of the RIN paper (arXiv 2212.11972), whose reference statistics are "
+    "not published; not with tables that ADM's evaluator made",
+}
+
+
+def sentences(record: Mapping[str, Any]) -> list[str]:
+    """What a reader of the figures in a record must know, a sentence each."""
+    count, said = record["num_samples"], []
+    if count < FULL:
+        said.append(
+            f"{count:,} samples: Frechet distances fall as the number grows, and published ones "
+            f"have {FULL:,}."
+        )
+    for network, found in record["networks"].items():
+        if count <= found["num_features"]:
+            said.append(
+                f"{network} has {found['num_features']:,} features and {count:,} samples: their "
+                "covariance does not have full rank."
+            )
+        protocol = found["identity"].get("protocol")
+        if protocol is None:
+            said.append(f"Figures in {network}'s features are not in published tables.")
+        else:
+            said.append(f"{network} by protocol {protocol}: like {COMPARABLE[protocol]}.")
+    if record.get("guidance_scale"):
+        said.append(f"Guided with scale {record['guidance_scale']}; RIN's figures have none.")
+    return said

@@ -1,0 +1,34 @@
+"""The job --mode=reference: statistics of a data set's real images, to compare samples with.
+
+    WORKDIR/evaluation/reference/NETWORK-HASH.npz    see evaluation/reference.py
+
+An evaluation makes what it needs by itself; this job makes it before, or for several runs at once:
+name the folder as evaluation.reference.
+"""
+
+import ml_collections
+from etils import epath
+
+from rin_jax.data.source import open_source
+from rin_jax.experiment import device_mesh, make_experiment
+from rin_jax.runtime import console
+from rin_jax.sampling import references
+
+
+def reference(config: ml_collections.ConfigDict, workdir: str) -> list[epath.Path]:
+    """Computes the statistics of all images of `data.split` that are not there yet.
+
+    ConfigError: a feature network lacks its weights, the data set its labels for the classifier.
+    """
+    with config.unlocked():
+        config.evaluation.reference = None
+    experiment = make_experiment(config)
+    source, mesh = open_source(experiment.data), device_mesh(experiment)
+    paths = []
+    for name in experiment.evaluation.chosen:
+        network = references.open_network(name, experiment, source, workdir)
+        references.find(experiment, source, network, workdir, mesh)
+        description = references.describe(experiment, source, network)
+        paths.append(references.kept_path(description, workdir))
+        console.say(f"{len(source):,} real images of {experiment.data.name}: {paths[-1]}")
+    return paths

@@ -1,0 +1,72 @@
+"""Which class each sample is asked for: the label of image i follows from a rule, the seed and i.
+
+More images never change the labels of the first ones.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rin_jax import ConfigError
+from rin_jax.network.conditioning import NO_LABEL
+from rin_jax.sampling import grids
+
+GRID = grids.ROWS * grids.COLUMNS
+
+
+def by_rule(
+    rule: str, count: int, num_classes: int, seed: int, histogram: Sequence[int] | None = None
+) -> np.ndarray:
+    """Labels int32 [count]; NO_LABEL for 0 classes.
+
+    "balanced": all classes in a new random order in each round. "random": each is drawn by itself.
+    "data": each is drawn with the frequencies of `histogram` [num_classes].
+    """
+    if not num_classes:
+        return np.full(count, NO_LABEL, np.int32)
+    if rule == "balanced":
+        rounds = range(-(-count // num_classes))
+        orders = [np.random.default_rng((seed, i)).permutation(num_classes) for i in rounds]
+        return np.concatenate(orders).astype(np.int32)[:count]
+    draws = (np.random.default_rng((seed, i)) for i in range(count))  # more never change the first
+    if rule == "random":
+        return np.array([draw.integers(num_classes) for draw in draws], np.int32)
+    ends = np.cumsum(histogram)
+    at = [draw.integers(ends[-1]) for draw in draws]
+    return np.searchsorted(ends, at, side="right").astype(np.int32)
+
+
+def choose(classes: Sequence[str], num: int | None, num_classes: int, seed: int) -> np.ndarray:
+    """The labels int32 [N] of images 0, 1, ..; of a hundred, or whole rounds of "all", for None.
+
+    `classes` are labels, taken in turn; or ["all"] in turn; or ["balanced"] or ["random"], see
+    `by_rule`. Empty for at most ten in turn. ConfigError: a class that the model does not know, no
+    class, or too few images.
+    """
+    if num is not None and num < 1:
+        raise ConfigError(f"--num is {num}; it must be at least 1.")
+    count = GRID if num is None else num
+    if not num_classes and classes:
+        raise ConfigError(
+            f"--classes has {', '.join(classes)}, but the model knows 0 classes (it is "
+            "unconditional); leave the flag out."
+        )
+    if not num_classes or list(classes) in (["balanced"], ["random"]):
+        return by_rule(*classes or [""], count, num_classes, seed)
+    if list(classes) == ["all"]:
+        if num is None:
+            count = num_classes * -(-count // num_classes)
+        if count < num_classes:
+            raise ConfigError(
+                f"--num is {count}, but --classes=all needs an image of each of {num_classes} "
+                "classes; raise it, or choose balanced or random."
+            )
+        return np.resize(np.arange(num_classes, dtype=np.int32), count)
+    for text in classes:
+        if not text.strip().isdigit() or int(text) >= num_classes:
+            raise ConfigError(
+                f"--classes has {text}, but the model knows {num_classes} classes: "
+                f"0..{num_classes - 1}; give some of them, or one of all, balanced, random alone."
+            )
+    chosen = list(map(int, classes)) or np.unique(grids.grid_labels(num_classes))
+    return np.resize(np.int32(chosen), count)

@@ -1,0 +1,124 @@
+"""Features of many images, computed by all devices and kept as files: nothing holds the images.
+
+Every process takes its share of the images that have no features yet, a batch a device, and writes
+the features about once a minute, so that a job that is interrupted goes on where it was.
+"""
+
+import concurrent.futures
+import functools
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from rin_jax.evaluation import summary
+from rin_jax.evaluation.feature_networks import FeatureNetwork
+from rin_jax.evaluation.parts import Parts, missing, runs
+from rin_jax.evaluation.protocol import Evaluation
+from rin_jax.evaluation.reference import Reference
+from rin_jax.runtime import console, processes
+
+Array = jax.Array
+# (device, indices [B]) -> images [size, H, W, C] in 0..255 on it, image i in row i modulo size, and
+# their labels int32 [B]
+Images = Callable[[jax.Device, np.ndarray], tuple[Array, np.ndarray]]
+AT_ONCE = 64  # images that a feature network takes
+WRITE_SECONDS, SAY_SECONDS = 60.0, 10.0
+
+
+def extract(
+    networks: Sequence[tuple[FeatureNetwork, Sequence[str]]], images: Images, size: int,
+    count: int, parts: Parts, mesh: Mesh,
+) -> None:  # fmt: skip
+    """Adds to `parts` the features that it lacks of images 0..count-1; all processes together.
+
+    `networks` are the feature networks with the outputs that are kept of each: "NETWORK/OUTPUT" in
+    the files, beside "label".
+    """
+    ranges = json.loads(processes.gather("features so far", json.dumps(parts.ranges()))[0])
+    todo = missing(ranges, count)
+    batches = np.split(todo, np.flatnonzero(np.diff(todo // size)) + 1) if todo.size else []
+    members = sorted({device.process_index for device in mesh.devices.flat})
+    own = np.array_split(np.arange(len(batches)), len(members))[members.index(jax.process_index())]
+    own = [batches[i] for i in own]
+    features = [make_features(network, outputs, mesh) for network, outputs in networks]
+
+    def one(device: jax.Device, indices: np.ndarray) -> dict[str, np.ndarray]:
+        pixels, labels = images(device, indices)
+        found = {"label": labels}
+        for of in features:
+            found |= {name: rows[indices % size] for name, rows in of(device, pixels).items()}
+        return found
+
+    devices = mesh.local_devices
+    progress = console.Progress(count - len(todo), count, 1)
+    share = len(todo) / max(sum(map(len, own)), 1)  # of all processes, for one image of this one
+    done, held, written, said = 0, [], time.monotonic(), time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(len(devices)) as pool:
+        for first in range(0, len(own), len(devices)):
+            round_ = own[first : first + len(devices)]
+            held += zip(round_, pool.map(one, devices, round_), strict=True)
+            done += sum(map(len, round_))
+            now, last = time.monotonic(), first + len(devices) >= len(own)
+            if last or now - written > WRITE_SECONDS:
+                _write(parts, held)
+                held, written = [], now
+            if last or now - said > SAY_SECONDS:
+                reached = count - len(todo) + int(done * share)
+                console.say(progress.line(progress.update(reached)))
+                said = now
+    processes.agree("features of all images")
+
+
+def figures(
+    evaluation: Evaluation, mesh: Mesh, images: Images, size: int, count: int,
+    networks: Sequence[FeatureNetwork], references: Mapping[str, Reference], parts: Parts,
+) -> dict[str, float]:  # fmt: skip
+    """The figures of `count` samples, "NETWORK/MEASURE"; all processes together.
+
+    Process 0 has them; the others get nothing. `parts` keeps the features until it is removed.
+    Raises as `summary.of_samples`.
+    """
+    wanted = [(network, evaluation.outputs_of(network.name)) for network in networks]
+    extract(wanted, images, size, count, parts, mesh)
+    if jax.process_index():
+        return {}
+    return summary.of_samples(evaluation, references, parts.blocks(count), count)
+
+
+def make_features(network: FeatureNetwork, outputs: Sequence[str], mesh: Mesh):
+    """(device, images [B, H, W, C] on it) -> {"NETWORK/OUTPUT": float32 [B, F] on the host}."""
+    local = {device: jax.device_put(network.params, device) for device in mesh.local_devices}
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def program(params, images, rows):
+        """Grey as colour where the network wants it, and rows up to a full piece."""
+        if network.colour:
+            images = jnp.broadcast_to(images, (*images.shape[:3], 3))
+        images = jnp.pad(images, ((0, rows - len(images)), (0, 0), (0, 0), (0, 0)))
+        found = network.extract(params, images)
+        return {f"{network.name}/{output}": found[output] for output in outputs}
+
+    def features(device: jax.Device, images: Array) -> dict[str, np.ndarray]:
+        rows = min(AT_ONCE, len(images))
+        pieces = [
+            program(local[device], images[first : first + rows], rows)
+            for first in range(0, len(images), rows)
+        ]
+        return jax.tree.map(lambda *piece: np.concatenate(piece)[: len(images)], *pieces)
+
+    return features
+
+
+def _write(parts: Parts, held: Sequence[tuple[np.ndarray, Mapping[str, np.ndarray]]]) -> None:
+    """A file for each piece of the indices without a gap."""
+    indices = np.concatenate([rows for rows, _ in held])
+    arrays = {name: np.concatenate([found[name] for _, found in held]) for name in held[0][1]}
+    at = 0
+    for run in runs(indices):
+        parts.write(int(run[0]), {name: x[at : at + len(run)] for name, x in arrays.items()})
+        at += len(run)

@@ -1,0 +1,142 @@
+"""Real images of a data set as the feature networks see them: computed once and kept in a run.
+
+    WORKDIR/evaluation/classifier-HASH.npz              the small classifier of the data set
+    WORKDIR/evaluation/reference/NETWORK-HASH.npz       statistics, see evaluation/reference.py
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+from rin_jax import ConfigError
+from rin_jax.data import pipeline
+from rin_jax.data.source import ImageSource
+from rin_jax.evaluation import classifier, feature_networks, protocol, reference, summary
+from rin_jax.evaluation.feature_networks import FeatureNetwork
+from rin_jax.evaluation.parts import Parts
+from rin_jax.evaluation.reference import Reference
+from rin_jax.experiment import Experiment
+from rin_jax.runtime import console, processes
+from rin_jax.sampling import measuring
+
+CLASSIFIER_SEED = 0
+PREPROCESSING = "largest central square, antialiased bicubic, rounded"
+
+
+def check_network(name: str, experiment: Experiment, source: ImageSource) -> None:
+    """Raises ConfigError if a feature network cannot be used: no weights, or no labels."""
+    classes = source.info.num_classes
+    if name == "classifier" and classes < 2:
+        raise ConfigError(
+            f"evaluation.networks has 'classifier', but {source.info.name!r} has {classes} classes "
+            "to learn; take 'efficientnet', or 'inception' with its weights."
+        )
+    feature_networks.check(name, experiment.evaluation)
+
+
+def open_network(
+    name: str, experiment: Experiment, source: ImageSource, workdir: str
+) -> FeatureNetwork:
+    """A feature network of `evaluation.networks`; the classifier is trained if it is not there.
+
+    Raises ConfigError as `check_network`, or if a file is damaged or another network's.
+    """
+    check_network(name, experiment, source)
+    if name == "classifier":
+        return open_classifier(source, workdir)
+    return feature_networks.open_network(name, experiment.evaluation)
+
+
+def describe(
+    experiment: Experiment, source: ImageSource, network: FeatureNetwork
+) -> dict[str, Any]:
+    """What the statistics of real images depend on, as JSON."""
+    data = experiment.data
+    return {
+        "features": dict(network.identity),
+        "data": data.name, "split": data.split, "images": len(source),
+        "fingerprint": source.fingerprint,
+        "image_size": data.image_size, "channels": data.channels, "preprocessing": PREPROCESSING,
+    }  # fmt: skip
+
+
+def find(
+    experiment: Experiment, source: ImageSource, network: FeatureNetwork, workdir: str, mesh: Mesh
+) -> Reference:
+    """The statistics that samples are compared with in the features of a network.
+
+    Those of `evaluation.reference`, else those in the workdir, else computed now: by all processes,
+    over all images of `data.split`, resumably. Raises ConfigError as `reference.check`.
+    """
+    wanted = describe(experiment, source, network)
+    if experiment.evaluation.reference is not None:
+        path = epath.Path(experiment.evaluation.reference)
+        if path.is_dir():
+            path /= file_name(wanted)
+        found = reference.load(path)
+        reference.check(path, found, wanted)
+        return found
+    path = kept_path(wanted, workdir)
+    exists = processes.gather(f"statistics for {network.name}", str(path.exists()))[0]
+    if exists != "True":
+        compute(experiment, source, network, wanted, path, mesh)
+    found = reference.load(path)
+    reference.check(path, found, wanted)
+    return found
+
+
+def kept_path(description: Mapping[str, Any], workdir: str) -> epath.Path:
+    """Where a run keeps the statistics of a description."""
+    return epath.Path(workdir) / "evaluation" / "reference" / file_name(description)
+
+
+def file_name(description: Mapping[str, Any]) -> str:
+    """Of the statistics that a description belongs to."""
+    return f"{description['features']['network']}-{protocol.digest(description)}.npz"
+
+
+def compute(
+    experiment: Experiment, source: ImageSource, network: FeatureNetwork,
+    description: Mapping[str, Any], path: epath.Path, mesh: Mesh,
+) -> None:  # fmt: skip
+    """Makes the statistics of all images of the split; all processes together."""
+    console.say(f"real images in the features of {network.name}:")
+    count, size, parts = len(source), measuring.AT_ONCE, Parts(path.with_suffix(".parts"))
+    read, unlabelled = pipeline.Reader(source), np.full(len(source), -1)
+
+    def images(device: jax.Device, indices: np.ndarray) -> tuple[jax.Array, np.ndarray]:
+        batch = read(indices)
+        rows = np.zeros((size, *batch["image"].shape[1:]), np.float32)
+        rows[indices % size] = batch["image"]
+        return jax.device_put(rows, device), batch.get("label", unlabelled[indices])
+
+    spatial = "spatial_frechet" in experiment.evaluation.measures_of(network.name)
+    outputs = ["pool", "spatial"] if spatial else ["pool"]
+    measuring.extract([(network, outputs)], images, size, count, parts, mesh)
+    if jax.process_index() == 0:
+        blocks, classes = parts.blocks(count), source.info.num_classes
+        summary.of_real(network.name, description, blocks, count, classes).save(path)
+        parts.remove()
+    processes.agree(f"statistics for {network.name}")
+
+
+def open_classifier(source: ImageSource, workdir: str) -> FeatureNetwork:
+    """The classifier of a data set; process 0 trains it on all of the split, with 1/10 held out."""
+    data, num_classes = source.data, source.info.num_classes
+    identity = {
+        "network": "classifier", "recipe": classifier.RECIPE, "data": data.name,
+        "split": data.split, "fingerprint": source.fingerprint, "image_size": data.image_size,
+        "channels": data.channels,
+    }  # fmt: skip
+    path = epath.Path(workdir) / "evaluation" / f"classifier-{protocol.digest(identity)}.npz"
+    if processes.gather("a classifier", str(path.exists()))[0] != "True":
+        if jax.process_index() == 0:
+            console.say(f"a small classifier learns {source.info.name}:")
+            TRAIN
+        processes.agree("a trained classifier")
+    params = classifier.load(path)
+    return FeatureNetwork("classifier", params, classifier.extract, False, identity)

@@ -1,0 +1,110 @@
+"""Figures of few samples while a run trains: how its averages get better, not what they are worth.
+
+The samples are those of the run's seed, with the same noise and labels each time. A trend figure
+says its number of samples in its name; it is no substitute for --mode=evaluate.
+
+    WORKDIR/best/STEP    with evaluation.keep_best, the average with the lowest Frechet distance
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+from jax.sharding import Mesh
+
+from rin_jax import ConfigError
+from rin_jax.checkpointing.checkpoints import Checkpoints, folder
+from rin_jax.data.source import ImageSource
+from rin_jax.evaluation.feature_networks import FeatureNetwork
+from rin_jax.evaluation.parts import Parts
+from rin_jax.experiment import Experiment
+from rin_jax.runtime import console, processes
+from rin_jax.sampling import labels as label_rules
+from rin_jax.sampling import measuring, references
+from rin_jax.sampling.generate import make_device_sampler
+from rin_jax.training import curves
+
+MEASURES = "frechet", "agreement"  # what few samples can tell
+PREFIX = "trend/"
+
+
+class Trend:
+    """Measures a run's averages; what that needs is read, or made, when it is first asked.
+
+    A feature network that cannot be used is left out, which is said at once. A context manager that
+    ends with what it saves complete.
+    """
+
+    def __init__(self, experiment: Experiment, source: ImageSource, workdir: str, mesh: Mesh):
+        self._experiment, self._source = experiment, source
+        self._workdir, self._mesh = workdir, mesh
+        self._evaluation = dataclasses.replace(experiment.evaluation, measures=MEASURES)
+        self._networks: list[FeatureNetwork] = []
+        self._references: dict[str, references.Reference] = {}
+        self._best = None  # where the average with the lowest figure so far is kept
+        if experiment.evaluation.keep_best:
+            self._best = Checkpoints(folder(workdir, "best"), only_best=True)
+        self._names = []
+        for name in experiment.evaluation.chosen:
+            try:
+                references.check_network(name, experiment, source)
+                self._names.append(name)
+            except ConfigError as error:
+                console.say(f"training goes on without figures in {name}'s features: {error}")
+
+    def __enter__(self) -> "Trend":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self._best is not None:
+            self._best.__exit__(*exception)
+
+    def lacks(self, step: int) -> bool:
+        """Whether the figures of a step are not in the run's curves."""
+        return curves.last_step(epath.Path(self._workdir), PREFIX) != step
+
+    def measure(self, step: int, emas: Mapping[str, Any]) -> dict[str, float]:
+        """The figures of a step's averages, said; the best average by them is kept."""
+        if not self._names:
+            return {}
+        figures = self.figures(step, emas)
+        lines = [f"  {name.removeprefix(PREFIX):50} {value:.4g}" for name, value in figures.items()]
+        console.say("\n".join([f"step {step}, a trend:", *lines]))
+        distances = {x.split("/")[3]: value for x, value in figures.items() if "/frechet/" in x}
+        if self._best is not None and distances and not self._best.has(step):
+            name = min(distances, key=distances.get)
+            metadata = {"config": self._experiment.config.to_dict(), "emas": [name]}
+            self._best.save(step, {f"ema_{name}": emas[name]}, metadata, distances[name])
+        return figures
+
+    def figures(self, step: int, emas: Mapping[str, Any]) -> dict[str, float]:
+        """"trend/NETWORK/MEASURE/EMA/nNUM" of each average; every process has them."""
+        if not self._networks:
+            self._open()
+        evaluation, seed = self._evaluation, self._experiment.seed
+        known, count = self._experiment.rin.num_classes, self._evaluation.trend_samples
+        histogram = next(iter(self._references.values())).histogram[:known]
+        labels = label_rules.by_rule(evaluation.labels, count, known, seed, histogram)
+        found = {}
+        for name, params in emas.items():
+            path = epath.Path(self._workdir) / "evaluation" / "parts" / f"trend-{step}-{name}"
+            images = make_device_sampler(self._experiment, self._mesh, seed, params, labels)
+            size, parts = self._experiment.generation.images_per_device, Parts(path)
+            figures = measuring.figures(
+                evaluation, self._mesh, images, size, count, self._networks, self._references, parts
+            )
+            if figures:  # process 0 has them
+                parts.remove()
+            found |= {f"{PREFIX}{key}/{name}/n{count}": value for key, value in figures.items()}
+        return json.loads(processes.gather("trend", json.dumps(found))[0])
+
+    def _open(self) -> None:
+        for name in self._names:
+            network = references.open_network(name, self._experiment, self._source, self._workdir)
+            self._networks.append(network)
+            self._references[name] = references.find(
+                self._experiment, self._source, network, self._workdir, self._mesh
+            )
+

@@ -1,0 +1,60 @@
+"""Features kept as files: any order of writing reads back in the order of the images."""
+
+import numpy as np
+import pytest
+from etils import epath
+
+from rin_jax.evaluation import parts
+from rin_jax.evaluation.parts import Parts, missing, runs
+
+
+def rows(first, stop):
+    numbers = np.arange(first, stop, dtype=np.float32)
+    return {"net/pool": numbers[:, None] * [1.0, 10.0], "label": numbers.astype(np.int32)}
+
+
+def test_files_in_any_order_are_read_in_the_order_of_the_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "BLOCK", 4)
+    kept = Parts(epath.Path(tmp_path) / "parts")
+    assert kept.ranges() == []
+    for first, stop in ((7, 11), (0, 3), (3, 7)):
+        kept.write(first, rows(first, stop))
+    assert kept.ranges() == [(0, 3), (3, 7), (7, 11)]
+    blocks = list(kept.blocks(10))
+    assert [len(block["label"]) for block in blocks] == [4, 4, 2]  # whatever the files were
+    whole = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+    for name, expected in rows(0, 10).items():
+        np.testing.assert_array_equal(whole[name], expected)
+
+
+def test_images_that_two_evaluations_wrote_count_once(tmp_path):
+    kept = Parts(epath.Path(tmp_path))
+    for first, stop in ((0, 6), (2, 5), (4, 9)):
+        kept.write(first, rows(first, stop))
+    (block,) = kept.blocks(9)
+    np.testing.assert_array_equal(block["label"], np.arange(9))
+
+
+def test_a_gap_is_not_read_over(tmp_path):
+    kept = Parts(epath.Path(tmp_path))
+    kept.write(0, rows(0, 3))
+    kept.write(5, rows(5, 8))
+    with pytest.raises(AssertionError, match=r"images 3\.\.4 have no features"):
+        list(kept.blocks(8))
+    with pytest.raises(AssertionError, match=r"images 8\.\.9 have no features"):
+        kept.write(3, rows(3, 5))
+        list(kept.blocks(10))
+
+
+def test_a_write_that_was_cut_off_is_no_file(tmp_path):
+    kept = Parts(epath.Path(tmp_path))
+    kept.write(0, rows(0, 3))
+    (tmp_path / "000000003-000000006.draft").write_bytes(b"half")
+    assert kept.ranges() == [(0, 3)]
+
+
+def test_missing_images_and_their_runs():
+    todo = missing([(0, 3), (5, 8)], 12)
+    assert todo.tolist() == [3, 4, 8, 9, 10, 11]
+    assert [run.tolist() for run in runs(todo)] == [[3, 4], [8, 9, 10, 11]]
+    assert missing([(0, 20)], 12).size == 0
