@@ -19,7 +19,7 @@ def write(*args, original=compiler._cache_write, **kwargs) -> None:
 
 
 compiler._cache_write = write
-processes.HEARTBEAT = int(os.environ["POD_HEARTBEAT"])
+processes.HEARTBEAT = int(os.environ["POD_HEARTBEAT"] or processes.HEARTBEAT)
 jax.config.update("jax_compilation_cache_dir", os.environ["POD_CACHE"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
