@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import linalg
 
 from rin_jax.evaluation.distances import Moments, frechet_distance, moments
 from tests import reference
@@ -36,6 +37,23 @@ def test_moments_of_few_features_are_singular_and_fine():
     np.testing.assert_allclose(covariance, centred.T @ centred / 3)
     moved = moments(features + 2)
     assert frechet_distance(Moments(mean, covariance), moved) == pytest.approx(36)
+
+
+@pytest.mark.parametrize("samples", [1000, 20])  # 20 of 40 features: not of full rank
+def test_the_root_of_the_product_is_scipys(samples):
+    """Another way to the same trace: the general root of C1 C2, which is not symmetric."""
+    rng = np.random.default_rng(samples)
+    first, second = (
+        moments(rng.normal(size=(samples, 40)) @ rng.normal(size=(40, 40)) + shift)
+        for shift in (0, 1)
+    )
+    product = linalg.sqrtm(first.covariance @ second.covariance)
+    expected = np.sum((first.mean - second.mean) ** 2) + np.trace(
+        first.covariance + second.covariance - 2 * product.real
+    )
+    assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-6)
+    scale = np.trace(first.covariance)
+    assert frechet_distance(first, first) == pytest.approx(0, abs=1e-6 * scale)
 
 
 def test_an_eigenvalue_that_rounding_made_negative_is_zero():
