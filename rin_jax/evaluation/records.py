@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-FULL = 50_000  # samples of a published figure
+from rin_jax.evaluation.statistics import caution
+
 # What a protocol of Inception's figures is comparable with.
 COMPARABLE = {
     "adm": "figures of ADM's evaluator, torch-fidelity and EDM, if the reference is of the same "
@@ -15,18 +16,10 @@ COMPARABLE = {
 
 def sentences(record: Mapping[str, Any]) -> list[str]:
     """What a reader of the figures in a record must know, a sentence each."""
-    count, said = record["num_samples"], []
-    if count < FULL:
-        said.append(
-            f"{count:,} samples: Frechet distances fall as the number grows, and published ones "
-            f"have {FULL:,}."
-        )
+    said = []
     for network, found in record["networks"].items():
-        if count <= found["num_features"]:
-            said.append(
-                f"{network} has {found['num_features']:,} features and {count:,} samples: their "
-                "covariance does not have full rank."
-            )
+        if text := caution(record["num_samples"], found["num_features"]):
+            said.append(f"{network}: {text}")
         protocol = found["identity"].get("protocol")
         if protocol is None:
             said.append(f"Figures in {network}'s features are not in published tables.")

@@ -13,11 +13,12 @@ from rin_jax import ConfigError
 from rin_jax.evaluation import neighbours
 from rin_jax.evaluation.distances import frechet_distance
 from rin_jax.evaluation.protocol import Evaluation
-from rin_jax.evaluation.reference import Reference
+from rin_jax.evaluation.real_statistics import Reference
 from rin_jax.evaluation.statistics import InceptionScore, Sums
 
 Block = Mapping[str, np.ndarray]
 NEIGHBOURS = 10_000  # images of either kind that KID and precision/recall compare
+SPLITS = {"adm": "consecutive_5000", "rin_tfgan": "one"}  # of the Inception score, by protocol
 DISTANCES = {"frechet": "pool", "spatial_frechet": "spatial"}  # the output that each reads
 
 
@@ -132,10 +133,13 @@ class _Score:
     """The Inception score, with the splits of the protocol."""
 
     def __init__(self, network: str, count: int, protocol: str):
-        self._network, self._score = network, InceptionScore(count, protocol)
+        self._network, self._first = network, 0
+        self._score = InceptionScore(count, SPLITS[protocol])
 
     def add(self, block: Block) -> None:
-        self._score.add(block[f"{self._network}/logits"])
+        logits = block[f"{self._network}/logits"]
+        self._score.add(self._first, logits)
+        self._first += len(logits)
 
     def figures(self) -> dict[str, float]:
         return {f"{self._network}/inception_score": self._score.value()[0]}

@@ -25,13 +25,13 @@ from rin_jax.data.source import open_source
 from rin_jax.evaluation import protocol, records, sample_files
 from rin_jax.evaluation.parts import Parts
 from rin_jax.evaluation.protocol import Evaluation
-from rin_jax.evaluation.reference import Reference
+from rin_jax.evaluation.real_statistics import Reference
 from rin_jax.experiment import Experiment, device_mesh, make_experiment
 from rin_jax.interop.loading import load
 from rin_jax.network.conditioning import NO_LABEL
 from rin_jax.runtime import console, processes
 from rin_jax.sampling import labels as label_rules
-from rin_jax.sampling import measuring, references
+from rin_jax.sampling import measuring, real_images
 from rin_jax.sampling.generate import guide_experiment, make_device_sampler
 from rin_jax.sampling.weights import load_ema
 
@@ -53,19 +53,22 @@ def evaluate(
     experiment = make_experiment(config)
     source, names = open_source(experiment.data), experiment.evaluation.chosen
     for name in names:
-        references.check_network(name, experiment, source)
+        real_images.check_network(name, experiment, source)
     experiment.sampler.check_grid()
     guide_experiment(experiment)
     mesh = device_mesh(experiment)
-    networks = [references.open_network(name, experiment, source, workdir) for name in names]
-    real = {x.name: references.find(experiment, source, x, workdir, mesh) for x in networks}
+    networks = [real_images.open_network(name, experiment, source, workdir) for name in names]
+    real = {x.name: real_images.find(experiment, source, x, workdir, mesh) for x in networks}
     drawn = (
         of_folder(experiment, samples) if samples is not None
         else of_model(experiment, mesh, workdir, ema, checkpoint, export, real)
     )  # fmt: skip
     count, evaluation = len(drawn.labels), drawn.evaluation
     features = {
-        x.name: {"identity": dict(x.identity), "outputs": evaluation.outputs_of(x.name)}
+        x.name: {
+            "identity": dict(x.identity), "outputs": evaluation.outputs_of(x.name),
+            "num_features": len(real[x.name].moments["pool"].mean),
+        }
         for x in networks
     }
     description = drawn.description | {"networks": features}

@@ -1,6 +1,6 @@
 """The job --mode=reference: statistics of a data set's real images, to compare samples with.
 
-    WORKDIR/evaluation/reference/NETWORK-HASH.npz    see evaluation/reference.py
+    WORKDIR/evaluation/reference/NETWORK-HASH.npz    see evaluation/real_statistics.py
 
 An evaluation makes what it needs by itself; this job makes it before, or for several runs at once:
 name the folder as evaluation.reference.
@@ -12,7 +12,7 @@ from etils import epath
 from rin_jax.data.source import open_source
 from rin_jax.experiment import device_mesh, make_experiment
 from rin_jax.runtime import console
-from rin_jax.sampling import references
+from rin_jax.sampling import real_images
 
 
 def reference(config: ml_collections.ConfigDict, workdir: str) -> list[epath.Path]:
@@ -26,9 +26,9 @@ def reference(config: ml_collections.ConfigDict, workdir: str) -> list[epath.Pat
     source, mesh = open_source(experiment.data), device_mesh(experiment)
     paths = []
     for name in experiment.evaluation.chosen:
-        network = references.open_network(name, experiment, source, workdir)
-        references.find(experiment, source, network, workdir, mesh)
-        description = references.describe(experiment, source, network)
-        paths.append(references.kept_path(description, workdir))
+        network = real_images.open_network(name, experiment, source, workdir)
+        real_images.find(experiment, source, network, workdir, mesh)
+        description = real_images.describe(experiment, source, network)
+        paths.append(real_images.kept_path(description, workdir))
         console.say(f"{len(source):,} real images of {experiment.data.name}: {paths[-1]}")
     return paths

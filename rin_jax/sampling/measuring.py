@@ -19,7 +19,7 @@ from rin_jax.evaluation import summary
 from rin_jax.evaluation.feature_networks import FeatureNetwork
 from rin_jax.evaluation.parts import Parts, missing, runs
 from rin_jax.evaluation.protocol import Evaluation
-from rin_jax.evaluation.reference import Reference
+from rin_jax.evaluation.real_statistics import Reference
 from rin_jax.runtime import console, processes
 
 Array = jax.Array

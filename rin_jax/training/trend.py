@@ -22,7 +22,7 @@ from rin_jax.evaluation.parts import Parts
 from rin_jax.experiment import Experiment
 from rin_jax.runtime import console, processes
 from rin_jax.sampling import labels as label_rules
-from rin_jax.sampling import measuring, references
+from rin_jax.sampling import measuring, real_images
 from rin_jax.sampling.generate import make_device_sampler
 from rin_jax.training import curves
 
@@ -42,14 +42,14 @@ class Trend:
         self._workdir, self._mesh = workdir, mesh
         self._evaluation = dataclasses.replace(experiment.evaluation, measures=MEASURES)
         self._networks: list[FeatureNetwork] = []
-        self._references: dict[str, references.Reference] = {}
+        self._references: dict[str, real_images.Reference] = {}
         self._best = None  # where the average with the lowest figure so far is kept
         if experiment.evaluation.keep_best:
             self._best = Checkpoints(folder(workdir, "best"), only_best=True)
         self._names = []
         for name in experiment.evaluation.chosen:
             try:
-                references.check_network(name, experiment, source)
+                real_images.check_network(name, experiment, source)
                 self._names.append(name)
             except ConfigError as error:
                 console.say(f"training goes on without figures in {name}'s features: {error}")
@@ -102,9 +102,9 @@ class Trend:
 
     def _open(self) -> None:
         for name in self._names:
-            network = references.open_network(name, self._experiment, self._source, self._workdir)
+            network = real_images.open_network(name, self._experiment, self._source, self._workdir)
             self._networks.append(network)
-            self._references[name] = references.find(
+            self._references[name] = real_images.find(
                 self._experiment, self._source, network, self._workdir, self._mesh
             )
 

@@ -1,7 +1,7 @@
 """Real images of a data set as the feature networks see them: computed once and kept in a run.
 
     WORKDIR/evaluation/classifier-HASH.npz              the small classifier of the data set
-    WORKDIR/evaluation/reference/NETWORK-HASH.npz       statistics, see evaluation/reference.py
+    WORKDIR/evaluation/reference/NETWORK-HASH.npz       statistics: evaluation/real_statistics.py
 """
 
 from collections.abc import Mapping
@@ -15,10 +15,10 @@ from jax.sharding import Mesh
 from rin_jax import ConfigError
 from rin_jax.data import pipeline
 from rin_jax.data.source import ImageSource
-from rin_jax.evaluation import classifier, feature_networks, protocol, reference, summary
+from rin_jax.evaluation import classifier, feature_networks, protocol, real_statistics, summary
 from rin_jax.evaluation.feature_networks import FeatureNetwork
 from rin_jax.evaluation.parts import Parts
-from rin_jax.evaluation.reference import Reference
+from rin_jax.evaluation.real_statistics import Reference
 from rin_jax.experiment import Experiment
 from rin_jax.runtime import console, processes
 from rin_jax.sampling import measuring
@@ -70,22 +70,22 @@ def find(
     """The statistics that samples are compared with in the features of a network.
 
     Those of `evaluation.reference`, else those in the workdir, else computed now: by all processes,
-    over all images of `data.split`, resumably. Raises ConfigError as `reference.check`.
+    over all images of `data.split`, resumably. Raises ConfigError as `real_statistics.check`.
     """
     wanted = describe(experiment, source, network)
     if experiment.evaluation.reference is not None:
         path = epath.Path(experiment.evaluation.reference)
         if path.is_dir():
             path /= file_name(wanted)
-        found = reference.load(path)
-        reference.check(path, found, wanted)
+        found = real_statistics.load(path)
+        real_statistics.check(path, found, wanted)
         return found
     path = kept_path(wanted, workdir)
     exists = processes.gather(f"statistics for {network.name}", str(path.exists()))[0]
     if exists != "True":
         compute(experiment, source, network, wanted, path, mesh)
-    found = reference.load(path)
-    reference.check(path, found, wanted)
+    found = real_statistics.load(path)
+    real_statistics.check(path, found, wanted)
     return found
 
 
