@@ -15,14 +15,6 @@ from rin_jax import ConfigError
 from rin_jax.network.partitioning import param_shapes
 from rin_jax.network.rin import RIN
 
-FIELDS = {  # attribute of RIN -> field of a reference configuration
-    "patch_size": "patch_size", "latent_dim": "latent_dim", "interface_dim": "tape_dim",
-    "num_latents": "latent_slots", "num_heads": "latent_num_heads", "routing_heads": "rw_num_heads",
-    "latent_mlp_ratio": "latent_mlp_ratio", "interface_mlp_ratio": "tape_mlp_ratio",
-    "latent_positions": "latent_pos_encoding", "interface_positions": "tape_pos_encoding",
-    "dropout": "drop_units", "drop_path": "drop_path", "norm_context": "xattn_enc_ln",
-    "time_on_latents": "time_on_latent", "time_scale": "time_scaling",
-}  # fmt: skip
 DENSE = {"kernel": "kernel", "bias": "bias"}
 NORM = {"scale": "gamma", "bias": "beta"}
 
@@ -52,31 +44,6 @@ LAYER = (
     | _nest("ffn_norm", "mlp/ffn/ln", NORM)
     | _nest("ffn", "mlp/ffn", FFN)
 )
-
-
-def network(config: Mapping[str, Any], num_classes: int) -> RIN:
-    """The RIN of a reference's network configuration (`latent_slots`, `num_layers`, ...).
-
-    `num_classes` is the width of its one-hot condition, 0 if it has none. ConfigError: the
-    configuration uses a part that this network does not have.
-    """
-    for name, value in {"cond_proj": True, "conv_kernel_size": 0, "drop_att": 0.0}.items():
-        if config.get(name, value) != value:
-            raise ConfigError(
-                f"reference configuration has {name}={config[name]!r}; only {value!r} is supported."
-            )
-    depths = tuple(int(depth) for depth in str(config["num_layers"]).split(","))
-    self_cond = config["self_cond"]
-    route = "decoupled" if config["cond_decoupled_read"] else "read"
-    route = "write" if config["cond_tape_writable"] else route
-    return RIN(
-        **{ours: config[theirs] for ours, theirs in FIELDS.items()},
-        example_shape=(config["image_height"], config["image_width"], config["image_channels"]),
-        num_classes=num_classes, num_blocks=len(depths), depth=depths,
-        latent_self_cond="latent" in self_cond, interface_self_cond="tape" in self_cond,
-        label_on_latents=config["cond_on_latent_n"] > 0,
-        cond_route=route, cond_dim=config["cond_dim"] or None, remat="none", dtype="float32",
-    )  # fmt: skip
 
 
 def import_params(weights: Mapping[str, np.ndarray], rin: RIN) -> dict[str, Any]:
