@@ -11,8 +11,7 @@ from collections.abc import Sequence
 
 import tensorflow_datasets as tfds
 
-from rin_jax.data.image_folder import FolderOriginal
-from rin_jax.data.originals import TfdsOriginal
+from rin_jax.data.originals import FolderOriginal, TfdsOriginal
 
 Original = TfdsOriginal | FolderOriginal
 

@@ -18,8 +18,7 @@ from PIL import Image
 
 from rin_jax import ConfigError
 from rin_jax.data import catalog, prepared_set, shard_writer
-from rin_jax.data.image_folder import open_folder
-from rin_jax.data.originals import TfdsOriginal
+from rin_jax.data.originals import TfdsOriginal, open_folder
 from tests.data import awkward, oracle, small_sets
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -120,7 +119,7 @@ def content(folder):
 KILLED = """
     import os, signal, sys
     from rin_jax.data import shard_writer
-    from rin_jax.data.image_folder import open_folder
+    from rin_jax.data.originals import open_folder
     from tests.data.test_shard_writer import folder_of
 
     def write_until(images):
