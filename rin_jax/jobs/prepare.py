@@ -17,7 +17,7 @@ import tqdm
 from etils import epath
 
 from rin_jax import ConfigError
-from rin_jax.data import catalog, pipeline, prepared_set, shard_writer
+from rin_jax.data import catalog, pipeline, shard_writer
 from rin_jax.data.dataset import Data, declared_size
 from rin_jax.data.originals import FolderOriginal, TfdsOriginal, open_folder
 from rin_jax.data.source import ImageSource, open_source
@@ -53,7 +53,7 @@ def prepare(config, workdir: str | None, folder: str | None, downloaded: str | N
     if original is not None:
         _write(original, data)
     source = open_source(dataclasses.replace(data, channels=data.channels or 3, prefetch=1))
-    if (report := prepared_set.read_report(epath.Path(source.info.folder), split)) is not None:
+    if (report := shard_writer.read_report(epath.Path(source.info.folder), split)) is not None:
         console.say(_describe(report))
     return _show(source, config.seed, workdir)
 

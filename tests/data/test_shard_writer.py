@@ -17,7 +17,7 @@ from array_record.python import array_record_module
 from PIL import Image
 
 from rin_jax import ConfigError
-from rin_jax.data import catalog, prepared_set, shard_writer
+from rin_jax.data import catalog, shard_writer
 from rin_jax.data.originals import TfdsOriginal, open_folder
 from tests.data import awkward, oracle, small_sets
 
@@ -76,7 +76,7 @@ def test_pixels_are_those_of_an_independent_library(tmp_path, channels):
     folder = folder_of(tmp_path, 16)
     assert (
         report
-        == prepared_set.read_report(folder, "train")
+        == shard_writer.read_report(folder, "train")
         == json.loads((folder / "report-train.json").read_text())
     )
 
