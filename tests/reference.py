@@ -25,6 +25,15 @@ needed = pytest.mark.skipif(
     reason="no reference tensors: set RIN_PARITY_DIR to their folder",
 )
 
+FIELDS = {  # attribute of RIN -> field of a reference configuration
+    "patch_size": "patch_size", "latent_dim": "latent_dim", "interface_dim": "tape_dim",
+    "num_latents": "latent_slots", "num_heads": "latent_num_heads", "routing_heads": "rw_num_heads",
+    "latent_mlp_ratio": "latent_mlp_ratio", "interface_mlp_ratio": "tape_mlp_ratio",
+    "latent_positions": "latent_pos_encoding", "interface_positions": "tape_pos_encoding",
+    "dropout": "drop_units", "drop_path": "drop_path", "norm_context": "xattn_enc_ln",
+    "time_on_latents": "time_on_latent", "time_scale": "time_scaling",
+}  # fmt: skip
+
 
 @functools.lru_cache(maxsize=8)
 def load(name: str) -> tuple[dict[str, np.ndarray], dict]:
@@ -55,11 +64,32 @@ def labels_of(one_hot: np.ndarray) -> np.ndarray:
     return np.where(one_hot.any(-1), one_hot.argmax(-1), NO_LABEL).astype(np.int32)
 
 
+def rin_of(config: dict, num_classes: int) -> RIN:
+    """The RIN of a reference's network configuration (`latent_slots`, `num_layers`, ...).
+
+    `num_classes` is the width of its one-hot condition, 0 if it has none.
+    """
+    for name, value in {"cond_proj": True, "conv_kernel_size": 0, "drop_att": 0.0}.items():
+        assert config.get(name, value) == value, f"RIN has no {name}"
+    depths = tuple(int(depth) for depth in str(config["num_layers"]).split(","))
+    self_cond = config["self_cond"]
+    route = "decoupled" if config["cond_decoupled_read"] else "read"
+    route = "write" if config["cond_tape_writable"] else route
+    return RIN(
+        **{ours: config[theirs] for ours, theirs in FIELDS.items()},
+        example_shape=(config["image_height"], config["image_width"], config["image_channels"]),
+        num_classes=num_classes, num_blocks=len(depths), depth=depths,
+        latent_self_cond="latent" in self_cond, interface_self_cond="tape" in self_cond,
+        label_on_latents=config["cond_on_latent_n"] > 0,
+        cond_route=route, cond_dim=config["cond_dim"] or None, remat="none", dtype="float32",
+    )  # fmt: skip
+
+
 def network(name: str) -> tuple[RIN, dict]:
     """(RIN, params) of an architecture file."""
     arrays, meta = load(name)
     num_classes = arrays["in/cond"].shape[-1] if meta["cond"] == "class" else 0
-    rin = pix2seq.network(meta["config"], num_classes)
+    rin = rin_of(meta["config"], num_classes)
     return rin, pix2seq.import_params(under(arrays, "w/"), rin)
 
 

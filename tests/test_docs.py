@@ -46,7 +46,7 @@ NOT_RUN = {
     "--downloaded=/usr/share/datasets/fashion-mnist": "tests/jobs/test_prepare.py runs it where "
     "Debian's package is installed",
     "--config.data.name=cifar10": "downloads CIFAR-10",
-    "--source=MODEL_DIR": "reads a checkpoint of the authors; tests/interop/test_tf_checkpoint.py",
+    "--source=MODEL_DIR": "reads a checkpoint of the authors; tests/interop/test_pix2seq.py",
     "--mode=plan": "the TPU compiler takes long; tests/jobs/test_plan.py runs it at :tiny",
     "benchmarks.step": "tests/benchmarks/test_step.py",
     "benchmarks.sampling": "tests/benchmarks/test_sampling.py",

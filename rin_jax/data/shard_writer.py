@@ -1,9 +1,9 @@
 """Writing a data set of our own: square PNG images of one size, as ArrayRecord, for TFDS.
 
-Owns the shards; `prepared_set.py` has the files beside them. Each shard is a fixed range of the
-original's images, made by one thread and kept when it is complete, so that the work goes on where
-it stopped. The result is an ordinary TFDS data set: `tfds.data_source("NAME_SIZEpx", data_dir=...)`
-opens it.
+Each shard is a fixed range of the original's images, made by one thread and kept when it is
+complete, so that the work goes on where it stopped. Beside the shards there is a report of each
+split and what TFDS reads. The result is an ordinary TFDS data set:
+`tfds.data_source("NAME_SIZEpx", data_dir=...)` opens it.
 """
 
 import collections
@@ -18,20 +18,33 @@ import os
 import pathlib
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
 from rin_jax import ConfigError
-from rin_jax.data import prepared_set, preprocessing
-from rin_jax.data.prepared_set import Original, Shard, write_whole
+from rin_jax.data import preprocessing
+from rin_jax.data.originals import FolderOriginal, TfdsOriginal
+
+Original = TfdsOriginal | FolderOriginal
 
 FORMAT = 1  # of the records; a split that was begun in another format is not gone on with
 _SHARD_BYTES = 2**27  # of pixels, about
 _FEWEST, _MOST = 16, 1024  # shards
 _MAX_SKIPPED = 0.01  # share of all images; ten may be skipped in any case
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """What is known of a written shard."""
+
+    records: int  # images in it
+    bytes: int  # of the file
+    enlarged: int  # images whose shorter side was below the training size
+    classes: dict[int, int]  # images of each class
+    skipped: list[tuple[str, str]]  # (what, why) of each image that was left out
 
 
 def shard_ranges(num_images: int, image_size: int, channels: int) -> list[range]:
@@ -55,7 +68,7 @@ def write(
       progress: called with the number of images done since its last call, from any thread.
 
     Returns:
-      The report, which is also folder/report-SPLIT.json: see `prepared_set.make_report`.
+      The report, which is also folder/report-SPLIT.json: see `make_report`.
 
     Raises:
       ConfigError: too many unreadable images; another process writes this data set; it was begun
@@ -74,8 +87,8 @@ def write(
             shards = _write_all(original, folder, staging, image_size, num_threads, progress)
             if not sum(shard.records for shard in shards):
                 raise ConfigError(_too_many(original, shards))
-            report = prepared_set.make_report(original, image_size, shards)
-            prepared_set.publish(folder, staging, original, report)
+            report = make_report(original, image_size, shards)
+            publish(folder, staging, original, report)
         except (OSError, RuntimeError) as error:  # array_record raises RuntimeError
             full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
             if not (full or "No space left" in str(error)):
@@ -120,7 +133,7 @@ def _write_all(original, folder, staging, image_size, num_threads, progress) -> 
     finished: list[Shard] = []
 
     def write_one(index: int) -> Shard:
-        name = prepared_set.file_name(folder, original.split, index, len(ranges))
+        name = file_name(folder, original.split, index, len(ranges))
         shard = _finished_shard(folder, staging, name)
         if shard is None:
             draft = staging / f"{name}.draft"
@@ -151,7 +164,7 @@ def _write_all(original, folder, staging, image_size, num_threads, progress) -> 
 
 def _write_shard(original, indices, path, image_size, progress, stop) -> Shard:
     """Writes the images `indices` of the original to `path`, unless `stop` is set."""
-    features = prepared_set.make_features(original, image_size)
+    features = make_features(original, image_size)
     serializer = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info())
     enlarged, classes, skipped = 0, collections.Counter(), []
     writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
@@ -201,3 +214,70 @@ def _too_many(original: Original, shards: list[Shard]) -> str:
         f"cannot be read; at most {_MAX_SKIPPED:.0%} of all, or ten, are left out without an "
         f"error:{shown}"
     )
+
+
+def read_report(folder: pathlib.Path, split: str) -> dict | None:
+    """The report of a finished split, or None."""
+    path = folder / f"report-{split}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def publish(folder: pathlib.Path, staging: pathlib.Path, original: Original, report: dict) -> None:
+    """Moves the shards to their place and, last, makes the split known to TFDS."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in staging.glob("*.array_record-*-of-?????"):
+        path.rename(folder / path.name)
+    write_whole(folder / f"report-{original.split}.json", json.dumps(report, indent=2))
+    template = tfds.core.ShardedFileTemplate(
+        folder, dataset_name=folder.parent.name, filetype_suffix="array_record"
+    )
+    splits = []
+    for path in sorted(folder.glob("report-*.json")):
+        one = json.loads(path.read_text())
+        files = template.replace(split=one["split"])
+        splits.append(tfds.core.SplitInfo(one["split"], one["shard_lengths"], one["bytes"], files))
+    tfds.folder_dataset.write_metadata(
+        data_dir=folder,
+        features=make_features(original, report["image_size"]),
+        split_infos=splits,
+        filename_template=template,
+        check_data=False,  # would need TensorFlow; each shard was checked
+        description=f"{original.name} at {report['image_size']} pixels: the largest central "
+        "square of each image, antialiased bicubic resize, PNG.",
+    )
+
+
+def make_features(original: Original, image_size: int) -> tfds.features.FeaturesDict:
+    """The features of a record: a square PNG and, if there are classes, a label."""
+    shape = (image_size, image_size, original.channels)
+    features = {"image": tfds.features.Image(shape=shape, encoding_format="png")}
+    if original.class_names:
+        features["label"] = tfds.features.ClassLabel(names=list(original.class_names))
+    return tfds.features.FeaturesDict(features)
+
+
+def make_report(original: Original, image_size: int, shards: Sequence[Shard]) -> dict:
+    """What `write` returns, from all shards of a split."""
+    classes = sum((collections.Counter(shard.classes) for shard in shards), collections.Counter())
+    return {
+        "name": original.name, "split": original.split, "original": original.fingerprint,
+        "image_size": image_size, "channels": original.channels,
+        "written": sum(shard.records for shard in shards),
+        "bytes": sum(shard.bytes for shard in shards),
+        "enlarged": sum(shard.enlarged for shard in shards),
+        "classes": {name: classes[label] for label, name in enumerate(original.class_names)},
+        "skipped": [list(image) for shard in shards for image in shard.skipped],
+        "shard_lengths": [shard.records for shard in shards],
+    }  # fmt: skip
+
+
+def file_name(folder: pathlib.Path, split: str, index: int, count: int) -> str:
+    """The name of shard `index` of `count`, as TFDS expects it."""
+    return f"{folder.parent.name}-{split}.array_record-{index:05d}-of-{count:05d}"
+
+
+def write_whole(path: pathlib.Path, text: str) -> None:
+    """Writes a file that is there as a whole or not at all."""
+    draft = path.with_name(f"{path.name}.draft")
+    draft.write_text(text)
+    draft.rename(path)

@@ -1,9 +1,14 @@
-"""Weights of the authors' released code (google-research/pix2seq), by variable name.
+"""Checkpoints of the authors' released code (google-research/pix2seq), by variable name.
+
+TensorFlow's files are of one of two kinds: TensorFlow 2 stores an object graph, in which the
+variable `tape/stem/kernel` lies below `model/denoiser` and its running average, of the same name,
+below `model/denoiser_ema`; a name-based file has each variable once. Reading needs the extra `tf`.
 
 The names are `tape/<unit>/...`; the mapping needs only the network's configuration. Layers
 that we scan over are stacked: read, write and compute of a group of blocks of equal depth.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Mapping
 from typing import Any
@@ -15,14 +20,12 @@ from rin_jax import ConfigError
 from rin_jax.network.partitioning import param_shapes
 from rin_jax.network.rin import RIN
 
-FIELDS = {  # attribute of RIN -> field of a reference configuration
-    "patch_size": "patch_size", "latent_dim": "latent_dim", "interface_dim": "tape_dim",
-    "num_latents": "latent_slots", "num_heads": "latent_num_heads", "routing_heads": "rw_num_heads",
-    "latent_mlp_ratio": "latent_mlp_ratio", "interface_mlp_ratio": "tape_mlp_ratio",
-    "latent_positions": "latent_pos_encoding", "interface_positions": "tape_pos_encoding",
-    "dropout": "drop_units", "drop_path": "drop_path", "norm_context": "xattn_enc_ln",
-    "time_on_latents": "time_on_latent", "time_scale": "time_scaling",
-}  # fmt: skip
+GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+PREFIX = "tape/"
+AVERAGE = "denoiser_ema"  # the part of a path that marks running averages
+SLOT = ".OPTIMIZER_SLOT"  # and the one of an optimizer's moments
+STEPS = ("global_step", "optimizer/iter", "optimizer/iterations")
+
 DENSE = {"kernel": "kernel", "bias": "bias"}
 NORM = {"scale": "gamma", "bias": "beta"}
 
@@ -54,29 +57,69 @@ LAYER = (
 )
 
 
-def network(config: Mapping[str, Any], num_classes: int) -> RIN:
-    """The RIN of a reference's network configuration (`latent_slots`, `num_layers`, ...).
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a checkpoint has of a denoiser."""
 
-    `num_classes` is the width of its one-hot condition, 0 if it has none. ConfigError: the
-    configuration uses a part that this network does not have.
+    params: dict[str, np.ndarray]  # reference name -> array; empty if there are only averages
+    average: dict[str, np.ndarray]  # the same of the running average; empty if there is none
+    keys: dict[tuple[str, bool], str]  # (reference name, whether it is an average) -> key in file
+    step: int | None  # training steps; None if the file does not tell
+    others: dict[str, tuple[int, ...]]  # shapes of all that is neither (moments, counters), by key
+
+
+def read(source: str) -> Found:
+    """Reads a checkpoint: its prefix (`.../ckpt-1000`), or a folder with its newest one.
+
+    Raises:
+      ConfigError: there is no checkpoint, it has no variable `tape/...` or one twice, or TensorFlow
+        is not installed.
     """
-    for name, value in {"cond_proj": True, "conv_kernel_size": 0, "drop_att": 0.0}.items():
-        if config.get(name, value) != value:
-            raise ConfigError(
-                f"reference configuration has {name}={config[name]!r}; only {value!r} is supported."
-            )
-    depths = tuple(int(depth) for depth in str(config["num_layers"]).split(","))
-    self_cond = config["self_cond"]
-    route = "decoupled" if config["cond_decoupled_read"] else "read"
-    route = "write" if config["cond_tape_writable"] else route
-    return RIN(
-        **{ours: config[theirs] for ours, theirs in FIELDS.items()},
-        example_shape=(config["image_height"], config["image_width"], config["image_channels"]),
-        num_classes=num_classes, num_blocks=len(depths), depth=depths,
-        latent_self_cond="latent" in self_cond, interface_self_cond="tape" in self_cond,
-        label_on_latents=config["cond_on_latent_n"] > 0,
-        cond_route=route, cond_dim=config["cond_dim"] or None, remat="none", dtype="float32",
-    )  # fmt: skip
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise ConfigError(
+            "--mode=import_pix2seq reads TensorFlow's files with TensorFlow: "
+            'pip install "rin-jax[tf]"'
+        ) from error
+    try:
+        reader = tf.train.load_checkpoint(source)
+    except (ValueError, tf.errors.OpError) as error:
+        raise ConfigError(f"--source={source} is not a TensorFlow checkpoint: {error}") from error
+    shapes = reader.get_variable_to_shape_map()
+    found = Found({}, {}, {}, _step(reader, shapes), dict(shapes))
+    for key, name in _names(reader, shapes).items():
+        if name.startswith(PREFIX) and SLOT not in key:
+            average = AVERAGE in key.split("/")
+            if (name, average) in found.keys:
+                raise ConfigError(f"{source} has {name} twice: {found.keys[name, average]}, {key}.")
+            found.keys[name, average] = key
+            (found.average if average else found.params)[name] = reader.get_tensor(key)
+            del found.others[key]
+    if not found.keys:
+        raise ConfigError(
+            f"{source} has no variable {PREFIX}..., so it is not a checkpoint of the released "
+            f"denoiser. It has {', '.join(sorted(shapes)[:5])}{', ...' if len(shapes) > 5 else ''}"
+        )
+    return found
+
+
+def _names(reader: Any, shapes: dict) -> dict[str, str]:
+    """Key in the file -> variable name."""
+    if GRAPH not in shapes:
+        return {key: key for key in shapes}
+    from tensorflow.core.protobuf import trackable_object_graph_pb2
+
+    graph = trackable_object_graph_pb2.TrackableObjectGraph.FromString(reader.get_tensor(GRAPH))
+    attributes = [attribute for node in graph.nodes for attribute in node.attributes]
+    return {attribute.checkpoint_key: attribute.full_name for attribute in attributes}
+
+
+def _step(reader: Any, shapes: dict) -> int | None:
+    for key, shape in sorted(shapes.items()):
+        if not shape and key.partition("/.ATTRIBUTES")[0] in STEPS:
+            return int(reader.get_tensor(key))
+    return None
 
 
 def import_params(weights: Mapping[str, np.ndarray], rin: RIN) -> dict[str, Any]:
@@ -88,7 +131,7 @@ def import_params(weights: Mapping[str, np.ndarray], rin: RIN) -> dict[str, Any]
     names = reference_names(rin)
     problems, used, params = [], set(), {}
     for ours, leaf in traverse_util.flatten_dict(param_shapes(rin), sep="/").items():
-        theirs = [f"tape/{name}" for name in names[ours].ravel()]
+        theirs = [f"{PREFIX}{name}" for name in names[ours].ravel()]
         used.update(theirs)
         if missing := [name for name in theirs if name not in weights]:
             problems.append(f"{ours}: missing {', '.join(missing)}")

@@ -15,7 +15,7 @@ from rin_jax import ConfigError
 from rin_jax.checkpointing import restore
 from rin_jax.checkpointing.checkpoints import Checkpoints, folder
 from rin_jax.experiment import Experiment, device_mesh, make_experiment
-from rin_jax.interop import pix2seq, tf_checkpoint
+from rin_jax.interop import pix2seq
 from rin_jax.runtime import console
 from rin_jax.training.state import create_state, items_of, metadata_of
 
@@ -31,7 +31,7 @@ def import_pix2seq(config: ml_collections.ConfigDict, workdir: str, source: str)
     if begun:
         text = f"{workdir} has a checkpoint of step {begun[0].step} already"
         raise ConfigError(f"{text}; name another --workdir.")
-    found = tf_checkpoint.read(source)
+    found = pix2seq.read(source)
     params = pix2seq.import_params(found.params or found.average, experiment.rin)
     average = pix2seq.import_params(found.average or found.params, experiment.rin)
     step = found.step or 0
@@ -52,10 +52,10 @@ def import_pix2seq(config: ml_collections.ConfigDict, workdir: str, source: str)
     return step
 
 
-def account(found: tf_checkpoint.Found, experiment: Experiment) -> dict:
+def account(found: pix2seq.Found, experiment: Experiment) -> dict:
     """{"used": {key in the file: our parameter}, "unused": {key: shape}}."""
     ours = {
-        f"{tf_checkpoint.PREFIX}{theirs}": name
+        f"{pix2seq.PREFIX}{theirs}": name
         for name, stack in pix2seq.reference_names(experiment.rin).items()
         for theirs in stack.ravel()
     }
@@ -65,7 +65,7 @@ def account(found: tf_checkpoint.Found, experiment: Experiment) -> dict:
     return {"used": dict(sorted(used.items())), "unused": dict(sorted(unused.items()))}
 
 
-def _summary(report: dict, found: tf_checkpoint.Found) -> str:
+def _summary(report: dict, found: pix2seq.Found) -> str:
     used = [f"  {key} -> {name}" for key, name in report["used"].items()]
     unused = [f"  {key} {shape}" for key, shape in report["unused"].items()]
     lines = [f"{len(used)} variables used:", *used, f"{len(unused)} not used:", *unused]

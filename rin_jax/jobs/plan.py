@@ -2,7 +2,7 @@
 
 The real training step and the real sampler go through the TPU compiler (package libtpu), on any
 machine. What it says of memory and of the bytes that chips exchange is exact; times are a roofline
-(`runtime/roofline.py`).
+(`runtime/tpu_compiler.py`).
 """
 
 import functools
@@ -18,10 +18,11 @@ from jax.sharding import Mesh
 from rin_jax import ConfigError
 from rin_jax.experiment import Experiment, check_devices, device_mesh, make_experiment
 from rin_jax.network import conditioning, cost
-from rin_jax.runtime import chips, roofline, sharding
+from rin_jax.runtime import chips, sharding
+from rin_jax.runtime import tpu_compiler as tpu
 from rin_jax.runtime.chips import GIB
 from rin_jax.runtime.console import say
-from rin_jax.runtime.tpu_compiler import Compiled, compiled, topology_devices
+from rin_jax.runtime.tpu_compiler import Compiled
 from rin_jax.sampling.generate import compile_sampler
 from rin_jax.sampling.weights import abstract_params
 from rin_jax.training.settings import Train
@@ -34,7 +35,7 @@ def plan(config: ml_collections.ConfigDict, topology: str | None, num_slices: in
     jax.config.update("jax_platforms", "cpu")
     experiment = make_experiment(config)
     chip = chips.by_topology(topology or "")
-    devices = topology_devices(topology, num_slices)
+    devices = tpu.topology_devices(topology, num_slices)
     # programs for devices that are not there can be written to the cache, but not read
     jax.config.update("jax_enable_compilation_cache", False)
     mesh = device_mesh(experiment, devices)
@@ -46,7 +47,7 @@ def plan(config: ml_collections.ConfigDict, topology: str | None, num_slices: in
 
     def step(**changes) -> Compiled:
         changed, over = change(experiment, devices, **changes)
-        return compiled(lambda: compile_train_step(changed, over), over.size, num_slices, chip)
+        return tpu.compiled(lambda: compile_train_step(changed, over), over.size, num_slices, chip)
 
     result = step()
     say(describe_memory(experiment, mesh, result))
@@ -56,7 +57,7 @@ def plan(config: ml_collections.ConfigDict, topology: str | None, num_slices: in
     say(describe_search(experiment, result, step, fsdp))
     images = experiment.generation.images_per_device * mesh.size
     compile_ = functools.partial(compile_sampler, experiment, mesh, images)
-    sampler = compiled(compile_, mesh.size, num_slices, chip)
+    sampler = tpu.compiled(compile_, mesh.size, num_slices, chip)
     say(describe_sampler(experiment, mesh, sampler, chip, images))
 
 
@@ -141,9 +142,9 @@ def describe_step(experiment: Experiment, mesh: Mesh, result: Compiled, chip: ch
     images = experiment.train.batch_size / mesh.size
     model = images * cost.training_flops(experiment.rin, bool(experiment.objective.self_cond_rate))
     flops = model + images * cost.recomputed_flops(experiment.rin)
-    seconds, batch = roofline.roofline(flops, result, chip), experiment.train.batch_size
-    times = roofline.describe_times("step", seconds, batch, model, chip.peak_flops)
-    sent, assumed = roofline.describe_collectives(result), roofline.describe_assumptions(chip)
+    seconds, batch = tpu.roofline(flops, result, chip), experiment.train.batch_size
+    times = tpu.describe_times("step", seconds, batch, model, chip.peak_flops)
+    sent, assumed = tpu.describe_collectives(result), tpu.describe_assumptions(chip)
     return f"{sent}\n{times}\n{assumed}"
 
 
@@ -207,6 +208,6 @@ def describe_sampler(
     if not result.fits:
         return f"{head}; lower --config.sampler.images_per_device"
     flops = images / mesh.size * sampling_flops(experiment)
-    seconds = roofline.roofline(flops, result, chip)
-    times = roofline.describe_times("sampler", seconds, images, flops, chip.peak_flops)
-    return f"{head}\n{roofline.describe_collectives(result)}\n{times}"
+    seconds = tpu.roofline(flops, result, chip)
+    times = tpu.describe_times("sampler", seconds, images, flops, chip.peak_flops)
+    return f"{head}\n{tpu.describe_collectives(result)}\n{times}"

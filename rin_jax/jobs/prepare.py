@@ -17,10 +17,9 @@ import tqdm
 from etils import epath
 
 from rin_jax import ConfigError
-from rin_jax.data import catalog, pipeline, prepared_set, shard_writer
+from rin_jax.data import catalog, pipeline, shard_writer
 from rin_jax.data.dataset import Data, declared_size
-from rin_jax.data.image_folder import FolderOriginal, open_folder
-from rin_jax.data.originals import TfdsOriginal
+from rin_jax.data.originals import FolderOriginal, TfdsOriginal, open_folder
 from rin_jax.data.source import ImageSource, open_source
 from rin_jax.experiment import section
 from rin_jax.runtime import console, files
@@ -36,7 +35,7 @@ def prepare(config, workdir: str | None, folder: str | None, downloaded: str | N
     """Prepares `data.name` at `data.image_size` in `data.data_dir`; returns the preview's path.
 
     Of `config` only the section data and the seed are read. The preview goes to `workdir` or, if
-    None, to the data set. `folder` has images of the user's own (`data/image_folder.py`) that
+    None, to the data set. `folder` has images of the user's own (`data/originals.py`) that
     become the data set; `downloaded` files that TFDS would otherwise fetch. ConfigError at what is
     wrong; what was written is kept.
     """
@@ -54,7 +53,7 @@ def prepare(config, workdir: str | None, folder: str | None, downloaded: str | N
     if original is not None:
         _write(original, data)
     source = open_source(dataclasses.replace(data, channels=data.channels or 3, prefetch=1))
-    if (report := prepared_set.read_report(epath.Path(source.info.folder), split)) is not None:
+    if (report := shard_writer.read_report(epath.Path(source.info.folder), split)) is not None:
         console.say(_describe(report))
     return _show(source, config.seed, workdir)
 

@@ -40,7 +40,6 @@ class Collective:
     sent: float  # bytes that a device sends in one run
     group: int  # devices that take part together
     crosses: bool  # whether a group has devices of more than one slice
-    source: str  # the operation that it belongs to, as the traced program names it
 
     @property
     def bytes(self) -> float:
@@ -122,7 +121,7 @@ class Program:
         others = {"all-gather": group - 1, "all-reduce": 2 * (group - 1) / group,
                   "collective-permute": 1, "collective-broadcast": 1}  # fmt: skip
         sent = others.get(kind, (group - 1) / group) * size
-        return Collective(kind, runs, sent, group, crosses, program_text.source(instruction))
+        return Collective(kind, runs, sent, group, crosses)
 
     def _traffic(self, computation: Computation, instruction: Instruction) -> float:
         types = [computation[o].type for o in instruction.operands if o in computation]

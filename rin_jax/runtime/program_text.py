@@ -47,12 +47,6 @@ def branches(conditional: Instruction) -> list[str]:
     return [conditional.attribute(f"{which}_computation") for which in ("true", "false")]
 
 
-def source(instruction: Instruction) -> str:
-    """The operation of the traced program that an instruction comes from; "" if it is not told."""
-    found = re.search(r'op_name="([^"]*)"', instruction.attributes)
-    return found.group(1) if found else ""
-
-
 def parse(text: str) -> tuple[dict[str, Computation], str]:
     """(computations by name, the entry's name) of a program's text."""
     computations: dict[str, Computation] = {}

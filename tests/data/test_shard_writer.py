@@ -17,9 +17,8 @@ from array_record.python import array_record_module
 from PIL import Image
 
 from rin_jax import ConfigError
-from rin_jax.data import catalog, prepared_set, shard_writer
-from rin_jax.data.image_folder import open_folder
-from rin_jax.data.originals import TfdsOriginal
+from rin_jax.data import catalog, shard_writer
+from rin_jax.data.originals import TfdsOriginal, open_folder
 from tests.data import awkward, oracle, small_sets
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -77,7 +76,7 @@ def test_pixels_are_those_of_an_independent_library(tmp_path, channels):
     folder = folder_of(tmp_path, 16)
     assert (
         report
-        == prepared_set.read_report(folder, "train")
+        == shard_writer.read_report(folder, "train")
         == json.loads((folder / "report-train.json").read_text())
     )
 
@@ -120,7 +119,7 @@ def content(folder):
 KILLED = """
     import os, signal, sys
     from rin_jax.data import shard_writer
-    from rin_jax.data.image_folder import open_folder
+    from rin_jax.data.originals import open_folder
     from tests.data.test_shard_writer import folder_of
 
     def write_until(images):

@@ -159,10 +159,10 @@ def planned():
         diffusion__self_cond_rate=0.0,
         ema={"decays": (0.9,), "power_lengths": (), "snapshot_every_steps": None},
     )  # fmt: skip
-    compiled = plan.compiled
+    compiled = plan.tpu.compiled
     compilation_cache.reset_cache()  # whether there is one is asked once a process
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
-        patch.setattr(plan, "compiled", recorded)
+        patch.setattr(plan.tpu, "compiled", recorded)
         plan.plan(config, "v5e:2x2", 1)
     jax.config.update("jax_enable_compilation_cache", cached)
     compilation_cache.reset_cache()

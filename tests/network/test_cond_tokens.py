@@ -4,13 +4,13 @@ import jax
 import numpy as np
 import pytest
 
-from rin_jax.interop.pix2seq import import_params, network, reference_names
+from rin_jax.interop.pix2seq import import_params, reference_names
 from rin_jax.network.cost import forward_flops
 from rin_jax.network.partitioning import param_shapes
 from tests import reference
 from tests.network.oracle import Oracle
 from tests.network.test_cost import matmul_flops
-from tests.reference import error, labels_of, load, under
+from tests.reference import error, labels_of, load, rin_of, under
 
 CONFIG = {
     "image_height": 4, "image_width": 6, "image_channels": 2, "patch_size": 2, "num_layers": "2,1",
@@ -78,7 +78,7 @@ def test_the_second_rendering_is_right(name):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_forward(variant):
     config = CONFIG | VARIANTS[variant]
-    rin = network(config, CLASSES)
+    rin = rin_of(config, CLASSES)
     weights = random_weights(rin)
     x, gamma, labels, prev = inputs(rin)
     params = import_params(weights, rin)
@@ -97,7 +97,7 @@ def test_forward(variant):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_flops_are_those_of_the_program(variant):
-    rin = network(CONFIG | VARIANTS[variant], CLASSES)
+    rin = rin_of(CONFIG | VARIANTS[variant], CLASSES)
     x, gamma, labels, _ = (value[:1] for value in inputs(rin))
     program = jax.make_jaxpr(rin.apply)({"params": param_shapes(rin)}, x, gamma, {"label": labels})
     assert forward_flops(rin) == matmul_flops(program.jaxpr)

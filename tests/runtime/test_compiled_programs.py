@@ -45,7 +45,6 @@ def test_a_contracted_axis_is_summed_in_each_layer():
     (found,) = scanned(mesh, P(), P(None, "tensor"), P(None, "tensor"))
     assert (found.kind, found.runs, found.group) == ("all-reduce", LAYERS, 8)
     assert found.bytes == LAYERS * 2 * 32 * WIDTH * 4 * 7 / 8
-    assert "dot_general" in found.source
 
 
 def test_nothing_is_sent_where_all_is_local():

@@ -1,5 +1,6 @@
-"""What is read from a compiler: memory, its complaints, shapes that it does not take."""
+"""What is read from a compiler (memory, its complaints, shapes it does not take); the roofline."""
 
+import math
 import sys
 
 import jax
@@ -9,7 +10,8 @@ import pytest
 from rin_jax import ConfigError
 from rin_jax.runtime import chips, tpu_compiler
 from rin_jax.runtime.chips import GIB, Chip
-from rin_jax.runtime.compiled_programs import Program
+from rin_jax.runtime.compiled_programs import Collective, Program
+from rin_jax.runtime.tpu_compiler import Compiled
 
 CHIP = Chip("slow", ("slow",), 100.0, 1000.0, 50.0, 10.0, 2.0)
 
@@ -96,3 +98,33 @@ def test_chips_by_the_names_that_jax_gives():
     assert chips.by_kind("cpu") is None
     kinds = [kind for chip in chips.CHIPS for kind in chip.kinds]
     assert len(set(kinds)) == len(kinds)
+
+
+def collective(sent: float, runs: int, crosses: bool) -> Collective:
+    return Collective("all-reduce", runs, sent, 8, crosses)
+
+
+def test_the_roofline_is_what_it_says():
+    moved = (collective(10.0, 3, False), collective(5.0, 2, True))
+    result = Compiled(True, 500, 1000, collectives=moved, traffic=200.0)
+    seconds = tpu_compiler.roofline(700.0, result, CHIP)
+    assert seconds == {"compute": 7.0, "memory": 4.0, "links": 3.0, "between slices": 5.0}
+    text = tpu_compiler.describe_times("step", seconds, images=38, flops=350.0, peak=100.0)
+    assert "7000.0 if all overlap, 19000.0 if nothing does: 5 to 2 images/s, 50 to 18 %" in text
+
+
+def test_an_unknown_network_is_not_a_fast_one():
+    result = Compiled(True, 1, 2, collectives=(collective(1.0, 1, True),), traffic=1.0)
+    chip = chips.by_topology("v4:2x2x2")
+    assert chip.network is None
+    assert math.isnan(tpu_compiler.roofline(1.0, result, chip)["between slices"])
+
+
+def test_collectives_are_summed_by_kind_and_place():
+    moved = (collective(1e6, 3, False), collective(2e6, 2, False), collective(5e6, 1, True))
+    result = Compiled(True, 1, 2, collectives=moved, unknown_loops=("while.3",))
+    rows = [line.split() for line in tpu_compiler.describe_collectives(result).splitlines()]
+    assert rows[1] == ["all-reduce", "5", "times", "7.0", "MB"]
+    assert rows[2] == ["all-reduce,", "between", "slices", "1", "times", "5.0", "MB"]
+    assert rows[3][-2:] == ["once:", "while.3"]
+    assert "nothing" in tpu_compiler.describe_collectives(Compiled(True, 1, 2))

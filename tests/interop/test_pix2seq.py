@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from rin_jax import ConfigError
 from rin_jax.experiment import device_mesh
-from rin_jax.interop import tf_checkpoint
+from rin_jax.interop import pix2seq
 from rin_jax.interop.pix2seq import import_params, reference_names
 from rin_jax.jobs.import_pix2seq import import_pix2seq
 from rin_jax.network.partitioning import param_shapes
@@ -71,12 +71,12 @@ def test_an_imported_checkpoint_has_the_parameters_of_the_reference(name, kind, 
     arrays, _ = reference.load(name)
     weights = reference.under(arrays, "w/")
     if kind == "name":
-        found = tf_checkpoint.read(by_name(tmp_path / "ckpt", weights))
+        found = pix2seq.read(by_name(tmp_path / "ckpt", weights))
         assert found.step is None
         imported = found.params
     else:
         zeros = {k: np.zeros_like(v) for k, v in weights.items()}
-        found = tf_checkpoint.read(by_object(tmp_path / "ckpt", zeros, weights))
+        found = pix2seq.read(by_object(tmp_path / "ckpt", zeros, weights))
         assert found.step == 1234
         imported = found.average
         assert all(not array.any() for array in found.params.values())

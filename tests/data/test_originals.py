@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from rin_jax import ConfigError
-from rin_jax.data.image_folder import open_folder
+from rin_jax.data.originals import open_folder
 
 
 def put(root, *files):
