@@ -3,6 +3,7 @@
 Nothing is prepared here but the digits, which lie in a Python package.
 """
 
+import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Mapping
@@ -56,6 +57,12 @@ class ImageSource:
     def __getitem__(self, index: int) -> dict:
         image, label = self._read(index, lambda stored: (self._image(stored), self._label(stored)))
         return {"image": image, **({} if label is None else {"label": self._class(index, label)})}
+
+    def other_split(self, name: str) -> "ImageSource | None":
+        """Another split of the same data set; None if there is none, or this is a part of it."""
+        if name not in self._builder.info.splits or self.data.split.startswith(name):
+            return None
+        return ImageSource(self._builder, dataclasses.replace(self.data, split=name))
 
     def label(self, index: int) -> int:
         """The class of a record, without decoding its image."""

@@ -30,6 +30,7 @@ class FeatureNetwork(NamedTuple):
     params: Any
     extract: Callable[[Any, Array], Mapping[str, Array]]
     colour: bool  # whether it wants 3 channels; grey images are repeated
+    rounds: bool  # whether it sees whole numbers, as files have them; RIN's own protocol does not
     identity: Mapping[str, Any]  # features are comparable where this is equal
 
 
@@ -64,10 +65,11 @@ def open_network(name: str, evaluation: Evaluation) -> FeatureNetwork:
         protocol = evaluation.inception_protocol
         extract = functools.partial(inception.extract, protocol=protocol)
         identity = {"network": name, "weights_sha256": sha256, "protocol": protocol}
-        return FeatureNetwork(name, params, extract, True, identity)
+        return FeatureNetwork(name, params, extract, True, protocol == "adm", identity)
     load, extract = {
         "dinov2": (dinov2.load, dinov2.extract),
         "efficientnet": (efficientnet.load, efficientnet.extract),
     }[name]
     params, sha256 = load(path)
-    return FeatureNetwork(name, params, extract, True, {"network": name, "weights_sha256": sha256})
+    identity = {"network": name, "weights_sha256": sha256}
+    return FeatureNetwork(name, params, extract, True, True, identity)

@@ -13,7 +13,7 @@ from rin_jax import ConfigError
 from rin_jax.evaluation.statistics import finite
 
 _ROWS = 500  # of a block of distances
-_SUBSETS, _SUBSET, _SEED = 100, 1000, 2020  # torch-fidelity's defaults
+SUBSET, _SUBSETS, _SEED = 1000, 100, 2020  # torch-fidelity's defaults
 
 
 def precision_recall(real: np.ndarray, samples: np.ndarray, k: int = 3) -> tuple[float, float]:
@@ -22,7 +22,7 @@ def precision_recall(real: np.ndarray, samples: np.ndarray, k: int = 3) -> tuple
     ConfigError for k or fewer rows of either, and for values that are not finite. The time grows
     with (N + R)^2, the memory with N + R.
     """
-    _require("Precision and recall", real, samples, k + 1)
+    check("Precision and recall", len(real), len(samples), k + 1)
     real, samples = finite(real), finite(samples)
     centre = real.mean(0)  # leaves more digits for the distances
     real, samples = real - centre, samples - centre
@@ -57,13 +57,13 @@ def kid(real: np.ndarray, samples: np.ndarray) -> tuple[float, float]:
     value slightly below 0 is possible: the estimate has no bias. ConfigError for fewer than 1,000
     rows of either, and for values that are not finite.
     """
-    _require("KID", real, samples, _SUBSET)
+    check("KID", len(real), len(samples), SUBSET)
     real, samples = finite(real), finite(samples)
     rng = np.random.RandomState(_SEED)
     values = []
     for _ in range(_SUBSETS):
-        x = samples[rng.choice(len(samples), _SUBSET, replace=False)]
-        y = real[rng.choice(len(real), _SUBSET, replace=False)]
+        x = samples[rng.choice(len(samples), SUBSET, replace=False)]
+        y = real[rng.choice(len(real), SUBSET, replace=False)]
         values.append(_mean_of_pairs(x) + _mean_of_pairs(y) - 2 * _kernel(x, y).mean())
     return float(np.mean(values)), float(np.std(values))
 
@@ -79,9 +79,10 @@ def _mean_of_pairs(x: np.ndarray) -> float:
     return (values.sum() - np.trace(values)) / (len(x) * (len(x) - 1))
 
 
-def _require(measure: str, real: np.ndarray, samples: np.ndarray, fewest: int) -> None:
-    if min(len(real), len(samples)) < fewest:
+def check(measure: str, real: int, samples: int, fewest: int) -> None:
+    """Raises ConfigError if there are fewer real images or samples than a measure needs."""
+    if min(real, samples) < fewest:
         raise ConfigError(
             f"{measure} needs at least {fewest:,} real images and as many samples; there are "
-            f"{len(real):,} and {len(samples):,}: measure more, or leave {measure} out."
+            f"{real:,} and {samples:,}: measure more, or leave {measure} out."
         )

@@ -4,7 +4,7 @@ Features come as blocks {"NETWORK/OUTPUT": float32 [B, F], "label": int [B]} in 
 images, see `parts.Parts.blocks`; only one block is in memory, and of NEIGHBOURS images "pool".
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -46,30 +46,34 @@ def of_real(
     return Reference(description, moments, np.concatenate(kept), histogram)
 
 
-def of_samples(
-    evaluation: Evaluation, references: Mapping[str, Reference], blocks: Iterator[Block], count: int
-) -> dict[str, float]:
-    """All figures of `count` samples, "NETWORK/MEASURE", in the order of the configuration.
+class Measures:
+    """All measures of `count` samples, nothing added yet; `references` are by network.
 
-    `references` are those of the networks by name. Raises ConfigError: features that are not
-    finite; too few samples for a measure; a reference that lacks what a measure needs.
+    Raises ConfigError: too few samples for a measure; a reference that lacks what it needs.
     """
-    measures = [
-        measure
-        for network, reference in references.items()
-        for measure in _measures(evaluation, network, reference, count)
-    ]
-    for block in blocks:
-        for measure in measures:
-            measure.add(block)
-    figures: dict[str, float] = {}
-    for measure in measures:
-        figures |= measure.figures()
-    return figures
+
+    def __init__(
+        self, evaluation: Evaluation, references: Mapping[str, Reference], count: int
+    ):
+        self._measures = [
+            measure
+            for network, reference in references.items()
+            for measure in _of_network(evaluation, network, reference, count)
+        ]
+
+    def figures(self, blocks: Iterable[Block]) -> dict[str, float]:
+        """"NETWORK/MEASURE" in the order of the configuration; ConfigError: not finite."""
+        for block in blocks:
+            for measure in self._measures:
+                measure.add(block)
+        figures: dict[str, float] = {}
+        for measure in self._measures:
+            figures |= measure.figures()
+        return figures
 
 
-def _measures(evaluation: Evaluation, network: str, reference: Reference, count: int) -> list:
-    """The measures of one network, nothing added yet."""
+def _of_network(evaluation: Evaluation, network: str, reference: Reference, count: int) -> list:
+    """The measures of one network."""
     wanted, found = evaluation.measures_of(network), []
     for name, output in DISTANCES.items():
         if name in wanted:
@@ -114,6 +118,9 @@ class _Neighbours:
                 f"evaluation.measures has {wanted}, but the statistics of real images have no "
                 "features of single images; make them with --mode=reference."
             )
+        for name, fewest in (("kid", neighbours.SUBSET), ("precision_recall", 4)):
+            if name in wanted:
+                neighbours.check(name, len(self._real), self._room, fewest)
 
     def add(self, block: Block) -> None:
         rows = block[f"{self._network}/pool"][: self._room]

@@ -5,7 +5,6 @@ the features about once a minute, so that a job that is interrupted goes on wher
 """
 
 import concurrent.futures
-import functools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -51,7 +50,7 @@ def extract(
         pixels, labels = images(device, indices)
         found = {"label": labels}
         for of in features:
-            found |= {name: rows[indices % size] for name, rows in of(device, pixels).items()}
+            found |= of(device, pixels, indices % size)
         return found
 
     devices = mesh.local_devices
@@ -81,35 +80,38 @@ def figures(
     """The figures of `count` samples, "NETWORK/MEASURE"; all processes together.
 
     Process 0 has them; the others get nothing. `parts` keeps the features until it is removed.
-    Raises as `summary.of_samples`.
+    Raises as `summary.Measures`, before anything is computed.
     """
+    measures = summary.Measures(evaluation, references, count)
     wanted = [(network, evaluation.outputs_of(network.name)) for network in networks]
     extract(wanted, images, size, count, parts, mesh)
     if jax.process_index():
         return {}
-    return summary.of_samples(evaluation, references, parts.blocks(count), count)
+    return measures.figures(parts.blocks(count))
 
 
 def make_features(network: FeatureNetwork, outputs: Sequence[str], mesh: Mesh):
-    """(device, images [B, H, W, C] on it) -> {"NETWORK/OUTPUT": float32 [B, F] on the host}."""
+    """(device, images on it, rows [B]) -> {"NETWORK/OUTPUT": float32 [B, F]} of these rows."""
     local = {device: jax.device_put(network.params, device) for device in mesh.local_devices}
 
-    @functools.partial(jax.jit, static_argnums=2)
-    def program(params, images, rows):
-        """Grey as colour where the network wants it, and rows up to a full piece."""
+    @jax.jit
+    def program(params, images):
+        """Whole numbers, and grey as colour, where the network wants them."""
+        if network.rounds:
+            images = jnp.round(images)
         if network.colour:
             images = jnp.broadcast_to(images, (*images.shape[:3], 3))
-        images = jnp.pad(images, ((0, rows - len(images)), (0, 0), (0, 0), (0, 0)))
         found = network.extract(params, images)
         return {f"{network.name}/{output}": found[output] for output in outputs}
 
-    def features(device: jax.Device, images: Array) -> dict[str, np.ndarray]:
-        rows = min(AT_ONCE, len(images))
-        pieces = [
-            program(local[device], images[first : first + rows], rows)
-            for first in range(0, len(images), rows)
-        ]
-        return jax.tree.map(lambda *piece: np.concatenate(piece)[: len(images)], *pieces)
+    def features(device: jax.Device, images: Array, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Whole pieces of the images, those in which there is a row that is wanted."""
+        count = min(AT_ONCE, len(images))
+        images = jnp.pad(images, ((0, -len(images) % count), (0, 0), (0, 0), (0, 0)))
+        at = {int(first): i for i, first in enumerate(np.unique(rows // count))}
+        pieces = [program(local[device], images[i * count : (i + 1) * count]) for i in at]
+        wanted = np.array([at[row // count] * count + row % count for row in rows])
+        return jax.tree.map(lambda *piece: np.concatenate(piece)[wanted], *pieces)
 
     return features
 

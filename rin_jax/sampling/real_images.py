@@ -126,7 +126,7 @@ def compute(
 
 def open_classifier(source: ImageSource, workdir: str) -> FeatureNetwork:
     """The classifier of a data set; process 0 trains it on all of the split, with 1/10 held out."""
-    data, num_classes = source.data, source.info.num_classes
+    data = source.data
     identity = {
         "network": "classifier", "recipe": classifier.RECIPE, "data": data.name,
         "split": data.split, "fingerprint": source.fingerprint, "image_size": data.image_size,
@@ -136,7 +136,27 @@ def open_classifier(source: ImageSource, workdir: str) -> FeatureNetwork:
     if processes.gather("a classifier", str(path.exists()))[0] != "True":
         if jax.process_index() == 0:
             console.say(f"a small classifier learns {source.info.name}:")
-            TRAIN
+            train_classifier(source, path)
         processes.agree("a trained classifier")
     params = classifier.load(path)
-    return FeatureNetwork("classifier", params, classifier.extract, False, identity)
+    return FeatureNetwork("classifier", params, classifier.extract, False, True, identity)
+
+
+def train_classifier(source: ImageSource, path: epath.Path) -> None:
+    """Trains the classifier of a data set on its split, and leaves its file.
+
+    Its accuracy is measured on the data set's test split, or, where that is what it learns from or
+    there is none, on a tenth of the images that it does not learn from.
+    """
+    learnt, test = pipeline.fixed_examples(source, len(source)), source.other_split("test")
+    if test is not None:
+        held_out = pipeline.fixed_examples(test, len(test))
+    else:
+        order = np.random.default_rng(0).permutation(len(source))
+        held_out = {name: array[order[: len(order) // 10]] for name, array in learnt.items()}
+        learnt = {name: array[order[len(order) // 10 :]] for name, array in learnt.items()}
+    params = classifier.train(learnt["image"], learnt["label"], source.info.num_classes)
+    accuracy = classifier.accuracy(params, held_out["image"], held_out["label"])
+    count = len(held_out["label"])
+    console.say(f"it reads {100 * accuracy:.2f} % of {count:,} held-out images as labelled")
+    classifier.save(path, params, accuracy)
