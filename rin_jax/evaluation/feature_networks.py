@@ -32,6 +32,7 @@ class FeatureNetwork(NamedTuple):
     colour: bool  # whether it wants 3 channels; grey images are repeated
     rounds: bool  # whether it sees whole numbers, as files have them; RIN's own protocol does not
     identity: Mapping[str, Any]  # features are comparable where this is equal
+    accuracy: float | None = None  # of the classifier: share of held-out images it reads right
 
 
 def weights_of(name: str, evaluation: Evaluation) -> str | None:

@@ -20,6 +20,8 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
     for network, found in record["networks"].items():
         if text := caution(record["num_samples"], found["num_features"]):
             said.append(f"{network}: {text}")
+        if found["accuracy"] is not None:
+            said.append(f"{network} reads {100 * found['accuracy']:.2f} % of held-out real images.")
         protocol = found["identity"].get("protocol")
         if protocol is None:
             said.append(f"Figures in {network}'s features are not in published tables.")

@@ -1,7 +1,7 @@
 """Samples that some model left as image files in a folder."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from etils import epath
@@ -20,13 +20,22 @@ def find(folder: str, image_size: int, channels: int) -> list[epath.Path]:
     many channels (a look at every header).
     """
     root = epath.Path(folder)
-    paths = sorted(path for path in root.glob("**/*") if path.suffix.lower() in KINDS)
-    paths = [path for path in paths if not path.name.startswith("._")]
+    found = _files(root) if root.is_dir() else ()
+    paths = [x for x in found if x.suffix.lower() in KINDS and not x.name.startswith("._")]
     if len(paths) < 2:
         raise ConfigError(f"--samples={folder} has {len(paths)} images; it needs two at least.")
     for path in paths:
         _open(path, image_size, channels).close()
     return paths
+
+
+def _files(folder: epath.Path) -> Iterator[epath.Path]:
+    """All files below a folder, in order."""
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            yield from _files(path)
+        else:
+            yield path
 
 
 def _open(path: epath.Path, image_size: int, channels: int) -> Image.Image:

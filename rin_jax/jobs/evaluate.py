@@ -67,7 +67,7 @@ def evaluate(
     features = {
         x.name: {
             "identity": dict(x.identity), "outputs": evaluation.outputs_of(x.name),
-            "num_features": len(real[x.name].moments["pool"].mean),
+            "num_features": len(real[x.name].moments["pool"].mean), "accuracy": x.accuracy,
         }
         for x in networks
     }

@@ -132,20 +132,24 @@ def open_classifier(source: ImageSource, workdir: str) -> FeatureNetwork:
         "split": data.split, "fingerprint": source.fingerprint, "image_size": data.image_size,
         "channels": data.channels,
     }  # fmt: skip
-    path = epath.Path(workdir) / "evaluation" / f"classifier-{protocol.digest(identity)}.npz"
-    if processes.gather("a classifier", str(path.exists()))[0] != "True":
+    name = protocol.digest(identity)
+    path = epath.Path(workdir) / "evaluation" / f"classifier-{name}.npz"
+    if processes.gather("a classifier", str(classifier.load(path, name) is not None))[0] != "True":
         if jax.process_index() == 0:
-            console.say(f"a small classifier learns {source.info.name}:")
-            train_classifier(source, path)
+            console.say(f"a small classifier learns {source.info.name}")
+            params = train_classifier(source)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            classifier.save(path, params, name)
         processes.agree("a trained classifier")
-    params = classifier.load(path)
-    return FeatureNetwork("classifier", params, classifier.extract, False, True, identity)
+    params = classifier.load(path, name)
+    accuracy = float(params.pop("accuracy"))
+    return FeatureNetwork("classifier", params, classifier.extract, False, True, identity, accuracy)
 
 
-def train_classifier(source: ImageSource, path: epath.Path) -> None:
-    """Trains the classifier of a data set on its split, and leaves its file.
+def train_classifier(source: ImageSource) -> dict[str, Any]:
+    """The classifier of a data set, trained on its split.
 
-    Its accuracy is measured on the data set's test split, or, where that is what it learns from or
+    Its accuracy, which is kept with it, is measured on the data set's test split, or, where that is what it learns from or
     there is none, on a tenth of the images that it does not learn from.
     """
     learnt, test = pipeline.fixed_examples(source, len(source)), source.other_split("test")
@@ -159,4 +163,4 @@ def train_classifier(source: ImageSource, path: epath.Path) -> None:
     accuracy = classifier.accuracy(params, held_out["image"], held_out["label"])
     count = len(held_out["label"])
     console.say(f"it reads {100 * accuracy:.2f} % of {count:,} held-out images as labelled")
-    classifier.save(path, params, accuracy)
+    return params | {"accuracy": np.float32(accuracy)}
