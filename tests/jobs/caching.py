@@ -1,7 +1,6 @@
 """rin_jax.main as a process of a pod that keeps its compiled programs: JAX lets process 0 alone."""
 
 import os
-import sys
 
 import jax
 from jax._src import compiler, distributed
@@ -19,7 +18,6 @@ def write(*args, original=compiler._cache_write, **kwargs) -> None:
         state.process_id = own
 
 
-sys.modules["torch"] = None  # tensorboardX would import it, for seconds
 compiler._cache_write = write
 processes.HEARTBEAT = int(os.environ["POD_HEARTBEAT"])
 jax.config.update("jax_compilation_cache_dir", os.environ["POD_CACHE"])
