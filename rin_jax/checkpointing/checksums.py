@@ -18,6 +18,7 @@ ODD = 0x9E3779B1
 GROUP_BYTES = 2**26  # of arrays in one program, which on a CPU holds as much beside them
 
 
+@jax.jit  # traced once for all arrays of one shape: parameters, averages, moments
 def checksum(x: jax.Array) -> jax.Array:
     """uint32 scalar; x may have any shape and a dtype of up to 32 bits, not bool."""
     bits = jax.lax.bitcast_convert_type(x, UNSIGNED[x.dtype.itemsize]).astype(jnp.uint32)
@@ -50,8 +51,11 @@ def tree_checksums(tree: Any) -> dict[str, int]:
 def _groups(leaves: list[jax.Array]) -> list[list[jax.Array]]:
     """The leaves in order, as many at once as fit GROUP_BYTES, or one that is larger."""
     groups: list[list[jax.Array]] = []
+    room = 0
     for leaf in leaves:
-        if not groups or sum(x.nbytes for x in (*groups[-1], leaf)) > GROUP_BYTES:
+        room -= leaf.nbytes
+        if room < 0:
             groups.append([])
+            room = GROUP_BYTES - leaf.nbytes
         groups[-1].append(leaf)
     return groups

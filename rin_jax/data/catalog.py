@@ -118,12 +118,9 @@ def feature_keys(name: str, builder: Builder) -> tuple[str, str | None]:
     features = builder.info.features
     items = features.items() if isinstance(features, tfds.features.FeaturesDict) else ()
     found_images = [
-        key
-        for key, feature in items
-        if isinstance(feature, tfds.features.Image)
-        and not isinstance(feature, tfds.features.LabeledImage)
-        and feature.np_dtype == np.uint8
-    ]
+        key for key, feature in items if isinstance(feature, tfds.features.Image)
+        and not isinstance(feature, tfds.features.LabeledImage) and feature.np_dtype == np.uint8
+    ]  # fmt: skip
     labels = [key for key, feature in items if isinstance(feature, tfds.features.ClassLabel)]
     image, label = _choose(found_images, "image"), _choose(labels, "label")
     if image is None:

@@ -38,7 +38,12 @@ class Data:
             return self
         info = catalog.describe(self.name, self.split, self.data_dir, self.image_size)
         size = declared_size(info) if self.image_size is None else self.image_size
-        channels = declared_channels(info) if self.channels is None else self.channels
+        channels = info.image_shape[-1] if self.channels is None else self.channels
+        if channels is None:
+            raise ConfigError(
+                f"data.channels is not set and {info.name!r} does not tell those of its images; "
+                "set --config.data.channels to 1 (grey) or 3 (colour)."
+            )
         classes = info.num_classes if self.num_classes is None else self.num_classes
         filled = dataclasses.replace(self, image_size=size, channels=channels, num_classes=classes)
         filled.check_labels(info.num_classes)
@@ -63,14 +68,3 @@ def declared_size(info: catalog.DatasetInfo) -> int:
             f"square size ({height} x {width}); set --config.data.image_size."
         )
     return height
-
-
-def declared_channels(info: catalog.DatasetInfo) -> int:
-    """The channels of all images of a data set; ConfigError if it does not tell them."""
-    channels = info.image_shape[-1]
-    if channels is None:
-        raise ConfigError(
-            f"data.channels is not set and {info.name!r} does not tell those of its images; set "
-            "--config.data.channels to 1 (grey) or 3 (colour)."
-        )
-    return channels

@@ -128,9 +128,7 @@ def read_any(file, channels: int) -> np.ndarray:
 
 def encode_png(image: np.ndarray) -> bytes:
     """PNG of a uint8 image [H, W, 1 or 3], filtered but not compressed: ArrayRecord does that."""
-    picture, buffer = (
-        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image),
-        io.BytesIO(),
-    )
+    buffer = io.BytesIO()
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     picture.save(buffer, "PNG", compress_level=0)  # faster, and of the same size in the end
     return buffer.getvalue()

@@ -61,14 +61,9 @@ class Objective:
         return Draws(t, eps, self_cond, keep_cond)
 
     def loss(
-        self,
-        first_pass: DenoiseFn,
-        second_pass: DenoiseFn,
-        drop_cond: Callable[[Any, Array], Any],
-        x: Array,
-        cond: Any,
-        draws: Draws,
-    ) -> Array:
+        self, first_pass: DenoiseFn, second_pass: DenoiseFn,
+        drop_cond: Callable[[Any, Array], Any], x: Array, cond: Any, draws: Draws,
+    ) -> Array:  # fmt: skip
         """Mean squared error of a batch of examples x [B, ...] in [-1, 1], a float32 scalar.
 
         Each pass is the network with its parameters and a dropout of its own. `drop_cond`:

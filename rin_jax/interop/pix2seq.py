@@ -148,7 +148,7 @@ def import_params(weights: Mapping[str, np.ndarray], rin: RIN) -> dict[str, Any]
 
 
 def reference_names(rin: RIN) -> dict[str, np.ndarray]:
-    """Our parameter path -> array of reference names without `tape/`, one per stacked layer."""
+    """Our parameter path -> array of reference names without PREFIX, one per stacked layer."""
     single = (
         _nest("stem", "stem", DENSE)
         | _nest("stem/norm", "stem_ln", NORM)

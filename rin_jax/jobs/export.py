@@ -69,13 +69,10 @@ def write(
         (path / name).unlink(missing_ok=True)
     metadata = {"format": "pt", "step": str(model.step), "ema": model.ema}
     description = export_format.Description(
-        network=export_format.network_fields(experiment.rin),
-        config=experiment.config.to_dict(),
-        class_names=model.class_names,
-        step=model.step,
-        ema=model.ema,
+        network=export_format.network_fields(experiment.rin), config=experiment.config.to_dict(),
+        class_names=model.class_names, step=model.step, ema=model.ema,
         sha256=export_format.write_weights(path, model.params, metadata),
-    )
+    )  # fmt: skip
     if with_grid:
         files.write_png(path / GRID_FILE, sample_grid(model))
     stablehlo.write(path, experiment)

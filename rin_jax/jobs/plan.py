@@ -119,7 +119,6 @@ def lower_gradient(experiment: Experiment, mesh: Mesh, batch_size: int) -> jax.s
 def state_bytes(experiment: Experiment, mesh: Mesh) -> dict[str, float]:
     """Bytes of a device's state, by kind."""
     state = abstract_state(experiment, mesh)
-
     kinds = {"parameters": state.params, "optimizer": state.opt_state, "EMA": state.emas}
 
     def size(leaf):

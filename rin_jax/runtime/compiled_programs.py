@@ -172,15 +172,12 @@ def sliced(inside: Computation, parameter: Instruction) -> tuple[float | None, f
     while names:
         name = names.pop()
         for user in (i for i in inside.values() if name in i.operands):
-            if user.opcode == "bitcast":
+            opcode, is_target = user.opcode, user.operands[0] == name
+            if opcode == "bitcast":
                 names.append(user.name)
-            elif user.opcode == "dynamic-slice" and user.operands[0] == name:
+            elif opcode == "dynamic-slice" and is_target:
                 read += bytes_of(user.type)
-            elif (
-                user.opcode == "dynamic-update-slice"
-                and user.operands[0] == name
-                and user.name in results
-            ):
+            elif opcode == "dynamic-update-slice" and is_target and user.name in results:
                 in_place += bytes_of(user.type) - bytes_of(inside[user.operands[1]].type)
             else:
                 return None, 0.0

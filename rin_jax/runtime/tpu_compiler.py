@@ -90,14 +90,10 @@ def compiled(
     used += memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
     text = Program(program.as_text(), num_devices, num_slices)
     return Compiled(
-        fits=True,
-        used=used,
-        capacity=chip.hbm_bytes,
-        temporary=memory.temp_size_in_bytes,
-        collectives=tuple(text.collectives()),
-        traffic=text.memory_traffic(),
+        fits=True, used=used, capacity=chip.hbm_bytes, temporary=memory.temp_size_in_bytes,
+        collectives=tuple(text.collectives()), traffic=text.memory_traffic(),
         unknown_loops=tuple(text.unknown_loops()),
-    )
+    )  # fmt: skip
 
 
 def needed_memory(message: str) -> tuple[float | None, float | None]:

@@ -190,7 +190,9 @@ def test_as_one_process_with_one_device(trained, data_dir, layout):
     )
 
 
-def test_a_killed_process_ends_the_others_and_the_same_command_resumes(start, trained, tmp_path):
+def test_a_killed_process_ends_the_others_and_the_same_command_resumes_past_damage(
+    start, trained, tmp_path
+):
     workdir = tmp_path / "run"
     pod = start(workdir, TWO, heartbeat=15)
     pod.wait_for((workdir / "checkpoints" / "2").exists)
@@ -201,9 +203,21 @@ def test_a_killed_process_ends_the_others_and_the_same_command_resumes(start, tr
     ours = r"\[0\] error: process 1 \(.*\) gave no sign of life; "  # else JAX was first
     assert re.search(rf"{ours}|task:?\s*1\b|^\[0\] 1$", pod.log, re.MULTILINE), pod.log
 
+    # what it had saved since step 2 is damaged too
+    for step in (4, 6):
+        shutil.rmtree(workdir / "checkpoints" / str(step), ignore_errors=True)
+        shutil.copytree(trained(TWO) / "checkpoints" / str(step), workdir / f"checkpoints/{step}")
+    for path in (workdir / "checkpoints" / "6" / "params").rglob("*"):
+        if path.is_file() and path.stat().st_size > 4000:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    (workdir / "checkpoints" / "4" / "_CHECKPOINT_METADATA").write_text("{")
+
     pod = start(workdir, TWO)
     assert pod.end() == 0, pod.log
-    assert re.search(r"resumed from checkpoint [24] ", pod.log), pod.log
+    assert "checkpoint 6 is damaged: it cannot be read" in pod.log
+    assert "checkpoint 4 is damaged: its metadata" in pod.log
+    assert "resumed from checkpoint 2 " in pod.log
+    assert {path.name for path in (workdir / "damaged").iterdir()} == {"4-0", "6-0"}
     assert_same_bits(workdir, trained(TWO))
 
 
@@ -229,23 +243,6 @@ def test_one_two_and_again_one_process_with_a_signal_between(start, trained, dat
     resumed = f"resumed from checkpoint {saved} "  # or a slow signal was heard at the last step
     assert (resumed if saved < NUM_STEPS else "is trained to step 6") in pod.log, pod.log
     assert_same_run(workdir, trained(ALONE), data_dir)
-
-
-def test_a_damaged_checkpoint_is_skipped_by_two_processes(start, trained, tmp_path):
-    workdir = tmp_path / "run"
-    shutil.copytree(trained(TWO), workdir)
-    for path in (workdir / "checkpoints" / "6" / "params").rglob("*"):
-        if path.is_file() and path.stat().st_size > 4000:
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    (workdir / "checkpoints" / "4" / "_CHECKPOINT_METADATA").write_text("{")
-    (workdir / "progress" / f"{NUM_STEPS:08d}.png").unlink()  # else the run is complete
-    pod = start(workdir, TWO)
-    assert pod.end() == 0, pod.log
-    assert "checkpoint 6 is damaged: it cannot be read" in pod.log
-    assert "checkpoint 4 is damaged: its metadata" in pod.log
-    assert "resumed from checkpoint 2 " in pod.log
-    assert {path.name for path in (workdir / "damaged").iterdir()} == {"4-0", "6-0"}
-    assert_same_bits(workdir, trained(TWO))
 
 
 def test_samples_by_two_processes_are_those_of_one_to_the_bit(start, trained, tmp_path):

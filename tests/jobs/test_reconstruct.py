@@ -1,5 +1,6 @@
 """Averages of another length, made after training, against those that a training tracked."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -16,13 +17,14 @@ from rin_jax.sampling.weights import abstract_params, load_ema
 from tests import tiny
 
 STEPS, EVERY, LENGTH = 48, 3, 0.15
+STORED = "power_0.05", "power_0.1"
 
 
 def config(data_dir, **changes):
     return tiny.config(
         data__data_dir=data_dir, train__num_steps=STEPS, train__sample_every_steps=STEPS,
         train__log_every_steps=STEPS, checkpoint__every_steps=STEPS, optimizer__warmup_steps=2,
-        **changes,
+        model__num_blocks=1, sampler__num_steps=1, **changes,
     )  # fmt: skip
 
 
@@ -33,55 +35,74 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory, data_dir):
-    """A run that stored snapshots of two power averages, and its configuration."""
+    """A run that stored snapshots of power averages, LENGTH among them, and its configuration."""
     workdir = str(tmp_path_factory.mktemp("stored"))
+    lengths = (0.05, 0.1, LENGTH)
     run = config(
-        data_dir, ema__decays=(), ema__power_lengths=(0.05, 0.1), ema__snapshot_every_steps=EVERY
+        data_dir, ema__decays=(), ema__power_lengths=lengths, ema__snapshot_every_steps=EVERY
     )
     train_lib.train(run, workdir)
     return workdir, run
 
 
-def average(run, workdir, name):
-    experiment = train_lib.make_experiment(run)
-    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
-    _, found, params = load_ema(experiment, mesh, workdir, name)
-    assert found == name
+def flat(params) -> np.ndarray:
     return np.concatenate([np.ravel(x) for x in jax.tree.leaves(jax.device_get(params))])
 
 
+def tracked(run, workdir, name) -> np.ndarray:
+    """An average that the training tracked: the run's own come before those made afterwards."""
+    _, found, params = load_ema(train_lib.make_experiment(run), mesh(), workdir, name)
+    assert found == name
+    return flat(params)
+
+
+def made(run, workdir, name) -> np.ndarray:
+    """An average that was made afterwards."""
+    found, _ = checkpoints.find(Path(workdir, "reconstructed", name))
+    shapes = abstract_params(train_lib.make_experiment(run).rin, mesh())
+    return flat(checkpoints.load(found[0], {f"ema_{name}": shapes}))
+
+
+def mesh():
+    return sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+
+
+def without_others(path, find=checkpoints.find):
+    """The checkpoints in a folder, as if they had no averages but those STORED."""
+    found, damaged = find(path)
+    return [
+        dataclasses.replace(saved, metadata={**saved.metadata, "emas": list(STORED)})
+        for saved in found
+    ], damaged
+
+
 @pytest.mark.slow
-def test_a_length_that_was_also_tracked(stored, data_dir, tmp_path, capsys):
+def test_a_length_that_was_also_tracked(stored, monkeypatch, capsys):
+    """Made from the snapshots of the two others alone."""
     workdir, run = stored
-    tracking = config(data_dir, ema__decays=(), ema__power_lengths=(LENGTH,))
-    train_lib.train(tracking, str(tmp_path / "tracked"))  # the same steps
-    tracked = average(tracking, str(tmp_path / "tracked"), "power_0.15")
-    reconstruct(run, workdir, LENGTH)
-    made = average(run, workdir, "power_0.15")
-    near = average(run, workdir, "power_0.1")
-    off = np.linalg.norm(made - tracked) / np.linalg.norm(near - tracked)
-    assert off < 0.1, off  # of the way to the nearest average that was stored
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "find", without_others)
+        reconstruct(run, workdir, LENGTH)
+    wanted, near = tracked(run, workdir, "power_0.15"), tracked(run, workdir, "power_0.1")
+    off = np.linalg.norm(made(run, workdir, "power_0.15") - wanted) / np.linalg.norm(near - wanted)
+    assert 0 < off < 0.1, off  # of the way to the nearest average that was stored
 
     printed = capsys.readouterr().out
-    assert printed.count(" power_0.05 ") == STEPS // EVERY
+    assert printed.count(" power_0.05 ") == printed.count(" power_0.1 ") == STEPS // EVERY
+    assert printed.count(" power_0.15 ") == 0
     assert "relative error of the profile" in printed
     table = Path(workdir, "reconstructed", "power_0.15", f"{STEPS}.txt").read_text()
     assert table in printed
 
 
-def test_a_stored_length_comes_out_as_it_went_in(stored):
+def test_a_stored_length_comes_out_as_it_went_in(stored, monkeypatch):
     workdir, run = stored
+    find = checkpoints.find
+    monkeypatch.setattr(checkpoints, "find", lambda path: (find(path)[0][:3], {}))  # the newest
     reconstruct(run, workdir, 0.1)
-    made = Path(workdir, "reconstructed", "power_0.1", str(STEPS))
-    assert made.exists()
     reconstruct(run, workdir, 0.1)  # again
-    copy = average(run, workdir, "power_0.1")  # the run's own comes first
-    found, _ = checkpoints.find(made.parent)
-    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
-    shapes = abstract_params(train_lib.make_experiment(run).rin, mesh)
-    params = checkpoints.load(found[0], {"ema_power_0.1": shapes})["ema_power_0.1"]
-    flat = np.concatenate([np.ravel(x) for x in jax.tree.leaves(jax.device_get(params))])
-    np.testing.assert_allclose(flat, copy, atol=1e-6)
+    given = tracked(run, workdir, "power_0.1")
+    np.testing.assert_allclose(made(run, workdir, "power_0.1"), given, atol=1e-6)
 
 
 def test_a_damaged_snapshot_is_named(stored, tmp_path):
