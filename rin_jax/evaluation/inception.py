@@ -6,8 +6,8 @@ of the last block takes the maximum, and there are 1008 logits. Its batch normal
 
 An image goes in by one of two protocols; their distances must not be compared with each other:
 
-    adm         round to whole numbers, TF1 bilinear resize, (x - 128) / 128
-    rin_tfgan   half-pixel bilinear resize of x / 255, unrounded, 2 x - 1
+    adm         round to 0, 1, ..., 255, TF1 bilinear resize, (x - 128) / 128
+    rin_tfgan   half-pixel bilinear resize of x / 255, unrounded, clip to 0..1, 2 x - 1
 
 Sources: the graph inception-2015-12-05 (arXiv 1512.00567, arXiv 1706.08500), read by ADM's
 evaluator (arXiv 2105.05233) and ported by torch-fidelity; `rin_tfgan` is what the authors of RIN
@@ -16,7 +16,7 @@ evaluator (arXiv 2105.05233) and ported by torch-fidelity; `rin_tfgan` is what t
 
 import functools
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import NamedTuple
 
 import jax
@@ -31,7 +31,7 @@ from rin_jax.evaluation import resize, weight_files
 SIZE = 299  # pixels of a side that the network sees
 FEATURES, LOGITS = 2048, 1008
 EPSILON = 1e-3  # of batch normalisation
-SPATIAL, SPATIAL_CHANNELS = "Mixed_6d.branch1x1", 7  # sFID: the graph's mixed_6/conv, [..., :7]
+SPATIAL = 7  # channels of the 1 x 1 branch of Mixed_6d, the graph's mixed_6/conv, for sFID
 FULL = lax.Precision.HIGHEST  # else a TPU multiplies in bfloat16 and a GPU in TF32
 PROTOCOLS = ("adm", "rin_tfgan")
 # Batch normalisation in files: scale (1 in the published ones), shift, mean, variance.
@@ -104,7 +104,7 @@ def _e(name: str, pool: str) -> Block:
     ))  # fmt: skip
 
 
-NETWORK: Steps = (
+TO_SPATIAL: Steps = (
     _conv("Conv2d_1a_3x3", 32, 3, *HALVE),
     _conv("Conv2d_2a_3x3", 32, 3, 1, "VALID"),
     _conv("Conv2d_2b_3x3", 64, 3),
@@ -123,6 +123,8 @@ NETWORK: Steps = (
     _c("Mixed_6b", 128),
     _c("Mixed_6c", 160),
     _c("Mixed_6d", 160),
+)  # fmt: skip
+TO_POOL: Steps = (
     _c("Mixed_6e", 192),
     Block("Mixed_7a", (
         _chain("branch3x3", (192, 1), (320, 3, *HALVE)),
@@ -150,36 +152,32 @@ def extract(params: Params, images: jax.Array, protocol: str) -> dict[str, jax.A
 def normalized(images: jax.Array, protocol: str) -> jax.Array:
     """Images as the network sees them, [B, 299, 299, 3] of about -1..1; see `extract`."""
     one_of("protocol", protocol, PROTOCOLS)
-    images = jnp.clip(images, 0, 255)
     if protocol == "adm":
-        return (resize.bilinear(jnp.round(images), (SIZE, SIZE), half_pixel=False) - 128) / 128
-    return 2 * resize.bilinear(images / 255, (SIZE, SIZE), half_pixel=True) - 1
+        whole = jnp.clip(jnp.round(images), 0, 255)
+        return (resize.bilinear(whole, (SIZE, SIZE), half_pixel=False) - 128) / 128
+    return 2 * jnp.clip(resize.bilinear(images / 255, (SIZE, SIZE), half_pixel=True), 0, 1) - 1
 
 
 def features(params: Params, x: jax.Array) -> dict[str, jax.Array]:
     """What `extract` returns, of images that are resized and normalised."""
-    taps: dict[str, jax.Array] = {}
-    pool = jnp.mean(_run(NETWORK, params, x, "", taps), axis=(1, 2))
-    spatial = taps[SPATIAL][..., :SPATIAL_CHANNELS]
+    x = _run(TO_SPATIAL, params, x)
+    spatial = x[..., :SPATIAL].reshape(len(x), -1)
+    pool = jnp.mean(_run(TO_POOL, params, x), axis=(1, 2))
     logits = jnp.matmul(pool, params["fc"]["kernel"], precision=FULL)
-    return {"pool": pool, "spatial": spatial.reshape(len(x), -1), "logits": logits}
+    return {"pool": pool, "spatial": spatial, "logits": logits}
 
 
-def _run(
-    steps: Steps, params: Params, x: jax.Array, prefix: str, taps: dict[str, jax.Array]
-) -> jax.Array:
-    """Runs steps one after the other; the convolution that sFID reads is also put into `taps`."""
+def _run(steps: Steps, params: Params, x: jax.Array, prefix: str = "") -> jax.Array:
+    """Runs steps one after the other, those of the block whose parameters have this prefix."""
     for step in steps:
         if isinstance(step, str):
             x = POOLS[step](x)
         elif isinstance(step, Block):
             inside = _inside(prefix, step)
-            branches = [_run(branch, params, x, inside, taps) for branch in step.branches]
+            branches = [_run(branch, params, x, inside) for branch in step.branches]
             x = jnp.concatenate(branches, axis=-1)
         else:
             x = _convolve(step, params[prefix + step.name], x)
-            if prefix + step.name == SPATIAL:
-                taps[SPATIAL] = x
     return x
 
 
@@ -195,22 +193,32 @@ def _convolve(conv: Conv, params: dict[str, jax.Array], x: jax.Array) -> jax.Arr
     return jax.nn.relu(x + params["bias"].reshape(1, 1, 1, -1))
 
 
-def _halve(x: jax.Array) -> jax.Array:
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "VALID")
+def _pool(x: jax.Array, combine: Callable, stride: int, outside: float | None) -> jax.Array:
+    """Combines 3 x 3 neighbours, first down the columns; `outside` pads, None leaves the borders.
 
-
-def _maximum(x: jax.Array) -> jax.Array:
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
+    Shifted slices, because XLA's window reductions use one core of a CPU.
+    """
+    if outside is not None:
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=outside)
+    for axis in (1, 2):
+        shifted = (lax.slice_in_dim(x, i, x.shape[axis] - 2 + i, stride, axis) for i in range(3))
+        x = functools.reduce(combine, shifted)
+    return x
 
 
 def _average(x: jax.Array) -> jax.Array:
     """The mean of the 3 x 3 neighbours that are inside the image."""
-    sums = lax.reduce_window(x, 0.0, lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
     rows, columns = (np.convolve(np.ones(side), np.ones(3), "same") for side in x.shape[1:3])
-    return sums / jnp.asarray(np.outer(rows, columns)[None, :, :, None], x.dtype)
+    share = jnp.asarray(1 / np.outer(rows, columns)[None, :, :, None], x.dtype)
+    return _pool(x, jnp.add, 1, 0.0) * jnp.broadcast_to(share, x.shape)
 
 
-POOLS = {"halve": _halve, "maximum": _maximum, "average": _average}
+POOLS = {
+    "halve": lambda x: _pool(x, jnp.maximum, 2, None),
+    "maximum": lambda x: _pool(x, jnp.maximum, 1, -jnp.inf),
+    "average": _average,
+}
+
 
 
 class Place(NamedTuple):
@@ -221,19 +229,19 @@ class Place(NamedTuple):
     shape: tuple[int, int, int, int]  # of the kernel: height, width, input and output channels
 
 
-def places(
-    steps: Steps = NETWORK,
-    channels: int = 3,
-    prefix: str = "",
-    scope: str = "",
-    counts: Counter[str] | None = None,
-) -> Iterator[Place]:
-    """All convolutions of steps that see so many channels; returns how many come out.
+def places() -> Iterator[Place]:
+    """All convolutions.
 
     The graph counts what a scope has of each kind: conv, conv_1, ...; a block is a "mixed", a
     branch of more than one step a "tower".
     """
-    counts = Counter() if counts is None else counts
+    yield from _places(TO_SPATIAL + TO_POOL, 3, "", "", Counter())
+
+
+def _places(
+    steps: Steps, channels: int, prefix: str, scope: str, counts: Counter[str]
+) -> Generator[Place, None, int]:
+    """Those of steps that see so many channels; returns how many come out."""
 
     def unique(kind: str) -> str:
         counts[kind] += 1
@@ -249,7 +257,7 @@ def places(
             for branch in step.branches:
                 inside = block if len(branch) == 1 else unique(f"{block}/tower")
                 args = channels, _inside(prefix, step), f"{inside}/", counts
-                out += yield from places(branch, *args)
+                out += yield from _places(branch, *args)
             channels = out
     return channels
 
@@ -274,23 +282,17 @@ def params_of(arrays: Mapping[str, np.ndarray]) -> Params:
         gamma, beta, mean, variance = (take(part, (fan_out,)) for part in norm)
         scale = gamma / np.sqrt(variance + EPSILON)
         params[name] = {"kernel": kernel * scale, "bias": beta - mean * scale}
-    if graph:
-        last = take("softmax/weights", (FEATURES, LOGITS))
-    else:
-        last = take("fc.weight", (LOGITS, FEATURES)).T
-    params["fc"] = {"kernel": last}
+    last = "softmax/weights" if graph else "fc.weight"
+    kernel = take(last, (FEATURES, LOGITS) if graph else (LOGITS, FEATURES))
+    params["fc"] = {"kernel": kernel if graph else kernel.T}
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
 
 
 def load(path: epath.PathLike) -> tuple[Params, str]:
-    """(parameters, SHA-256) of a file.
-
-    Raises:
-      ConfigError: as `weight_files.published`, `weight_files.read_arrays` and `params_of`.
-    """
-    digest = weight_files.sha256(path)
+    """(parameters, SHA-256) of a file; ConfigError as `weight_files` and `params_of`."""
+    arrays, digest = weight_files.read_arrays(path), weight_files.sha256(path)
     weight_files.published(path, digest)
     try:
-        return params_of(weight_files.read_arrays(path)), digest
+        return params_of(arrays), digest
     except ConfigError as error:
         raise ConfigError(f"{path} is not FID's Inception-v3: {error}") from error
