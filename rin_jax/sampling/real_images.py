@@ -143,14 +143,16 @@ def open_classifier(source: ImageSource, workdir: str) -> FeatureNetwork:
         processes.agree("a trained classifier")
     params = classifier.load(path, name)
     accuracy = float(params.pop("accuracy"))
-    return FeatureNetwork("classifier", params, classifier.extract, False, True, identity, accuracy)
+    return FeatureNetwork(
+        "classifier", params, classifier.extract, False, True, identity, accuracy
+    )
 
 
 def train_classifier(source: ImageSource) -> dict[str, Any]:
     """The classifier of a data set, trained on its split.
 
-    Its accuracy, which is kept with it, is measured on the data set's test split, or, where that is what it learns from or
-    there is none, on a tenth of the images that it does not learn from.
+    Its accuracy, which is kept with it, is measured on the data set's test split or, where that is
+    what it learns from or there is none, on a tenth of the images, from which it does not learn.
     """
     learnt, test = pipeline.fixed_examples(source, len(source)), source.other_split("test")
     if test is not None:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from rin_jax.checkpointing import checkpoints
 from rin_jax.experiment import make_experiment
-from rin_jax.jobs import train
+from rin_jax.jobs import evaluate, train
 from rin_jax.runtime import processes, sharding
 from rin_jax.runtime.exits import PREEMPTED
 from rin_jax.training.state import abstract_state, items_of, state_of
@@ -264,13 +264,21 @@ def test_samples_by_two_processes_are_those_of_one_to_the_bit(start, trained, tm
         np.testing.assert_array_equal(two[name], array)
 
 
-def test_evaluation_by_two_processes(start, trained, tmp_path):
+def test_two_processes_find_the_figures_that_one_finds(start, trained, data_dir, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(trained(TWO), workdir)
-    pod = start(workdir, TWO, mode="evaluate")
+    pod = start(workdir, TWO, mode="evaluate", flags=["--config.sampler.images_per_device=4"])
     assert pod.end() == 0, pod.log
-    record = json.loads((workdir / "evaluation" / f"{NUM_STEPS:08d}-decay_0.998.json").read_text())
-    assert record["num_samples"] == 20
+    (path,) = (workdir / "evaluation").glob("*.json")
+    two = json.loads(path.read_text())
+    assert two["num_samples"] == 20
+    path.unlink()
+    config = load("digits").get_config("tiny")
+    config.update_from_flattened_dict(
+        CHANGES | {"data.data_dir": data_dir, "sampler.images_per_device": 4}
+    )
+    alone = evaluate.evaluate(config, str(workdir))
+    assert alone["figures"] == pytest.approx(two["figures"], rel=1e-6)
 
 
 def test_a_mistake_ends_every_process_with_its_message(start, tmp_path):
