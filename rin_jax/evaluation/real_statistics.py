@@ -4,6 +4,7 @@
     OUTPUT/mean, OUTPUT/covariance    float64 [F], [F, F], for "pool" and perhaps "spatial"
     features       float32 [N, F], "pool" of some of the images, for KID and precision/recall
     histogram      int64 [K], how many images have each label; empty without labels
+    OUTPUT/floor   Frechet distance between two halves of the images: samples cannot be much closer
 """
 
 import dataclasses
@@ -33,12 +34,14 @@ class Reference:
     moments: Mapping[str, Moments]  # of each output
     features: np.ndarray  # [N, F]
     histogram: np.ndarray  # [K]
+    floor: Mapping[str, float]  # of each output
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All of it by name."""
         arrays = {"features": self.features, "histogram": self.histogram}
         for output, (mean, covariance) in self.moments.items():
             arrays |= {f"{output}/mean": mean, f"{output}/covariance": covariance}
+        arrays |= {f"{output}/floor": np.float64(x) for output, x in self.floor.items()}
         return arrays
 
     @property
@@ -75,14 +78,15 @@ def load(path: epath.Path) -> Reference:
         description = json.loads(str(arrays.pop("description")))
         outputs = {name.removesuffix("/mean") for name in arrays if name.endswith("/mean")}
         moments = {x: Moments(arrays[f"{x}/mean"], arrays[f"{x}/covariance"]) for x in outputs}
-        return Reference(description, moments, arrays["features"], arrays["histogram"])
+        floor = {x: float(arrays[f"{x}/floor"]) for x in outputs}
+        return Reference(description, moments, arrays["features"], arrays["histogram"], floor)
     if not {"mu", "sigma"} <= set(arrays):
         raise ConfigError(f"{path} has {sorted(arrays)}, and no statistics of rin_jax or of ADM.")
     description = {"features": {"network": "inception", "protocol": "adm"},
                    "file": path.name, "file_sha256": hashlib.sha256(data).hexdigest()}  # fmt: skip
     moments = {x: Moments(arrays[mean].astype(np.float64), arrays[covariance].astype(np.float64))
                for x, (mean, covariance) in ADM.items() if mean in arrays}  # fmt: skip
-    return Reference(description, moments, np.empty((0, 0), np.float32), np.empty(0, np.int64))
+    return Reference(description, moments, np.empty((0, 0), np.float32), np.empty(0, np.int64), {})
 
 
 def check(path: epath.Path, found: Reference, wanted: Mapping[str, Any]) -> None:

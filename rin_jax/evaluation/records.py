@@ -22,6 +22,8 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
             said.append(f"{network}: {text}")
         if found["accuracy"] is not None:
             said.append(f"{network} reads {100 * found['accuracy']:.2f} % of held-out real images.")
+        if floor := record["reference"][network]["floor"].get("pool"):
+            said.append(f"Two halves of the real images are {floor:.4f} apart in {network}.")
         protocol = found["identity"].get("protocol")
         if protocol is None:
             said.append(f"Figures in {network}'s features are not in published tables.")

@@ -29,21 +29,30 @@ def of_real(
     """The statistics of `count` real images in the features of one network.
 
     The features that are kept are those of every k-th image, for the smallest k that leaves
-    NEIGHBOURS: a data set may be in the order of its classes. ConfigError: not finite.
+    NEIGHBOURS: a data set may be in the order of its classes. The floor is the Frechet distance
+    between the images of even and of odd index. ConfigError: not finite, or fewer than 4 images.
     """
-    sums: dict[str, Sums] = {}
+    sums: dict[str, list[Sums]] = {}
     kept, histogram, first = [], np.zeros(num_classes, np.int64), 0
     stride = -(-count // NEIGHBOURS)
     for block in blocks:
         for output in DISTANCES.values():
             if (rows := block.get(f"{network}/{output}")) is not None:
-                sums.setdefault(output, Sums()).add(rows)
+                halves = rows[first % 2 :: 2], rows[1 - first % 2 :: 2]
+                totals = sums.setdefault(output, [Sums(), Sums(), Sums()])
+                for total, part in zip(totals, (rows, *halves), strict=True):
+                    if len(part):
+                        total.add(part)
         kept.append(block[f"{network}/pool"][-first % stride :: stride])
         labels = block["label"]
         histogram += np.bincount(labels[labels >= 0], minlength=num_classes)[:num_classes]
         first += len(block["label"])
-    moments = {output: total.moments() for output, total in sums.items()}
-    return Reference(description, moments, np.concatenate(kept), histogram)
+    moments = {output: total.moments() for output, (total, _, _) in sums.items()}
+    floor = {
+        output: frechet_distance(even.moments(), odd.moments())
+        for output, (_, even, odd) in sums.items()
+    }
+    return Reference(description, moments, np.concatenate(kept), histogram, floor)
 
 
 class Measures:

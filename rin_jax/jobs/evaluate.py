@@ -75,7 +75,10 @@ def evaluate(
     parts = Parts(epath.Path(workdir) / "evaluation" / "parts" / protocol.digest(description))
     description |= {
         "num_samples": count, "measures": list(evaluation.measures),
-        "reference": {name: {**x.description, "sha256": x.sha256} for name, x in real.items()},
+        "reference": {
+            name: {**x.description, "sha256": x.sha256, "floor": dict(x.floor)}
+            for name, x in real.items()
+        },
     }  # fmt: skip
     name = f"{drawn.name}-n{count}-{protocol.digest(description)}.json"
     path = epath.Path(workdir) / "evaluation" / name

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from rin_jax.evaluation.classifier import Classifier
+from rin_jax.evaluation import classifier
 
 
 @pytest.fixture(scope="session")
@@ -15,7 +15,7 @@ def digits():
 
 
 @pytest.fixture(scope="session")
-def classifier(digits):
-    """Has seen the first 1,200 digits."""
+def trained(digits):
+    """Parameters of the classifier that has seen the first 1,200 digits, and of all its steps."""
     images, labels = digits
-    return Classifier(images[:1200], labels[:1200])
+    return classifier.train(images[:1200], labels[:1200], 10)
