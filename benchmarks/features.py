@@ -62,6 +62,10 @@ def inception_arrays() -> dict[str, np.ndarray]:
 def inception_peer(arrays: dict[str, np.ndarray]) -> Callable[[np.ndarray], Any]:
     """torch-fidelity's Inception, resize included."""
     import torch
+
+    from tests.evaluation.peers import import_torchvision
+
+    import_torchvision()
     from torch_fidelity import feature_extractor_inceptionv3 as theirs
 
     state = {name: torch.from_numpy(value) for name, value in arrays.items()}
