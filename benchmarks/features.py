@@ -40,7 +40,7 @@ class Network:
     """One feature network, here and in PyTorch."""
 
     shape: tuple[int, ...]  # of one image or clip
-    flops: float  # of its products, an image or clip: two for each multiply-add
+    flops: float  # of its products, with padding, an image or clip
     arrays: Callable[[], dict[str, np.ndarray]]  # random weights, as a file of PyTorch has them
     params_of: Callable[[dict[str, np.ndarray]], Any]
     extract: Callable[[Any, jax.Array], dict[str, jax.Array]]
