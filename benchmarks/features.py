@@ -40,7 +40,7 @@ class Network:
     """One feature network, here and in PyTorch."""
 
     shape: tuple[int, ...]  # of one image or clip
-    flops: float  # of its products, an image or clip: two for each multiply-add
+    flops: float  # of its products, with padding, an image or clip
     arrays: Callable[[], dict[str, np.ndarray]]  # random weights, as a file of PyTorch has them
     params_of: Callable[[dict[str, np.ndarray]], Any]
     extract: Callable[[Any, jax.Array], dict[str, jax.Array]]
@@ -62,6 +62,10 @@ def inception_arrays() -> dict[str, np.ndarray]:
 def inception_peer(arrays: dict[str, np.ndarray]) -> Callable[[np.ndarray], Any]:
     """torch-fidelity's Inception, resize included."""
     import torch
+
+    from tests.evaluation.peers import import_torchvision
+
+    import_torchvision()
     from torch_fidelity import feature_extractor_inceptionv3 as theirs
 
     state = {name: torch.from_numpy(value) for name, value in arrays.items()}
