@@ -161,7 +161,14 @@ def train_classifier(source: ImageSource) -> dict[str, Any]:
         order = np.random.default_rng(0).permutation(len(source))
         held_out = {name: array[order[: len(order) // 10]] for name, array in learnt.items()}
         learnt = {name: array[order[len(order) // 10 :]] for name, array in learnt.items()}
-    params = classifier.train(learnt["image"], learnt["label"], source.info.num_classes)
+    progress: list[console.Progress] = []
+
+    def show(done: int, steps: int) -> None:
+        progress[:] = progress or [console.Progress(0, steps, classifier.BATCH)]
+        console.say(progress[0].line(progress[0].update(done)))
+
+    num_classes = source.info.num_classes
+    params = classifier.train(learnt["image"], learnt["label"], num_classes, progress=show)
     accuracy = classifier.accuracy(params, held_out["image"], held_out["label"])
     count = len(held_out["label"])
     console.say(f"it reads {100 * accuracy:.2f} % of {count:,} held-out images as labelled")
