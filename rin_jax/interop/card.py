@@ -194,11 +194,11 @@ def _sampler(sampler: Mapping[str, Any]) -> str:
 def _measured(records: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for record in records:
-        known = [key for key in ("num_samples", "weights", "seed") if key in record]
+        known = [key for key in ("num_samples", "ema", "seed", "labels") if key in record]
         source = [f"{key} {record[key]}" for key in known]
         source += [_sampler(record["sampler"])] if "sampler" in record else []
-        figures = {name: value for name, value in record.items() if isinstance(value, float)}
-        rows += [(name, f"{value:.4f}", "; ".join(source)) for name, value in figures.items()]
+        figures = record.get("figures", {}).items()
+        rows += [(name, f"{value:.4f}", "; ".join(source)) for name, value in figures]
     if not rows:
         return f"FID, Inception Score and all else: {UNKNOWN} for these weights."
     table = [("figure", "value", "of"), ["---"] * 3, *rows, ("all else", UNKNOWN, "")]

@@ -4,6 +4,7 @@
     WORKDIR/evaluation/reference/NETWORK-HASH.npz       statistics: evaluation/real_statistics.py
 """
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -143,6 +144,8 @@ def open_classifier(source: ImageSource, workdir: str) -> FeatureNetwork:
         processes.agree("a trained classifier")
     params = classifier.load(path, name)
     accuracy = float(params.pop("accuracy"))
+    bits = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params))
+    identity["weights_sha256"] = hashlib.sha256(bits).hexdigest()
     return FeatureNetwork(
         "classifier", params, classifier.extract, False, True, identity, accuracy
     )

@@ -27,8 +27,8 @@ from tests.network.small import distance, fill
 
 ONE_DEVICE = {"data": 1, "fsdp": 1, "tensor": 1}
 RECORD = {
-    "step": 0, "agreement": 0.987, "num_samples": 20, "weights": "decay_0.9", "seed": 3,
-    "sampler": tiny.TINY["sampler"], "classifier_accuracy": 0.99,
+    "step": 0, "figures": {"classifier/agreement": 0.987, "classifier/frechet": 1.5},
+    "num_samples": 20, "ema": "decay_0.9", "seed": 3, "sampler": tiny.TINY["sampler"],
 }  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def run(tmp_path_factory):
     tiny.save(workdir, experiment, {0: state})
     (workdir / "evaluation").mkdir()
     (workdir / "evaluation" / "00000000.json").write_text(json.dumps(RECORD))
-    other = RECORD | {"step": 5, "agreement": 0.123}
+    other = RECORD | {"step": 5, "figures": {"classifier/agreement": 0.123}}
     (workdir / "evaluation" / "00000005.json").write_text(json.dumps(other))
     return str(workdir), jax.device_get(average)
 
@@ -163,7 +163,7 @@ def test_the_card_says_what_is_known(exported):
     for line in ("# digits8", "| training steps | 0 of 12 |", "| batch | 16 images |",
                  "| weights | running average decay_0.9 |", "| data | digits, split train[:64] |",
                  "| classes | 10 (0, 1, 2,",
-                 "| agreement | 0.9870 | num_samples 20; weights decay_0.9; seed 3; ddim, 3 steps",
+                 "| classifier/agreement | 0.9870 | num_samples 20; ema decay_0.9; seed 3; ddim, 3 steps",
                  "| all else | not measured |", "license: unknown", "## Intended use"):  # fmt: skip
         assert line in text, line
     assert "0.123" not in text  # another step's record
