@@ -34,7 +34,7 @@ EPSILON = 1e-3  # of batch normalisation
 SPATIAL = 7  # channels of the 1 x 1 branch of Mixed_6d, the graph's mixed_6/conv, for sFID
 FULL = lax.Precision.HIGHEST  # else a TPU multiplies in bfloat16 and a GPU in TF32
 PROTOCOLS = ("adm", "rin_tfgan")
-# Batch normalisation in files: scale (1 in the published ones), shift, mean, variance.
+# Batch normalisation in files: scale, shift, mean, variance.
 TORCH_NORM = ("weight", "bias", "running_mean", "running_var")
 GRAPH_NORM = ("gamma", "beta", "moving_mean", "moving_variance")
 
