@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from rin_jax.evaluation.classifier import Classifier
+from rin_jax.evaluation import classifier
 
 
 @pytest.fixture(scope="session")
@@ -15,7 +15,9 @@ def digits():
 
 
 @pytest.fixture(scope="session")
-def classifier(digits):
-    """Has seen the first 1,200 digits."""
+def trained(digits):
+    """Parameters of the classifier after 400 steps on the first 1,200 digits."""
     images, labels = digits
-    return Classifier(images[:1200], labels[:1200])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classifier, "FEWEST_STEPS", 400)
+        return classifier.train(images[:1200], labels[:1200], 10)
