@@ -38,7 +38,6 @@ setuptools.setup(
         "scikit-learn>=1.5",
         "tensorboardX>=2.6.2",
         "tensorflow-datasets>=4.9.9",
-        "threadpoolctl>=3.1",
         "tqdm>=4.66",
     ],
     extras_require={

@@ -27,7 +27,7 @@ import numpy as np
 from configs import digits
 from rin_jax.data import pipeline
 from rin_jax.data.source import open_source
-from rin_jax.evaluation.classifier import Classifier
+from rin_jax.evaluation import classifier
 from rin_jax.evaluation.distances import frechet_distance, moments
 from rin_jax.experiment import device_mesh, make_experiment
 from rin_jax.network import conditioning
@@ -106,7 +106,7 @@ def changed(config: ml_collections.ConfigDict, changes: dict[str, Any]):
     return ml_collections.ConfigDict(tree)
 
 
-def measure(config, changes, params, mesh, classifier, real, num) -> dict[str, Any]:
+def measure(config, changes, params, mesh, learned, real, num) -> dict[str, Any]:
     """Figures of one setting: lists of agreement and distance, one entry a seed."""
     config = changed(config, changes)
     experiment = make_experiment(config)
@@ -123,14 +123,19 @@ def measure(config, changes, params, mesh, classifier, real, num) -> dict[str, A
         key = jax.random.key(seed)
         images = run_batches(program, both, key, indices, cond, mesh)
         images = images.reshape(num, *images.shape[2:])
-        agreement.append(classifier.agreement(images, labels))
-        distance.append(frechet_distance(moments(classifier.features(images)), real))
+        agreement.append(classifier.accuracy(learned, images, labels))
+        distance.append(frechet_distance(moments(features_of(learned, images)), real))
     return {
         "evaluations": experiment.sampler.num_evaluations,
         "agreement": agreement,
         "distance": distance,
         "seconds": time.perf_counter() - start,
     }
+
+
+def features_of(learned: classifier.Params, images: np.ndarray) -> np.ndarray:
+    """Features [B, F] of images [B, H, W, C] of 0..255, which are few and small."""
+    return np.asarray(classifier.extract(learned, images.astype(np.float32))["pool"])
 
 
 def line(name: str, row: dict[str, Any]) -> str:
@@ -156,8 +161,11 @@ def main() -> None:
     mesh = device_mesh(experiment)
     source = open_source(experiment.data)
     real = pipeline.fixed_examples(source, len(source))
-    classifier = Classifier(real["image"], real["label"])
-    features = classifier.features(real["image"])
+    held_out = np.arange(len(source)) % 5 == 0
+    seen = real["image"][~held_out], real["label"][~held_out]
+    learned = classifier.train(*seen, experiment.rin.num_classes)
+    accuracy = classifier.accuracy(learned, real["image"][held_out], real["label"][held_out])
+    features = features_of(learned, real["image"])
     target = moments(features)
     step, _, params = load_ema(experiment, mesh, args.workdir)
     params = jax.device_put(params, sharding.replicated(mesh))
@@ -168,11 +176,11 @@ def main() -> None:
         for _ in SEEDS
     ]
     report |= {"step": step, "num": args.num, "seeds": SEEDS, "real_subset": floor}
-    report["classifier_accuracy"] = classifier.accuracy
-    print(f"classifier {100 * classifier.accuracy:.1f} %; {args.num} real digits: {floor}")
+    report["classifier_accuracy"] = accuracy
+    print(f"classifier {100 * accuracy:.1f} %; {args.num} real digits: {floor}")
     for name, changes in settings(args.guide).items():
         if name not in report["settings"]:
-            row = measure(config, changes, params, mesh, classifier, target, args.num)
+            row = measure(config, changes, params, mesh, learned, target, args.num)
             report["settings"][name] = row
             args.json.write_text(json.dumps(report, indent=2) + "\n")
         print(line(name, report["settings"][name]), flush=True)

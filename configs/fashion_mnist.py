@@ -94,8 +94,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.optimizer.clip_norm = config_dict.placeholder(float)
 
     config.train = ml_collections.ConfigDict()
-    config.train.batch_size = 128
-    config.train.num_steps = 6000
+    config.train.batch_size = 64
+    config.train.num_steps = 4000
     config.train.accumulation_steps = 1
     config.train.max_skipped_steps = 10  # in a row, then training stops
     config.train.init_from = config_dict.placeholder(str)  # another run, to fine-tune
