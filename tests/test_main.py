@@ -121,10 +121,11 @@ def test_a_mesh_that_does_not_fit():
         data, fsdp, tensor = sizes
         words = rf"mesh.data {data} x mesh.fsdp {fsdp} x mesh.tensor {tensor} does not cover 8"
         with pytest.raises(ValueError, match=words):
-            sharding.mesh_shape(*sizes, 8)
-    assert sharding.mesh_shape(-1, 4, 1, 8) == (2, 4, 1)
-    assert sharding.mesh_shape(2, -1, 2, 8) == (2, 2, 2)
-    assert sharding.mesh_shape(2, 1, -1, 8) == (2, 1, 4)
+            sharding.make_mesh(*sizes)
+    for sizes, shape in (
+        ((-1, 4, 1), (2, 4, 1)), ((2, -1, 2), (2, 2, 2)), ((2, 1, -1), (2, 1, 4)),
+    ):  # fmt: skip
+        assert sharding.make_mesh(*sizes).devices.shape == shape
 
 
 def test_tensor_parallelism_that_does_not_split_the_heads():

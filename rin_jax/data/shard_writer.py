@@ -129,11 +129,11 @@ def _check_plan(staging: pathlib.Path, plan: dict) -> None:
 def _write_all(original, folder, staging, image_size, num_threads, progress) -> list[Shard]:
     """All shards in their order; the first error stops all threads."""
     ranges = shard_ranges(len(original), image_size, original.channels)
-    stop = threading.Event()
+    stop, data_set = threading.Event(), folder.parent.name
     finished: list[Shard] = []
 
     def write_one(index: int) -> Shard:
-        name = file_name(folder, original.split, index, len(ranges))
+        name = f"{data_set}-{original.split}.array_record-{index:05d}-of-{len(ranges):05d}"
         shard = _finished_shard(folder, staging, name)
         if shard is None:
             draft = staging / f"{name}.draft"
@@ -269,11 +269,6 @@ def make_report(original: Original, image_size: int, shards: Sequence[Shard]) ->
         "skipped": [list(image) for shard in shards for image in shard.skipped],
         "shard_lengths": [shard.records for shard in shards],
     }  # fmt: skip
-
-
-def file_name(folder: pathlib.Path, split: str, index: int, count: int) -> str:
-    """The name of shard `index` of `count`, as TFDS expects it."""
-    return f"{folder.parent.name}-{split}.array_record-{index:05d}-of-{count:05d}"
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:

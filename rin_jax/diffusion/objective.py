@@ -16,12 +16,10 @@ import jax.numpy as jnp
 from rin_jax import ConfigError, one_of
 from rin_jax.diffusion import process as process_lib
 from rin_jax.diffusion.guidance import DenoiseFn
-from rin_jax.diffusion.process import Process, expand
+from rin_jax.diffusion.process import PREDICTION_TYPES, Process, expand
 from rin_jax.diffusion.schedules import Schedule
 
 Array = jax.Array
-
-LOSS_TYPES = ("eps", "x0", "v")
 
 
 @jax.tree_util.register_dataclass
@@ -46,7 +44,7 @@ class Objective:
     cond_dropout: float  # share of examples whose condition is hidden, for guidance
 
     def __post_init__(self):
-        one_of("diffusion.loss_type", self.loss_type, LOSS_TYPES)
+        one_of("diffusion.loss_type", self.loss_type, PREDICTION_TYPES)
         for name in ("self_cond_rate", "cond_dropout"):
             if not 0 <= (share := getattr(self, name)) <= 1:
                 raise ConfigError(f"diffusion.{name} is {share}; it is a share, 0..1.")

@@ -122,30 +122,23 @@ class Sampler:
             "sampler.schedule."
         )
 
-    def evaluate(
-        self, denoise_fn: DenoiseFn, xt: Array, gamma: Array, cond: Any, latents: Any
-    ) -> tuple[Array, Array, Any]:
-        """One pass of the network at xt [B, ...] and gamma [B]: (clipped x0, its eps, latents)."""
-        prediction, new = denoise_fn(self.process.network_input(xt), gamma, cond, latents)
-        decay = self.latent_decay
-        latents = jax.tree.map(lambda old, z: decay * old + (1 - decay) * z, latents, new)
-        return *self.process.to_clipped_x0_eps(prediction, xt, gamma), latents
-
     def step(
         self, denoise_fn: DenoiseFn, xt: Array, latents: Any, cond: Any, t: Array, t_next: Array,
         fresh: Array, before: Before | None = None,
     ) -> tuple[Array, Any, Array]:  # fmt: skip
         """One step from scalar time t to t_next: (x_next, latents, x0).
 
-        `before`: time and x0 of the step before, for a rule that needs them; at the first step the
-        time is t itself.
+        `before`: time and x0 of the step before; at the first step None, or any x0 at time t.
         """
 
         def gamma_at(time):
             return jnp.broadcast_to(self.schedule(time), xt.shape[:1])
 
         def evaluate(x, gamma, latents):
-            return self.evaluate(denoise_fn, x, gamma, cond, latents)
+            prediction, new = denoise_fn(self.process.network_input(x), gamma, cond, latents)
+            decay = self.latent_decay
+            latents = jax.tree.map(lambda old, z: decay * old + (1 - decay) * z, latents, new)
+            return *self.process.to_clipped_x0_eps(prediction, x, gamma), latents
 
         gamma, gamma_next = gamma_at(t), gamma_at(t_next)
         if self.latents == "reset":
@@ -155,13 +148,12 @@ class Sampler:
                 0, self.refresh, lambda _, z: evaluate(xt, gamma, z)[2], latents
             )
         x0, eps, latents = evaluate(xt, gamma, latents)
-        gamma_before = x0_before = None
-        if self.rule.needs_before:
-            t_before, x0_before = before
+        better = x0
+        if self.rule.estimate:
+            t_before, x0_before = before or (t, x0)
             gamma_before = gamma_at(t_before)
-        step = Step(x0, eps, latents, gamma, gamma_next, t_next <= 0, gamma_before, x0_before)
-        better, latents = self.rule.estimate(step, evaluate)
-        if better is not x0:
+            step = Step(x0, eps, latents, gamma, gamma_next, t_next <= 0, gamma_before, x0_before)
+            better, latents = self.rule.estimate(step, evaluate)
             eps = eps_from_x0(xt, better, gamma)
         x_next = self.rule.update(xt, better, eps, gamma, gamma_next, fresh, self.eta)
         return x_next, latents, x0

@@ -44,8 +44,8 @@ class Step(NamedTuple):
     gamma: Array  # signal power at the step's beginning
     gamma_next: Array  # and at its end
     last: Array  # bool scalar, whether the step ends at t = 0
-    gamma_before: Array | None  # of the step before, `gamma` if there was none; None: not needed
-    x0_before: Array | None  # the same for x0
+    gamma_before: Array  # of the step before, `gamma` if there was none
+    x0_before: Array  # the same for x0
 
 
 def ddim(
@@ -77,12 +77,6 @@ def ddpm(
     return mean + expand(jnp.sqrt(beta), xt) * fresh
 
 
-def first_estimate(step: Step, evaluate: Evaluate) -> tuple[Array, Any]:
-    """x0 and latents as the first evaluation has them."""
-    del evaluate
-    return step.x0, step.latents
-
-
 def mean_of_both_ends(step: Step, evaluate: Evaluate) -> tuple[Array, Any]:
     """Heun: the mean of x0 and of the estimate at the step's end, and the latents of that.
 
@@ -112,20 +106,19 @@ class Rule:
     """An update rule."""
 
     update: Callable[..., Array]  # (xt, x0, eps, gamma, gamma_next, fresh, eta) -> x_next
-    # (step, evaluate) -> (x0 for the update, latents to carry on)
-    estimate: Callable[[Step, Evaluate], tuple[Array, Any]] = first_estimate
+    # (step, evaluate) -> (x0 for the update, latents to carry on); None: those of the evaluation
+    estimate: Callable[[Step, Evaluate], tuple[Array, Any]] | None = None
     evaluations: int = 1  # of the network in a step, without refreshing; a step to t = 0 has one
     stochastic: bool = False  # whether every step adds fresh noise
     takes_eta: bool = False  # whether eta sets a share of fresh noise
     may_jump: bool = False  # whether a step may aim beyond the next one's time (time_difference)
-    needs_before: bool = False  # whether `estimate` reads what is known of the step before
 
 
 DDPM = {"stochastic": True, "may_jump": True}
 RULES: dict[str, Rule] = {
     "ddim": Rule(ddim, takes_eta=True, may_jump=True),
     "heun": Rule(ddim, mean_of_both_ends, evaluations=2),
-    "dpmpp_2m": Rule(ddim, extrapolated, takes_eta=True, needs_before=True),
+    "dpmpp_2m": Rule(ddim, extrapolated, takes_eta=True),
     "ddpm_large": Rule(functools.partial(ddpm, small_variance=False), **DDPM),
     "ddpm_small": Rule(functools.partial(ddpm, small_variance=True), **DDPM),
 }

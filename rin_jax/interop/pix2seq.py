@@ -46,8 +46,7 @@ CROSS = (
     _nest("norm", "cross_mha/ln", NORM)
     | _nest("context_norm", "cross_mha/enc_ln", NORM)
     | _nest("attention", "cross_mha", ATTENTION)
-    | _nest("mlp/norm", "mlp/ffn/ln", NORM)
-    | _nest("mlp/ffn", "mlp/ffn", FFN)
+    | _nest("mlp", "mlp", MLP)
 )
 LAYER = (
     _nest("attention_norm", "mha/ln", NORM)

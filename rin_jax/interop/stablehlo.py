@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from etils import epath
 from jax import export
 
+from rin_jax.diffusion.samplers import example_noise
 from rin_jax.experiment import Experiment
 from rin_jax.interop.export_format import flatten, nest
 from rin_jax.network import conditioning
@@ -33,11 +34,7 @@ DENOISER, SAMPLER = "denoiser.stablehlo", "sampler.stablehlo"
 
 
 def make_denoiser(experiment: Experiment) -> Callable[..., Any]:
-    """One pass of the network on xt.
-
-    latents: those of the pass before, zeros at first; float32 [B, M, E], or with
-    interface_self_cond {"latents": that, "interface": [B, N, D]}.
-    """
+    """One pass of the network on xt; latents as `RIN` returns them, zeros at first."""
     rin, process = experiment.rin, experiment.sampler.process
 
     def denoiser(params, xt, gamma, labels, latents):
@@ -50,19 +47,13 @@ def make_denoiser(experiment: Experiment) -> Callable[..., Any]:
 def make_sampler(experiment: Experiment) -> Callable[..., Any]:
     """The experiment's sampler with its guidance; images in [-1, 1].
 
-    keys: raw threefry keys; the fresh noise of step i of an example is that of fold_in(key, i + 1),
-    as in `samplers.example_noise`. DDIM reads none.
+    keys: raw threefry keys for `samplers.example_noise`. DDIM reads none.
     """
     rin, sampler = experiment.rin, experiment.sampler
 
     def images_of(params, noise, labels, keys):
-        def fresh(i):
-            def draw(key):
-                key = jax.random.wrap_key_data(key, impl="threefry2x32")
-                return jax.random.normal(jax.random.fold_in(key, i + 1), noise.shape[1:])
-
-            return jax.vmap(draw)(keys)
-
+        keys = jax.random.wrap_key_data(keys, impl="threefry2x32")
+        _, fresh = example_noise(keys, noise.shape[1:])
         cond = conditioning.of_labels(labels, rin.num_classes)
         denoise_fn = guided(experiment.guidance, network_denoiser(rin, params), None, cond)
         return sampler.sample(denoise_fn, noise, cond, fresh)

@@ -10,11 +10,9 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 from etils import epath
 
 from rin_jax import ConfigError
@@ -24,10 +22,8 @@ from rin_jax.data.dataset import Data
 from rin_jax.experiment import check_architecture, device_mesh, make_experiment, saved_config
 from rin_jax.interop import card, export_format, formulas, hub, onnx, stablehlo
 from rin_jax.interop.loading import ANY_DEVICES, Model
-from rin_jax.network import conditioning
 from rin_jax.runtime import console, files
 from rin_jax.sampling import grids
-from rin_jax.sampling.generate import make_generate
 from rin_jax.sampling.weights import load_ema
 
 GRID_FILE = "samples.png"
@@ -46,7 +42,9 @@ def export(
     path = epath.Path(to)
     check_target(path, with_onnx, push)
     model = checkpoint_model(config, workdir, ema)
-    records = evaluations(workdir, model.step)
+    evaluated = sorted((epath.Path(workdir) / "evaluation").glob("*.json"))
+    records = [json.loads(record.read_text()) for record in evaluated]
+    records = [record for record in records if record["step"] == model.step]
     write(path, model, records, with_grid=with_grid, with_onnx=with_onnx)
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.params))
     console.say(f"step {model.step} ({model.ema}, {size:,} parameters) exported: {path}")
@@ -74,7 +72,9 @@ def write(
         sha256=export_format.write_weights(path, model.params, metadata),
     )  # fmt: skip
     if with_grid:
-        files.write_png(path / GRID_FILE, sample_grid(model))
+        labels = grids.grid_labels(experiment.rin.num_classes)
+        images = model.sample(len(labels), labels, experiment.seed)
+        files.write_png(path / GRID_FILE, grids.grid(images, grids.COLUMNS))
     stablehlo.write(path, experiment)
     (path / formulas.TORCH_FILE.name).write_text(formulas.torch_file())
     fields = dataclasses.asdict(description)
@@ -132,19 +132,3 @@ def class_names(data: Data) -> tuple[str, ...] | None:
         console.say(f"class names are not known here: {error}")
         return None
     return info.class_names or None
-
-
-def sample_grid(model: Model) -> np.ndarray:
-    """The picture of --mode=sample."""
-    experiment = model.experiment
-    labels = grids.grid_labels(experiment.rin.num_classes)
-    cond = conditioning.of_labels(labels, experiment.rin.num_classes)
-    generate = make_generate(experiment, model.mesh, experiment.seed)
-    return grids.grid(generate(model.params, np.arange(len(labels)), cond), grids.COLUMNS)
-
-
-def evaluations(workdir: str, step: int) -> list[dict[str, Any]]:
-    """The records of the evaluations of a step."""
-    paths = sorted((epath.Path(workdir) / "evaluation").glob("*.json"))
-    records = [json.loads(path.read_text()) for path in paths]
-    return [record for record in records if record["step"] == step]

@@ -7,7 +7,7 @@ machine. What it says of memory and of the bytes that chips exchange is exact; t
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,14 +18,13 @@ from jax.sharding import Mesh
 from rin_jax import ConfigError
 from rin_jax.experiment import Experiment, check_devices, device_mesh, make_experiment
 from rin_jax.network import conditioning, cost
-from rin_jax.runtime import chips, sharding
+from rin_jax.network.partitioning import param_shapes
+from rin_jax.runtime import chips
 from rin_jax.runtime import tpu_compiler as tpu
 from rin_jax.runtime.chips import GIB
 from rin_jax.runtime.console import say
 from rin_jax.runtime.tpu_compiler import Compiled
 from rin_jax.sampling.generate import compile_sampler
-from rin_jax.sampling.weights import abstract_params
-from rin_jax.training.settings import Train
 from rin_jax.training.state import abstract_state
 from rin_jax.training.step import compile_train_step, make_loss
 
@@ -76,8 +75,7 @@ def change(experiment: Experiment, devices: list, **changes: Any) -> tuple[Exper
 def describe_model(experiment: Experiment) -> str:
     """Parameters, tokens and FLOPs; the latter beside the compiler's count of a small depth."""
     rin, self_cond = experiment.rin, bool(experiment.objective.self_cond_rate)
-    mesh = sharding.make_mesh(1, 1, 1, jax.devices("cpu")[:1])
-    count = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(rin, mesh)))
+    count = sum(leaf.size for leaf in jax.tree.leaves(param_shapes(rin)))
     forward, train = cost.forward_flops(rin), cost.training_flops(rin, self_cond)
     batch, ratio = experiment.train.batch_size, compiler_flops_ratio(experiment)
     return (
@@ -93,27 +91,14 @@ def compiler_flops_ratio(experiment: Experiment) -> float:
     config = ml_collections.ConfigDict(experiment.config.to_dict())
     config.model.update(num_blocks=1, depth=1, remat="none")
     small = make_experiment(config)
-    mesh = sharding.make_mesh(1, 1, 1, jax.devices("cpu")[:1])
-    ours = cost.training_flops(small.rin, bool(experiment.objective.self_cond_rate))
-    return lower_gradient(small, mesh, 1).cost_analysis()["flops"] / ours
-
-
-def lower_gradient(experiment: Experiment, mesh: Mesh, batch_size: int) -> jax.stages.Lowered:
-    """The loss of a batch and its gradient, without the optimizer, to be compiled for `mesh`."""
-    rin, rows = experiment.rin, sharding.batch_sharding(mesh)
-
-    def split(tree):
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), tree)
-
-    images = jax.ShapeDtypeStruct((batch_size, *rin.example_shape), jnp.float32)
-    cond = conditioning.abstract(rin.num_classes, batch_size)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    draws = jax.eval_shape(lambda key: experiment.objective.draw(key, images.shape), key)
-    params = abstract_params(rin, mesh)
-    places = sharding.replicated(mesh), jax.tree.map(lambda x: x.sharding, params)
-    gradient = jax.jit(jax.value_and_grad(make_loss(experiment)), out_shardings=places)
-    with sharding.logical_axes(mesh):
-        return gradient.lower(params, *split((images, cond, draws)), key)
+    rin, objective, key = small.rin, small.objective, jax.random.key(0)
+    image = jax.ShapeDtypeStruct((1, *rin.example_shape), jnp.float32)
+    draws = jax.eval_shape(lambda key: objective.draw(key, image.shape), key)
+    cond = conditioning.abstract(rin.num_classes, 1)
+    gradient = jax.jit(jax.value_and_grad(make_loss(small)))
+    lowered = gradient.lower(param_shapes(rin), image, cond, draws, key)
+    ours = cost.training_flops(rin, bool(objective.self_cond_rate))
+    return lowered.cost_analysis()["flops"] / ours
 
 
 def state_bytes(experiment: Experiment, mesh: Mesh) -> dict[str, float]:
@@ -163,7 +148,10 @@ def describe_search(
             return "\n".join(lines) + ": the cheapest that does"
     train = experiment.train
     sharded = {"mesh__data": -1, "mesh__fsdp": fsdp} if experiment.mesh.fsdp == 1 < fsdp else {}
-    for changes in candidates(train, sharded):
+    tries, accumulation = [sharded] if sharded else [], train.accumulation_steps
+    while train.batch_size % (accumulation := 2 * accumulation) == 0:
+        tries.append({**sharded, "train__accumulation_steps": accumulation})
+    for changes in tries:
         try:
             found = step(model__remat="full", **changes)
         except ConfigError as error:
@@ -180,15 +168,6 @@ def describe_search(
                 )
             return "\n".join(lines)
     return "\n".join([*lines, "a chip with more memory, or a smaller model, is needed"])
-
-
-def candidates(train: Train, sharded: dict[str, int]) -> Iterator[dict[str, int]]:
-    """Changes that need less memory, one after the other."""
-    if sharded:
-        yield sharded
-    steps = train.accumulation_steps
-    while train.batch_size % (steps := 2 * steps) == 0:
-        yield {**sharded, "train__accumulation_steps": steps}
 
 
 def sampling_flops(experiment: Experiment) -> float:

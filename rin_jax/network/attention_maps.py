@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from rin_jax.network.conditioning import Cond
-from rin_jax.network.partitioning import block_groups
 from rin_jax.network.rin import RIN
 
 Array = jax.Array
@@ -24,10 +23,9 @@ def apply_with_reads(
     (prediction, latents), state = rin.apply(
         {"params": params}, xt, gamma, cond, prev_latents, mutable=["intermediates"]
     )
-    seen = state["intermediates"]
-    weights = jnp.concatenate(
-        [seen[group]["read"]["attention"]["weights"][0] for group in block_groups(seen)]
-    )
+    groups = state["intermediates"]  # of blocks: "blocks_0", "blocks_1", ...
+    reads = [groups[f"blocks_{i}"]["read"]["attention"] for i in range(len(groups))]
+    weights = jnp.concatenate([read["weights"][0] for read in reads])
     shares = weights.mean(2)[..., : rin.num_tokens].swapaxes(0, 1)
     height, width, _ = rin.example_shape
     patches = (height // rin.patch_size, width // rin.patch_size)

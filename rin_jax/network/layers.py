@@ -49,34 +49,21 @@ def dense(name: str, features: int, dtype: Dtype) -> nn.Dense:
 
 
 class HeadProjection(nn.Module):
-    """Projects [B, T, W] to heads [B, T, H, K]; kernel (W, H, K), bias (H, K)."""
+    """Projects [B, T, W] to heads [B, T, H, K], or heads to [B, T, W].
 
-    num_heads: int
-    head_dim: int
+    The kernel is (W, H, K) or (H, K, W), the bias of the shape of `features`.
+    """
+
+    features: tuple[int, ...]  # (H, K) or (W,)
     dtype: Dtype
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        shape = (self.num_heads, self.head_dim)
-        kernel = self.param("kernel", GLOROT, (x.shape[-1], *shape))
-        bias = self.param("bias", nn.initializers.zeros, shape)
+        kernel = self.param("kernel", GLOROT, (*x.shape[2:], *self.features))
+        bias = self.param("bias", nn.initializers.zeros, self.features)
         kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
-        heads = jnp.einsum("btw,whk->bthk", x.astype(self.dtype), kernel) + bias[None, None]
-        return nn.with_logical_constraint(heads, ("batch", "tokens", "heads", "head"))
-
-
-class MergeHeads(nn.Module):
-    """Projects heads [B, T, H, K] to [B, T, W]; kernel (H, K, W), bias (W,)."""
-
-    features: int
-    dtype: Dtype
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", GLOROT, (*x.shape[-2:], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
-        return jnp.einsum("bthk,hkw->btw", x, kernel) + bias[None, None]
+        axes = "btw,whk->bthk" if x.ndim == 3 else "bthk,hkw->btw"
+        return jnp.einsum(axes, x.astype(self.dtype), kernel) + bias[None, None]
 
 
 class Attention(nn.Module):
@@ -94,14 +81,15 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, queries: Array, context: Array) -> Array:
         def project(name, x):
-            head_dim = self.width // self.num_heads
-            return HeadProjection(self.num_heads, head_dim, self.dtype, name=name)(x)
+            sizes = (self.num_heads, self.width // self.num_heads)
+            heads = HeadProjection(sizes, self.dtype, name=name)(x)
+            return nn.with_logical_constraint(heads, ("batch", "tokens", "heads", "head"))
 
         query, key = project("query", queries), project("key", context)
         if self.is_mutable_collection("intermediates"):
             self.sow("intermediates", "weights", attention_weights(query, key).mean(1))
         heads = jax.nn.dot_product_attention(query, key, project("value", context))
-        return MergeHeads(queries.shape[-1], self.dtype, name="out")(heads)
+        return HeadProjection(queries.shape[-1:], self.dtype, name="out")(heads)
 
 
 def attention_weights(query: Array, key: Array) -> Array:
@@ -215,9 +203,8 @@ def sincos_positions(shape: tuple[int, ...], width: int, span: float) -> Array:
     if len(shape) == 1:
         return code(shape[0], width)
     rows, cols = (code(n, width // 2) for n in shape)
-    grid = (*shape, width // 2)
-    both = jnp.broadcast_to(rows[:, None], grid), jnp.broadcast_to(cols[None, :], grid)
-    return jnp.concatenate(both, axis=-1).reshape(-1, width)
+    both = rows.repeat(shape[1], axis=0), jnp.tile(cols, (shape[0], 1))
+    return jnp.concatenate(both, axis=-1)
 
 
 class PositionTable(nn.Module):

@@ -21,7 +21,7 @@ MODULES = (
     "prev_interface_mlp", "prev_interface_norm", "readout",
 )  # fmt: skip
 BLOCK_MODULES = ("read_cond", "read", "compute", "write")
-BLOCKS = re.compile(r"blocks_(\d+)")  # a group of blocks of equal depth, applied by scan
+BLOCKS = re.compile(r"blocks_\d+")  # a group of blocks of equal depth, applied by scan
 
 # Logical axes of a parameter's last axes, by the end of its path; the others have no name. An axis
 # that no row names is not split by heads or hidden units.
@@ -85,8 +85,3 @@ def is_decayed(path: Path) -> bool:
 def is_interface_positions(path: Path) -> bool:
     """Whether this is a table [tokens, D] of the positions of the interface."""
     return path[-2:] == ("positions", "table")
-
-
-def block_groups(modules: dict) -> list[str]:
-    """The names of groups of blocks among `modules`, in the order in which they are applied."""
-    return sorted(filter(BLOCKS.fullmatch, modules), key=lambda name: int(BLOCKS.match(name)[1]))

@@ -48,11 +48,9 @@ class Cluster:
 def find_cluster(timeout: float) -> Cluster | None:
     """This process's cluster, from VARIABLES or one that JAX knows; None if it is alone.
 
-    JAX knows Cloud TPU, GKE, Slurm, Open MPI and Kubernetes jobs. Under Pathways one process sees
-    all devices and is alone. ConfigError: variables that are incomplete or contradict each other.
+    JAX knows Cloud TPU, GKE, Slurm, Open MPI and Kubernetes jobs. ConfigError: variables that are
+    incomplete or contradict each other.
     """
-    if pathways():
-        return None
     given = {name: os.environ.get(name) for name in VARIABLES}
     address, count, index = given.values()
     if count == "1":
@@ -150,13 +148,13 @@ def _naming_who_is_missing(cluster: Cluster, timeout: float) -> Iterator[None]:
         setattr(module, name, original)
 
 
-def pathways() -> bool:
-    """Whether JAX is to run through Pathways' proxy."""
-    return "proxy" in os.environ.get("JAX_PLATFORMS", "").split(",")
+def start_pathways() -> bool:
+    """Connects JAX to Pathways if it is to run there, where one process, alone, sees all devices.
 
-
-def start_pathways() -> None:
-    """Connects JAX to Pathways; ConfigError if its package is missing."""
+    Returns whether it is. ConfigError: the package of Pathways is missing.
+    """
+    if "proxy" not in os.environ.get("JAX_PLATFORMS", "").split(","):
+        return False
     try:
         import pathwaysutils
     except ImportError as error:
@@ -165,6 +163,7 @@ def start_pathways() -> None:
             "missing: pip install 'rin-jax[pathways]'"
         ) from error
     pathwaysutils.initialize()
+    return True
 
 
 def started_with(config, **flags: object) -> dict[str, str]:

@@ -18,7 +18,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from rin_jax.runtime import program_text
-from rin_jax.runtime.program_text import Computation, Instruction, bytes_of, main_memory
+from rin_jax.runtime.program_text import Computation, Instruction, bytes_of, main_memory, trip_count
 
 KINDS = (
     "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all",
@@ -78,10 +78,8 @@ class Program:
     def unknown_loops(self) -> list[str]:
         """Loops that count as one run since the text does not tell how often they run."""
         all_ = ((name, i) for _, _, name, i in self._visit(fused=False) if i.opcode == "while")
-        return sorted({loop.name for name, loop in all_ if self._trips(name, loop) is None})
-
-    def _trips(self, name: str, loop: Instruction) -> int | None:
-        return program_text.trip_count(self._computations, name, loop)
+        unknown = (i for name, i in all_ if trip_count(self._computations, name, i) is None)
+        return sorted({loop.name for loop in unknown})
 
     def _visit(
         self, fused: bool, name: str = "", runs: int = 1, loops: tuple = ()
@@ -97,7 +95,7 @@ class Program:
     def _called(self, name: str, instruction: Instruction, fused: bool) -> list[tuple[str, int]]:
         """Computations that an instruction runs, and how often."""
         if instruction.opcode == "while":
-            trips = self._trips(name, instruction)
+            trips = trip_count(self._computations, name, instruction)
             return [(instruction.attribute("body"), 1 if trips is None else trips)]
         if instruction.opcode == "call":
             return [(instruction.attribute("to_apply"), 1)]

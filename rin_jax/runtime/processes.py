@@ -176,10 +176,8 @@ def together(
     when one of several is told to end. ConfigError and ProcessError as `find_cluster` and
     `connect`; afterwards nothing is raised: an error in any process ends them all.
     """
-    cluster = clusters.find_cluster(timeout)
+    cluster = None if clusters.start_pathways() else clusters.find_cluster(timeout)
     if cluster is None:
-        if clusters.pathways():
-            clusters.start_pathways()
         yield
         return
     clusters.connect(cluster, timeout, HEARTBEAT)

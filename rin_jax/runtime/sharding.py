@@ -38,9 +38,13 @@ class MeshSizes:
     tensor: int  # parts of heads and hidden units
 
 
-def mesh_shape(data: int, fsdp: int, tensor: int, num_devices: int) -> tuple[int, int, int]:
-    """Sizes of (data, fsdp, tensor), one of which may be -1; ConfigError if they do not fit."""
-    sizes = (data, fsdp, tensor)
+def make_mesh(data: int, fsdp: int, tensor: int, devices: list | None = None) -> Mesh:
+    """A mesh over all devices, or those given; ConfigError if its axes do not fit them.
+
+    The sizes are those of MeshSizes.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes, num_devices = (data, fsdp, tensor), len(devices)
     free, fixed = sizes.count(-1), math.prod(size for size in sizes if size != -1)
     fits = fixed == num_devices or (free and fixed and num_devices % fixed == 0)
     if free > 1 or not all(size >= 1 or size == -1 for size in sizes) or not fits:
@@ -49,13 +53,7 @@ def mesh_shape(data: int, fsdp: int, tensor: int, num_devices: int) -> tuple[int
             f"{num_devices} devices; set one of them to -1 to infer it, the others to numbers "
             "whose product divides the devices."
         )
-    return tuple(num_devices // fixed if size == -1 else size for size in sizes)
-
-
-def make_mesh(data: int, fsdp: int, tensor: int, devices: list | None = None) -> Mesh:
-    """A mesh over all devices, or those given; ConfigError if its axes do not fit them."""
-    devices = jax.devices() if devices is None else devices
-    sizes = mesh_shape(data, fsdp, tensor, len(devices))
+    sizes = tuple(num_devices // fixed if size == -1 else size for size in sizes)
     auto = (jax.sharding.AxisType.Auto,) * len(AXES)
     return Mesh(arrange(devices, sizes), AXES, axis_types=auto)
 

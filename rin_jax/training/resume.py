@@ -85,7 +85,8 @@ def begin(experiment: Experiment, mesh: Mesh, beginning: list[Saved] | None) -> 
     saved, items, _ = restore.load_newest(beginning, wanted, path)
     params, report = take_over(items["params"], fresh.params)
     console.say(f"parameters of {saved.path}: {report}")
-    return state.state_from(experiment, mesh, params)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, fresh)
+    return jax.jit(lambda p: state.new_state(experiment, p), out_shardings=shardings)(params)
 
 
 def take_over(given: Any, fresh: Any) -> tuple[Any, str]:

@@ -44,12 +44,6 @@ def create_state(experiment: Experiment, mesh: Mesh, seed: int) -> TrainState:
     return init(jax.random.key(seed))
 
 
-def state_from(experiment: Experiment, mesh: Mesh, params: Any) -> TrainState:
-    """The state of a run that starts from given parameters, laid out as `abstract_params`."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(experiment, mesh))
-    return jax.jit(lambda p: new_state(experiment, p), out_shardings=shardings)(params)
-
-
 def items_of(state: TrainState) -> dict[str, Any]:
     """A state, or its shapes, as the items of a checkpoint."""
     averages = {f"ema_{name}": params for name, params in state.emas.items()}

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rin_jax.diffusion.objective import LOSS_TYPES, Draws, Objective
-from rin_jax.diffusion.process import add_noise, velocity
+from rin_jax.diffusion.objective import Draws, Objective
+from rin_jax.diffusion.process import PREDICTION_TYPES, add_noise, velocity
 from tests.diffusion.toys import TYPES, column, process, ramp, target
 
 KEY = jax.random.key(0)
@@ -62,7 +62,7 @@ class _Spy:
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.3])
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("loss_type", PREDICTION_TYPES)
 @pytest.mark.parametrize("kind", TYPES)
 def test_an_oracle_has_no_loss(kind, loss_type, scale):
     objective, draws = _objective(kind, loss_type, scale=scale), _draws()

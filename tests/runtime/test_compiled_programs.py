@@ -6,9 +6,11 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rin_jax.jobs.plan import lower_gradient
+from rin_jax.network import conditioning
 from rin_jax.runtime import sharding
 from rin_jax.runtime.compiled_programs import Program
+from rin_jax.sampling.weights import abstract_params
+from rin_jax.training.step import make_loss
 from tests import tiny
 
 LAYERS, WIDTH = 5, 64
@@ -319,6 +321,24 @@ def test_a_group_over_two_slices_crosses(groups, crosses):
 
 
 @pytest.mark.slow
+def lower_gradient(experiment, mesh, batch_size: int) -> jax.stages.Lowered:
+    """The loss of a batch and its gradient, without the optimizer, to be compiled for `mesh`."""
+    rin, rows = experiment.rin, sharding.batch_sharding(mesh)
+
+    def split(tree):
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), tree)
+
+    images = jax.ShapeDtypeStruct((batch_size, *rin.example_shape), jnp.float32)
+    cond = conditioning.abstract(rin.num_classes, batch_size)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    draws = jax.eval_shape(lambda key: experiment.objective.draw(key, images.shape), key)
+    params = abstract_params(rin, mesh)
+    places = sharding.replicated(mesh), jax.tree.map(lambda x: x.sharding, params)
+    gradient = jax.jit(jax.value_and_grad(make_loss(experiment)), out_shardings=places)
+    with sharding.logical_axes(mesh):
+        return gradient.lower(params, *split((images, cond, draws)), key)
+
+
 def test_pinned_activations_stay_at_home(monkeypatch):
     """With fsdp alone only weights and gradients travel, so a larger batch sends no more bytes.
 
@@ -326,6 +346,7 @@ def test_pinned_activations_stay_at_home(monkeypatch):
     """
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 64)
     mesh = sharding.make_mesh(1, 8, 1)
+
     experiment = tiny.experiment(
         model__latent_dim=64, model__interface_dim=64, model__num_blocks=1, model__dropout=0.0,
         model__drop_path=0.0,
