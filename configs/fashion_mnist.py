@@ -123,7 +123,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.evaluation.dinov2_weights = config_dict.placeholder(str)  # a file
     config.evaluation.reference = config_dict.placeholder(str)  # statistics made elsewhere
     config.evaluation.every_steps = 2000
-    config.evaluation.trend_samples = 300
+    config.evaluation.trend_samples = 200
     config.evaluation.keep_best = True
 
     config.mesh = ml_collections.ConfigDict()
