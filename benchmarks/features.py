@@ -30,9 +30,8 @@ from jax.sharding import Mesh
 
 from benchmarks.step import environment, positive
 from rin_jax import ConfigError
-from rin_jax.evaluation import inception
-from rin_jax.runtime import chips, roofline, sharding
-from rin_jax.runtime.tpu_compiler import compiled, topology_devices
+from rin_jax.evaluation import dinov2, efficientnet, inception, weight_files
+from rin_jax.runtime import chips, sharding, tpu_compiler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +78,63 @@ def inception_peer(arrays: dict[str, np.ndarray]) -> Callable[[np.ndarray], Any]
     return features
 
 
+def efficientnet_arrays() -> dict[str, np.ndarray]:
+    """The trained weights of the package."""
+    return weight_files.read_arrays(efficientnet.installed())
+
+
+def timm_peer(name: str, arrays: dict[str, np.ndarray], **options: Any) -> Callable:
+    """A network of timm's with these arrays, after the resize to 224 pixels."""
+    import torch
+
+    from tests.evaluation.peers import import_torchvision
+
+    import_torchvision()
+    import timm
+
+    network = timm.create_model(name, pretrained=False, num_classes=0, **options).eval()
+    known = dict(zip(network.state_dict(), arrays.values(), strict=False))  # in network order
+    network.load_state_dict({name: torch.from_numpy(array) for name, array in known.items()})
+
+    def features(images: np.ndarray) -> Any:
+        with torch.inference_mode():
+            x = torch.from_numpy(images).permute(0, 3, 1, 2)
+            x = torch.nn.functional.interpolate(x, (224, 224), mode="bicubic", antialias=True)
+            return network((x - 127) / 128)
+
+    return features
+
+
+def dinov2_arrays() -> dict[str, np.ndarray]:
+    """Random weights under timm's names."""
+    from tests.evaluation.peers import import_torchvision
+
+    import_torchvision()
+    import timm
+
+    network = timm.create_model(
+        "vit_large_patch14_dinov2", pretrained=False, img_size=224, num_classes=0
+    )
+    return {name: array.numpy() for name, array in network.state_dict().items()}
+
+
 NETWORKS = {
+    "efficientnet": Network(
+        shape=(256, 256, 3),
+        flops=0.81e9,
+        arrays=efficientnet_arrays,
+        params_of=efficientnet.params_of,
+        extract=efficientnet.extract,
+        peer=functools.partial(timm_peer, "tf_efficientnet_lite0"),
+    ),
+    "dinov2": Network(
+        shape=(256, 256, 3),
+        flops=162e9,
+        arrays=dinov2_arrays,
+        params_of=dinov2.params_of,
+        extract=dinov2.extract,
+        peer=functools.partial(timm_peer, "vit_large_patch14_dinov2", img_size=224),
+    ),
     "inception": Network(
         shape=(256, 256, 3),
         flops=11.42e9,
@@ -142,7 +197,7 @@ def plan(network: Network, batch: int, topology: str) -> str:
     Raises:
       ConfigError: as `runtime.tpu_compiler.topology_devices`.
     """
-    chip, devices = chips.by_topology(topology), topology_devices(topology, 1)
+    chip, devices = chips.by_topology(topology), tpu_compiler.topology_devices(topology, 1)
     # programs for devices that are not there can be written to the cache, but not read
     jax.config.update("jax_enable_compilation_cache", False)
     place = sharding.replicated(Mesh(devices[:1], ("data",)))
@@ -153,15 +208,15 @@ def plan(network: Network, batch: int, topology: str) -> str:
     params = jax.tree.map(abstract, network.params_of(network.arrays()))
     images = abstract(jax.ShapeDtypeStruct((batch, *network.shape), jnp.float32))
     lowered = jax.jit(network.extract).lower(params, images)
-    result = compiled(lowered.compile, 1, 1, chip)
+    result = tpu_compiler.compiled(lowered.compile, 1, 1, chip)
     head = f"one chip of {topology}, batch {batch}: {result.verdict()}"
     if not result.fits:
         return head
     flops = batch * network.flops
     # a float32 product of full precision is six of bfloat16
-    seconds = roofline.roofline(6 * flops, result, chip)
-    times = roofline.describe_times("features", seconds, batch, flops, chip.peak_flops)
-    return f"{head}\n{times}\n{roofline.describe_assumptions(chip)}"
+    seconds = tpu_compiler.roofline(6 * flops, result, chip)
+    times = tpu_compiler.describe_times("features", seconds, batch, flops, chip.peak_flops)
+    return f"{head}\n{times}\n{tpu_compiler.describe_assumptions(chip)}"
 
 
 def table(report: dict[str, Any]) -> str:

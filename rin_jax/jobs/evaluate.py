@@ -83,8 +83,10 @@ def evaluate(
     name = f"{drawn.name}-n{count}-{protocol.digest(description)}.json"
     path = epath.Path(workdir) / "evaluation" / name
     if processes.gather("a record", str(path.exists()))[0] != "True":
+        outputs = [(x, evaluation.outputs_of(x.name)) for x in networks]
+        programs = [measuring.make_features(x, wanted, mesh) for x, wanted in outputs]
         found = measuring.figures(
-            evaluation, mesh, drawn.images, drawn.size, count, networks, real, parts
+            evaluation, mesh, drawn.images, drawn.size, count, programs, real, parts
         )
         if jax.process_index() == 0:
             path.write_text(json.dumps(make_record(found, description), indent=2) + "\n")
@@ -130,7 +132,7 @@ def of_model(
         "guidance_scale": config.sampler.guidance_scale,
     }  # fmt: skip
     return Samples(
-        make_device_sampler(experiment, mesh, seed, params, labels),
+        make_device_sampler(experiment, mesh, seed)(params, labels),
         experiment.generation.images_per_device, labels, evaluation,
         json.loads(json.dumps(description)), f"{step:08d}-{name}",
     )  # fmt: skip

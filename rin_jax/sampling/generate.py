@@ -119,30 +119,34 @@ def make_generate(experiment: Experiment, mesh: Mesh, seed: int) -> Generate:
 
 
 def make_device_sampler(
-    experiment: Experiment, mesh: Mesh, seed: int, params: dict, labels: np.ndarray
-) -> Callable[[jax.Device, np.ndarray], tuple[Array, np.ndarray]]:
-    """A function (device, indices [B]) -> (images of `seed`, their labels [B]).
+    experiment: Experiment, mesh: Mesh, seed: int
+) -> Callable[[dict, np.ndarray], Callable[[jax.Device, np.ndarray], tuple[Array, np.ndarray]]]:
+    """(params, labels) -> a function (device, indices [B]) -> (images of `seed`, their labels [B]).
 
     Images are float32 [size, H, W, C] in 0..255, not rounded, on that device, which is one of this
     process's. Image i lies in row i modulo size = `sampler.images_per_device`; the other rows mean
-    nothing. No two of the indices have one row; `labels` has one for each image of the seed. Raises
-    as `make_generate`.
+    nothing. No two of the indices have one row; `labels` has one for each image of the seed. It is
+    compiled once for all parameters. Raises as `make_generate`.
     """
     experiment.sampler.check_grid()
     guide = load_guide(experiment, mesh)
     program = jit_sampler(experiment, guide and guide.experiment.rin, rounded=False)
-    params = whole((params, guide.params) if guide else params, mesh)
-    local = {device: on_device(params, device) for device in mesh.local_devices}
     size, key = experiment.generation.images_per_device, jax.random.key(seed)
 
-    def images_of(device: jax.Device, indices: np.ndarray) -> tuple[Array, np.ndarray]:
-        rows = np.zeros(size, np.int32)
-        rows[indices % size] = indices
-        cond = conditioning.of_labels(labels[rows], experiment.rin.num_classes)
-        images = program(local[device], *jax.device_put((key, rows, cond), device))
-        return images, labels[indices]
+    def sampler(params: dict, labels: np.ndarray):
+        params = whole((params, guide.params) if guide else params, mesh)
+        local = {device: on_device(params, device) for device in mesh.local_devices}
 
-    return images_of
+        def images_of(device: jax.Device, indices: np.ndarray) -> tuple[Array, np.ndarray]:
+            rows = np.zeros(size, np.int32)
+            rows[indices % size] = indices
+            cond = conditioning.of_labels(labels[rows], experiment.rin.num_classes)
+            images = program(local[device], *jax.device_put((key, rows, cond), device))
+            return images, labels[indices]
+
+        return images_of
+
+    return sampler
 
 
 def generate_all(

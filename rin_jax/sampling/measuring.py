@@ -25,18 +25,18 @@ Array = jax.Array
 # (device, indices [B]) -> images [size, H, W, C] in 0..255 on it, image i in row i modulo size, and
 # their labels int32 [B]
 Images = Callable[[jax.Device, np.ndarray], tuple[Array, np.ndarray]]
+# (device, images on it, rows [B]) -> {"NETWORK/OUTPUT": float32 [B, F]} of these rows
+Features = Callable[[jax.Device, Array, np.ndarray], dict[str, np.ndarray]]
 AT_ONCE = 64  # images that a feature network takes
 WRITE_SECONDS, SAY_SECONDS = 60.0, 10.0
 
 
 def extract(
-    networks: Sequence[tuple[FeatureNetwork, Sequence[str]]], images: Images, size: int,
-    count: int, parts: Parts, mesh: Mesh,
-) -> None:  # fmt: skip
-    """Adds to `parts` the features that it lacks of images 0..count-1; all processes together.
+    features: Sequence[Features], images: Images, size: int, count: int, parts: Parts, mesh: Mesh
+) -> None:
+    """Adds to `parts` the features that it lacks of images 0..count-1, and "label"; all processes.
 
-    `networks` are the feature networks with the outputs that are kept of each: "NETWORK/OUTPUT" in
-    the files, beside "label".
+    `features` are those of `make_features`, one for each network.
     """
     ranges = json.loads(processes.gather("features so far", json.dumps(parts.ranges()))[0])
     todo = missing(ranges, count)
@@ -44,8 +44,6 @@ def extract(
     members = sorted({device.process_index for device in mesh.devices.flat})
     own = np.array_split(np.arange(len(batches)), len(members))[members.index(jax.process_index())]
     own = [batches[i] for i in own]
-    features = [make_features(network, outputs, mesh) for network, outputs in networks]
-
     def one(device: jax.Device, indices: np.ndarray) -> dict[str, np.ndarray]:
         pixels, labels = images(device, indices)
         found = {"label": labels}
@@ -75,7 +73,7 @@ def extract(
 
 def figures(
     evaluation: Evaluation, mesh: Mesh, images: Images, size: int, count: int,
-    networks: Sequence[FeatureNetwork], references: Mapping[str, Reference], parts: Parts,
+    features: Sequence[Features], references: Mapping[str, Reference], parts: Parts,
 ) -> dict[str, float]:  # fmt: skip
     """The figures of `count` samples, "NETWORK/MEASURE"; all processes together.
 
@@ -83,15 +81,14 @@ def figures(
     Raises as `summary.Measures`, before anything is computed.
     """
     measures = summary.Measures(evaluation, references, count)
-    wanted = [(network, evaluation.outputs_of(network.name)) for network in networks]
-    extract(wanted, images, size, count, parts, mesh)
+    extract(features, images, size, count, parts, mesh)
     if jax.process_index():
         return {}
     return measures.figures(parts.blocks(count))
 
 
-def make_features(network: FeatureNetwork, outputs: Sequence[str], mesh: Mesh):
-    """(device, images on it, rows [B]) -> {"NETWORK/OUTPUT": float32 [B, F]} of these rows."""
+def make_features(network: FeatureNetwork, outputs: Sequence[str], mesh: Mesh) -> Features:
+    """The function that computes these outputs of a network, compiled once."""
     local = {device: jax.device_put(network.params, device) for device in mesh.local_devices}
 
     @jax.jit

@@ -117,7 +117,8 @@ def compute(
 
     spatial = "spatial_frechet" in experiment.evaluation.measures_of(network.name)
     outputs = ["pool", "spatial"] if spatial else ["pool"]
-    measuring.extract([(network, outputs)], images, size, count, parts, mesh)
+    features = measuring.make_features(network, outputs, mesh)
+    measuring.extract([features], images, size, count, parts, mesh)
     if jax.process_index() == 0:
         blocks, classes = parts.blocks(count), source.info.num_classes
         summary.of_real(network.name, description, blocks, count, classes).save(path)

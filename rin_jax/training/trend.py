@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from rin_jax import ConfigError
 from rin_jax.checkpointing.checkpoints import Checkpoints, folder
 from rin_jax.data.source import ImageSource
-from rin_jax.evaluation.feature_networks import FeatureNetwork
+from rin_jax.evaluation import protocol
 from rin_jax.evaluation.parts import Parts
 from rin_jax.experiment import Experiment
 from rin_jax.runtime import console, processes
@@ -41,7 +41,8 @@ class Trend:
         self._experiment, self._source = experiment, source
         self._workdir, self._mesh = workdir, mesh
         self._evaluation = dataclasses.replace(experiment.evaluation, measures=MEASURES)
-        self._networks: list[FeatureNetwork] = []
+        self._features: list[measuring.Features] = []
+        self._sampler = make_device_sampler(experiment, mesh, experiment.seed)
         self._references: dict[str, real_images.Reference] = {}
         self._best = None  # where the average with the lowest figure so far is kept
         if experiment.evaluation.keep_best:
@@ -81,19 +82,20 @@ class Trend:
 
     def figures(self, step: int, emas: Mapping[str, Any]) -> dict[str, float]:
         """"trend/NETWORK/MEASURE/EMA/nNUM" of each average; every process has them."""
-        if not self._networks:
+        if not self._features:
             self._open()
         evaluation, seed = self._evaluation, self._experiment.seed
         known, count = self._experiment.rin.num_classes, self._evaluation.trend_samples
         histogram = next(iter(self._references.values())).histogram[:known]
         labels = label_rules.by_rule(evaluation.labels, count, known, seed, histogram)
-        found = {}
+        found, config = {}, protocol.digest(self._experiment.config.to_dict())
         for name, params in emas.items():
-            path = epath.Path(self._workdir) / "evaluation" / "parts" / f"trend-{step}-{name}"
-            images = make_device_sampler(self._experiment, self._mesh, seed, params, labels)
+            kept = f"trend-{step}-{name}-{config}"
+            path = epath.Path(self._workdir) / "evaluation" / "parts" / kept
+            images = self._sampler(params, labels)
             size, parts = self._experiment.generation.images_per_device, Parts(path)
             figures = measuring.figures(
-                evaluation, self._mesh, images, size, count, self._networks, self._references, parts
+                evaluation, self._mesh, images, size, count, self._features, self._references, parts
             )
             if figures:  # process 0 has them
                 parts.remove()
@@ -103,7 +105,8 @@ class Trend:
     def _open(self) -> None:
         for name in self._names:
             network = real_images.open_network(name, self._experiment, self._source, self._workdir)
-            self._networks.append(network)
+            outputs = self._evaluation.outputs_of(name)
+            self._features.append(measuring.make_features(network, outputs, self._mesh))
             self._references[name] = real_images.find(
                 self._experiment, self._source, network, self._workdir, self._mesh
             )

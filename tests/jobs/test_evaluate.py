@@ -119,8 +119,13 @@ def test_killed_three_times_it_ends_with_the_same_record(
     make = evaluate.make_device_sampler
 
     def noted(*arguments):
-        images = make(*arguments)
-        return lambda device, rows: sampled.append(len(rows)) or images(device, rows)
+        sample_from = make(*arguments)
+
+        def sampler(params, labels):
+            images = sample_from(params, labels)
+            return lambda device, rows: sampled.append(len(rows)) or images(device, rows)
+
+        return sampler
 
     monkeypatch.setattr(evaluate, "make_device_sampler", noted)
     evaluate.evaluate(config(data_dir), str(workdir))
