@@ -6,6 +6,9 @@
 Without the internet, and where Debian's package dataset-fashion-mnist is installed, the first
 command needs --downloaded=/usr/share/datasets/fashion-mnist. Nothing about this experiment is
 published; all numbers are our choice. What was measured is in docs/results.md.
+
+    parameters  1,998,480
+    GFLOPs      0.1 forward, one image (0.112)
 """
 
 import ml_collections

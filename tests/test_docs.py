@@ -47,6 +47,7 @@ NOT_RUN = {
     "--downloaded=/usr/share/datasets/fashion-mnist": "tests/jobs/test_prepare.py runs it where "
     "Debian's package is installed",
     "--config.data.name=cifar10": "downloads CIFAR-10",
+    "--config=configs/fashion_mnist.py": "takes long; the commands of the digits are the same",
     "--source=MODEL_DIR": "reads a checkpoint of the authors; tests/interop/test_pix2seq.py",
     "--mode=plan": "the TPU compiler takes long; tests/jobs/test_plan.py runs it at :tiny",
     "benchmarks.step": "tests/benchmarks/test_step.py",
