@@ -53,6 +53,7 @@ NOT_RUN = {
     "benchmarks.step": "tests/benchmarks/test_step.py",
     "benchmarks.sampling": "tests/benchmarks/test_sampling.py",
     "benchmarks.sampling_quality": "takes hours; tests/benchmarks/test_sampling.py",
+    "benchmarks.features": "tests/benchmarks/test_features.py",
     "benchmarks.data": "takes minutes",
     "benchmarks.weak_scaling": "the TPU compiler takes hours",
     "pip": "installs packages",

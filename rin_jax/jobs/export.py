@@ -44,7 +44,7 @@ def export(
     model = checkpoint_model(config, workdir, ema)
     evaluated = sorted((epath.Path(workdir) / "evaluation").glob("*.json"))
     records = [json.loads(record.read_text()) for record in evaluated]
-    records = [record for record in records if record["step"] == model.step]
+    records = [record for record in records if record.get("step") == model.step]
     write(path, model, records, with_grid=with_grid, with_onnx=with_onnx)
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.params))
     console.say(f"step {model.step} ({model.ema}, {size:,} parameters) exported: {path}")

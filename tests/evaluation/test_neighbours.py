@@ -61,7 +61,7 @@ def test_kid_of_torch_fidelity(sets, monkeypatch):
     from torch_fidelity.metric_kid import kid_features_to_metric
 
     wanted = DEFAULTS["kid_subsets"], DEFAULTS["kid_subset_size"], DEFAULTS["rng_seed"]
-    assert wanted == (neighbours._SUBSETS, neighbours._SUBSET, neighbours._SEED)
+    assert wanted == (neighbours._SUBSETS, neighbours.SUBSET, neighbours._SEED)
     monkeypatch.setattr(neighbours, "_SUBSETS", 10)
     real, samples = sets
     theirs = kid_features_to_metric(

@@ -1,24 +1,30 @@
 """rin_jax.main as a process of a pod that keeps its compiled programs: JAX lets process 0 alone."""
 
 import os
+import threading
 
 import jax
 from jax._src import compiler, distributed
 
+from rin_jax.evaluation import classifier
 from rin_jax.runtime import processes
+
+ONE_AT_A_TIME = threading.Lock()
 
 
 def write(*args, original=compiler._cache_write, **kwargs) -> None:
     """As if this was process 0; the keys of other processes are other ones."""
     state = distributed.global_state
-    own, state.process_id = state.process_id, 0
-    try:
-        original(*args, **kwargs)
-    finally:
-        state.process_id = own
+    with ONE_AT_A_TIME:  # devices compile at the same time
+        own, state.process_id = state.process_id, 0
+        try:
+            original(*args, **kwargs)
+        finally:
+            state.process_id = own
 
 
 compiler._cache_write = write
+classifier.EPOCHS, classifier.FEWEST_STEPS, classifier.WARMUP = 1, 20, 5  # it need not be good
 processes.HEARTBEAT = int(os.environ["POD_HEARTBEAT"] or processes.HEARTBEAT)
 jax.config.update("jax_compilation_cache_dir", os.environ["POD_CACHE"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
