@@ -87,16 +87,29 @@ def _bottleneck(params: Params, name: str, block: Block, x: jax.Array) -> jax.Ar
     if block.expand > 1:
         y = jax.nn.relu6(_convolve(params[f"{name}._expand_conv"], y))
     depthwise = params[f"{name}._depthwise_conv"]
-    y = jax.nn.relu6(_convolve(depthwise, y, block.stride, groups=y.shape[-1]))
+    y = jax.nn.relu6(_depthwise(depthwise, y, block.stride))
     y = _convolve(params[f"{name}._project_conv"], y)
     return x + y if x.shape == y.shape else y
 
 
-def _convolve(
-    params: dict[str, jax.Array], x: jax.Array, stride: int = 1, groups: int = 1
-) -> jax.Array:
+def _depthwise(params: dict[str, jax.Array], x: jax.Array, stride: int) -> jax.Array:
+    """A window for each channel as a sum of shifted images: several times faster on a CPU."""
+    window, size = len(params["kernel"]), (x.shape[1], x.shape[2])
+    pads = lax.padtype_to_pads(size, (window, window), (stride, stride), "SAME")
+    rows, columns = (-(-n // stride) for n in size)
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    total = params["bias"].reshape(1, 1, 1, -1)
+    for i in range(window):
+        for j in range(window):
+            shifted = x[:, i : i + (rows - 1) * stride + 1 : stride]
+            shifted = shifted[:, :, j : j + (columns - 1) * stride + 1 : stride]
+            total = total + shifted * params["kernel"][i, j].reshape(1, 1, 1, -1)
+    return total
+
+
+def _convolve(params: dict[str, jax.Array], x: jax.Array, stride: int = 1) -> jax.Array:
     x = lax.conv_general_dilated(
-        x, params["kernel"], (stride, stride), "SAME", feature_group_count=groups,
+        x, params["kernel"], (stride, stride), "SAME",
         dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=lax.Precision.HIGHEST,
     )  # fmt: skip
     return x + params["bias"].reshape(1, 1, 1, -1)
