@@ -14,11 +14,27 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import jax
 import pytest
 
+from rin_jax.runtime import sharding
+
 ROOT = Path(__file__).resolve().parents[1]
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """Where a mesh takes all devices, it takes one: programs are compiled once, not eight times."""
+    make_mesh = sharding.make_mesh
+
+    def one(data, fsdp, tensor, devices=None):
+        everywhere = devices is None and (data, fsdp, tensor) == (-1, 1, 1)
+        return make_mesh(data, fsdp, tensor, jax.devices()[:1] if everywhere else devices)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", one)
+        yield
 
 
 @pytest.fixture(scope="session")

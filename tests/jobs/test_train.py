@@ -1,6 +1,7 @@
 """The training job: it resumes exactly, does nothing twice, and stops on bad numbers."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -28,11 +29,11 @@ from rin_jax.sampling.weights import load_ema
 from rin_jax.training import loop
 from rin_jax.training.metrics import SCALARS, NotFiniteError
 from rin_jax.training.state import abstract_state, items_of, state_of
-from tests import tiny
+from tests import tiny, xla
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled_once():
+def compiled_once(one_device):
     """Keeps compiled steps: most tests here run the same program."""
     known, compile_train_step = {}, train_lib.compile_train_step
 
@@ -191,7 +192,7 @@ ALL_JOBS = """
     import sys
     import rin_jax.jobs.evaluate, rin_jax.main, rin_jax.jobs.prepare, rin_jax.sampling.generate
     from rin_jax.jobs.train import train
-    from tests import tiny
+    from tests import tiny, xla
     train(tiny.config(data__data_dir={data_dir!r}, train__num_steps=3), {workdir!r})
     found = [name for name in sys.modules if name.partition(".")[0] == "tensorflow"]
     assert not found, found
@@ -204,7 +205,10 @@ def test_training_imports_no_tensorflow(tmp_path, root):
         data_dir=str(tmp_path / "tfds"), workdir=str(tmp_path / "run")
     )
     command = [sys.executable, "-c", textwrap.dedent(script)]
-    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    environment = os.environ | {"XLA_FLAGS": xla.FAST}
+    result = subprocess.run(
+        command, cwd=root, env=environment, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
     assert "trained to step 3" in result.stdout
 
