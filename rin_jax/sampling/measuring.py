@@ -1,7 +1,7 @@
 """Features of many images, computed by all devices and kept as files: nothing holds the images.
 
 Every process takes its share of the images that have no features yet, a batch a device, and writes
-the features about once a minute, so that a job that is interrupted goes on where it was.
+the features at least once a minute, so that a job that is interrupted goes on where it was.
 """
 
 import concurrent.futures
@@ -29,6 +29,7 @@ Images = Callable[[jax.Device, np.ndarray], tuple[Array, np.ndarray]]
 Features = Callable[[jax.Device, Array, np.ndarray], dict[str, np.ndarray]]
 AT_ONCE = 64  # images that a feature network takes
 WRITE_SECONDS, SAY_SECONDS = 60.0, 10.0
+WRITE_IMAGES = 2000  # at the latest, so that memory does not grow with the number of images
 
 
 def extract(
@@ -61,7 +62,8 @@ def extract(
             held += zip(round_, pool.map(one, devices, round_), strict=True)
             done += sum(map(len, round_))
             now, last = time.monotonic(), first + len(devices) >= len(own)
-            if last or now - written > WRITE_SECONDS:
+            enough = sum(len(indices) for indices, _ in held) >= WRITE_IMAGES
+            if last or enough or now - written > WRITE_SECONDS:
                 _write(parts, held)
                 held, written = [], now
             if last or now - said > SAY_SECONDS:

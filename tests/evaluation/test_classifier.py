@@ -8,6 +8,8 @@ from rin_jax import ConfigError
 from rin_jax.evaluation import classifier
 from rin_jax.evaluation.distances import frechet_distance, moments
 
+pytestmark = pytest.mark.slow  # compiles a network
+
 
 def features(params, images):
     return classifier.extract(params, images.astype(np.float32))["pool"]

@@ -11,6 +11,8 @@ from rin_jax.evaluation import bicubic, dinov2
 from tests.evaluation.peers import import_torchvision
 from tests.evaluation.precision import full, products
 
+pytestmark = pytest.mark.slow  # compiles a network
+
 CLOSE = 1e-4  # of the largest value
 SMALL = {"embed_dim": 128, "num_heads": 2, "depth": 3}
 PUBLISHED = 1 + 37**2  # position embeddings in the published file

