@@ -7,6 +7,8 @@ from rin_jax import ConfigError
 from rin_jax.evaluation import neighbours
 from tests.evaluation import peers
 
+pytestmark = pytest.mark.slow  # imports what it compares with
+
 
 @pytest.fixture(scope="module")
 def sets():

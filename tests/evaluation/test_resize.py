@@ -7,6 +7,8 @@ import pytest
 from rin_jax.evaluation import inception, resize
 from tests import reference
 
+pytestmark = pytest.mark.slow  # imports what it compares with
+
 SIZES = [((32, 32), (299, 299)), ((512, 300), (299, 299)), ((7, 20), (20, 7)), ((5, 5), (5, 5))]
 
 

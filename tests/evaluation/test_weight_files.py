@@ -11,6 +11,8 @@ import torch
 from rin_jax import ConfigError
 from rin_jax.evaluation import weight_files
 
+pytestmark = pytest.mark.slow  # imports what it compares with
+
 ARRAYS = {"kernel": np.arange(600, dtype=np.float32).reshape(20, 30), "bias": np.ones(4, np.int32)}
 
 
