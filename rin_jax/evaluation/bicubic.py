@@ -12,8 +12,9 @@ convolution interpolation for digital image processing, 1981.
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+
+from rin_jax.evaluation.resize import mix
 
 
 def bicubic(images: jax.Array, size: tuple[int, int]) -> jax.Array:
@@ -22,13 +23,8 @@ def bicubic(images: jax.Array, size: tuple[int, int]) -> jax.Array:
     Values may leave that range near edges, as in PyTorch. The products have full precision on every
     device.
     """
-    rows, columns = (
-        jnp.asarray(antialiased(source, target), jnp.float32)
-        for source, target in zip(images.shape[1:3], size, strict=True)
-    )
-    full = jax.lax.Precision.HIGHEST
-    images = jnp.einsum("oh,bhwc->bowc", rows, images, precision=full)
-    return jnp.einsum("pw,bowc->bopc", columns, images, precision=full)
+    sides = zip(images.shape[1:3], size, strict=True)
+    return mix(images, *(antialiased(source, target) for source, target in sides))
 
 
 def antialiased(source: int, target: int) -> np.ndarray:

@@ -23,6 +23,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from rin_jax import ConfigError
+from rin_jax.evaluation.parts import write_arrays
 
 Params = dict[str, Any]
 
@@ -146,11 +147,8 @@ def fingerprint(images: np.ndarray, labels: np.ndarray, num_classes: int, seed: 
 
 def save(path: epath.PathLike, params: Params, fingerprint: str) -> None:
     """Writes the parameters and what they follow from as .npz, whole or not at all."""
-    buffer, path = io.BytesIO(), epath.Path(path)
-    np.savez(buffer, fingerprint=fingerprint, **traverse_util.flatten_dict(params, sep="/"))
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(buffer.getvalue())
-    partial.replace(path)
+    arrays = traverse_util.flatten_dict(params, sep="/")
+    write_arrays(epath.Path(path), {"fingerprint": fingerprint, **arrays})
 
 
 def load(path: epath.PathLike, fingerprint: str) -> Params | None:

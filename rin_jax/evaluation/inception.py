@@ -27,13 +27,14 @@ from jax import lax
 
 from rin_jax import ConfigError, one_of
 from rin_jax.evaluation import resize, weight_files
+from rin_jax.evaluation.folding import fold
+from rin_jax.evaluation.protocol import PROTOCOLS
 
 SIZE = 299  # pixels of a side that the network sees
 FEATURES, LOGITS = 2048, 1008
 EPSILON = 1e-3  # of batch normalisation
 SPATIAL = 7  # channels of the 1 x 1 branch of Mixed_6d, the graph's mixed_6/conv, for sFID
 FULL = lax.Precision.HIGHEST  # else a TPU multiplies in bfloat16 and a GPU in TF32
-PROTOCOLS = ("adm", "rin_tfgan")
 # Batch normalisation in files: scale, shift, mean, variance.
 TORCH_NORM = ("weight", "bias", "running_mean", "running_var")
 GRAPH_NORM = ("gamma", "beta", "moving_mean", "moving_variance")
@@ -220,7 +221,6 @@ POOLS = {
 }
 
 
-
 class Place(NamedTuple):
     """Where a file has a convolution."""
 
@@ -279,13 +279,11 @@ def params_of(arrays: Mapping[str, np.ndarray]) -> Params:
             kernel = take(f"{name}.conv.weight", (fan_out, fan_in, height, width))
             kernel = kernel.transpose(2, 3, 1, 0)
             norm = [f"{name}.bn.{part}" for part in TORCH_NORM]
-        gamma, beta, mean, variance = (take(part, (fan_out,)) for part in norm)
-        scale = gamma / np.sqrt(variance + EPSILON)
-        params[name] = {"kernel": kernel * scale, "bias": beta - mean * scale}
+        params[name] = fold(kernel, *(take(part, (fan_out,)) for part in norm), EPSILON)
     last = "softmax/weights" if graph else "fc.weight"
     kernel = take(last, (FEATURES, LOGITS) if graph else (LOGITS, FEATURES))
-    params["fc"] = {"kernel": kernel if graph else kernel.T}
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+    params["fc"] = {"kernel": jnp.asarray(kernel if graph else kernel.T, jnp.float32)}
+    return params
 
 
 def load(path: epath.PathLike) -> tuple[Params, str]:

@@ -33,13 +33,7 @@ class Parts:
     def write(self, first: int, arrays: Mapping[str, np.ndarray]) -> None:
         """The features of images `first`, first + 1, ..; each array has a row for each."""
         (count,) = {len(array) for array in arrays.values()}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
-        path = self.folder / f"{first:09d}-{first + count:09d}.npz"
-        draft = path.with_suffix(".draft")
-        draft.write_bytes(buffer.getvalue())
-        draft.replace(path)
+        write_arrays(self.folder / f"{first:09d}-{first + count:09d}.npz", arrays)
 
     def blocks(self, count: int) -> Iterator[dict[str, np.ndarray]]:
         """The features of images 0..count-1 in their order, BLOCK at a time; all must be there."""
@@ -68,6 +62,16 @@ class Parts:
         """Takes all files away."""
         if self.folder.exists():
             self.folder.rmtree()
+
+
+def write_arrays(path: epath.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """An .npz file with its folder, as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    draft = path.with_suffix(".draft")
+    draft.write_bytes(buffer.getvalue())
+    draft.replace(path)
 
 
 def missing(ranges: list[tuple[int, int]], count: int) -> np.ndarray:

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from flax import traverse_util
+
 from rin_jax import ConfigError, at_least_one, one_of
 
 NETWORKS = ("classifier", "efficientnet", "inception", "dinov2")
@@ -86,19 +88,9 @@ def digest(description: Mapping[str, Any]) -> str:
 
 def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     """A line for each entry of two descriptions that is not the same, inner ones by dotted name."""
-    wanted, found = _flat(wanted), _flat(found)
+    wanted, found = (traverse_util.flatten_dict(x, sep=".") for x in (wanted, found))
     return [
         f"{name} is {found.get(name)!r} there and {wanted.get(name)!r} here"
         for name in sorted(wanted | found)
         if wanted.get(name) != found.get(name)
     ]
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat

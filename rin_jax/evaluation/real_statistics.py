@@ -19,6 +19,7 @@ from etils import epath
 
 from rin_jax import ConfigError
 from rin_jax.evaluation.distances import Moments
+from rin_jax.evaluation.parts import write_arrays
 from rin_jax.evaluation.protocol import differences
 
 # What samples and real images must have in common, of a reference's description.
@@ -54,12 +55,7 @@ class Reference:
 
     def save(self, path: epath.Path) -> None:
         """Writes the file, as a whole or not at all."""
-        buffer = io.BytesIO()
-        np.savez(buffer, description=json.dumps(self.description), **self.arrays())
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(".draft")
-        draft.write_bytes(buffer.getvalue())
-        draft.replace(path)
+        write_arrays(path, {"description": json.dumps(self.description), **self.arrays()})
 
 
 def load(path: epath.Path) -> Reference:

@@ -21,10 +21,13 @@ def bilinear(images: jax.Array, size: tuple[int, int], half_pixel: bool) -> jax.
     `half_pixel` picks the rule; False is the TF1 rule. The products have full precision on every
     device.
     """
-    rows, columns = (
-        jnp.asarray(matrix(source, target, half_pixel))
-        for source, target in zip(images.shape[1:3], size, strict=True)
-    )
+    sides = zip(images.shape[1:3], size, strict=True)
+    return mix(images, *(matrix(source, target, half_pixel) for source, target in sides))
+
+
+def mix(images: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
+    """Images [B, H, W, C] by the weights [h, H] of rows and [w, W] of columns: [B, h, w, C]."""
+    rows, columns = jnp.asarray(rows, jnp.float32), jnp.asarray(columns, jnp.float32)
     full = jax.lax.Precision.HIGHEST
     images = jnp.einsum("oh,bhwc->bowc", rows, images, precision=full)
     return jnp.einsum("pw,bowc->bopc", columns, images, precision=full)

@@ -12,14 +12,14 @@ import numpy as np
 from rin_jax import ConfigError
 from rin_jax.evaluation import neighbours
 from rin_jax.evaluation.distances import frechet_distance
-from rin_jax.evaluation.protocol import Evaluation
+from rin_jax.evaluation.protocol import OUTPUTS, Evaluation
 from rin_jax.evaluation.real_statistics import Reference
 from rin_jax.evaluation.statistics import InceptionScore, Sums
 
 Block = Mapping[str, np.ndarray]
 NEIGHBOURS = 10_000  # images of either kind that KID and precision/recall compare
 SPLITS = {"adm": "consecutive_5000", "rin_tfgan": "one"}  # of the Inception score, by protocol
-DISTANCES = {"frechet": "pool", "spatial_frechet": "spatial"}  # the output that each reads
+DISTANCES = {name: OUTPUTS[name] for name in ("frechet", "spatial_frechet")}
 
 
 def of_real(

@@ -140,20 +140,20 @@ def of_model(
 
 def of_folder(experiment: Experiment, folder: str) -> Samples:
     """The images of a folder, whatever made them; no class was asked for."""
-    data, size = experiment.data, measuring.AT_ONCE
+    data = experiment.data
     paths = sample_files.find(folder, data.image_size, data.channels)
     measures = tuple(x for x in experiment.evaluation.measures if x != "agreement")
     evaluation = dataclasses.replace(experiment.evaluation, measures=measures)
 
-    def images(device: jax.Device, indices: np.ndarray) -> tuple[jax.Array, np.ndarray]:
-        rows = np.zeros((size, data.image_size, data.image_size, data.channels), np.float32)
-        for index in indices:
-            rows[index % size] = sample_files.read(paths[index], data.image_size, data.channels)
-        return jax.device_put(rows, device), np.full(len(indices), NO_LABEL, np.int32)
+    labels = np.full(len(paths), NO_LABEL, np.int32)
+
+    def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        files = [sample_files.read(paths[i], data.image_size, data.channels) for i in indices]
+        return np.stack(files), labels[indices]
 
     description = {"samples": folder, "files": sample_files.fingerprint(paths)}
-    labels = np.full(len(paths), NO_LABEL, np.int32)
-    return Samples(images, size, labels, evaluation, description, epath.Path(folder).name)
+    images, name = measuring.from_host(read), epath.Path(folder).name
+    return Samples(images, measuring.AT_ONCE, labels, evaluation, description, name)
 
 
 def make_record(figures: Mapping[str, float], description: Mapping[str, Any]) -> dict[str, Any]:

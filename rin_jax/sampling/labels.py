@@ -20,7 +20,8 @@ def by_rule(
     """Labels int32 [count]; NO_LABEL for 0 classes.
 
     "balanced": all classes in a new random order in each round. "random": each is drawn by itself.
-    "data": each is drawn with the frequencies of `histogram` [num_classes].
+    "data": each is drawn with the frequencies of `histogram` [num_classes]; ConfigError if it is
+    not known.
     """
     if not num_classes:
         return np.full(count, NO_LABEL, np.int32)
@@ -31,6 +32,12 @@ def by_rule(
     draws = (np.random.default_rng((seed, i)) for i in range(count))  # more never change the first
     if rule == "random":
         return np.array([draw.integers(num_classes) for draw in draws], np.int32)
+    if histogram is None or not np.sum(histogram):
+        raise ConfigError(
+            "evaluation.labels is 'data', but the statistics of real images do not tell how many "
+            "have each label; set it to 'random' or 'balanced', or make the statistics with "
+            "--mode=reference."
+        )
     ends = np.cumsum(histogram)
     at = [draw.integers(ends[-1]) for draw in draws]
     return np.searchsorted(ends, at, side="right").astype(np.int32)
@@ -52,7 +59,7 @@ def choose(classes: Sequence[str], num: int | None, num_classes: int, seed: int)
             "unconditional); leave the flag out."
         )
     if not num_classes or list(classes) in (["balanced"], ["random"]):
-        return by_rule(*classes or [""], count, num_classes, seed)
+        return by_rule(classes[0] if classes else "balanced", count, num_classes, seed)
     if list(classes) == ["all"]:
         if num is None:
             count = num_classes * -(-count // num_classes)

@@ -45,6 +45,7 @@ def extract(
     members = sorted({device.process_index for device in mesh.devices.flat})
     own = np.array_split(np.arange(len(batches)), len(members))[members.index(jax.process_index())]
     own = [batches[i] for i in own]
+
     def one(device: jax.Device, indices: np.ndarray) -> dict[str, np.ndarray]:
         pixels, labels = images(device, indices)
         found = {"label": labels}
@@ -71,6 +72,18 @@ def extract(
                 console.say(progress.line(progress.update(reached)))
                 said = now
     processes.agree("features of all images")
+
+
+def from_host(read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]) -> Images:
+    """Images AT_ONCE a batch from read(indices) -> (images [B, H, W, C] in 0..255, labels [B])."""
+
+    def images(device: jax.Device, indices: np.ndarray) -> tuple[Array, np.ndarray]:
+        pixels, labels = read(indices)
+        rows = np.zeros((AT_ONCE, *pixels.shape[1:]), np.float32)
+        rows[indices % AT_ONCE] = pixels
+        return jax.device_put(rows, device), labels
+
+    return images
 
 
 def figures(

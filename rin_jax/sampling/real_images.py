@@ -21,10 +21,10 @@ from rin_jax.evaluation.feature_networks import FeatureNetwork
 from rin_jax.evaluation.parts import Parts
 from rin_jax.evaluation.real_statistics import Reference
 from rin_jax.experiment import Experiment
+from rin_jax.network.conditioning import NO_LABEL
 from rin_jax.runtime import console, processes
 from rin_jax.sampling import measuring
 
-CLASSIFIER_SEED = 0
 PREPROCESSING = "largest central square, antialiased bicubic, rounded"
 
 
@@ -106,19 +106,18 @@ def compute(
 ) -> None:  # fmt: skip
     """Makes the statistics of all images of the split; all processes together."""
     console.say(f"real images in the features of {network.name}:")
-    count, size, parts = len(source), measuring.AT_ONCE, Parts(path.with_suffix(".parts"))
-    read, unlabelled = pipeline.Reader(source), np.full(len(source), -1)
+    count, parts = len(source), Parts(path.with_suffix(".parts"))
+    reader = pipeline.Reader(source)
 
-    def images(device: jax.Device, indices: np.ndarray) -> tuple[jax.Array, np.ndarray]:
-        batch = read(indices)
-        rows = np.zeros((size, *batch["image"].shape[1:]), np.float32)
-        rows[indices % size] = batch["image"]
-        return jax.device_put(rows, device), batch.get("label", unlabelled[indices])
+    def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        batch = reader(indices)
+        return batch["image"], batch.get("label", np.full(len(indices), NO_LABEL))
 
     spatial = "spatial_frechet" in experiment.evaluation.measures_of(network.name)
     outputs = ["pool", "spatial"] if spatial else ["pool"]
     features = measuring.make_features(network, outputs, mesh)
-    measuring.extract([features], images, size, count, parts, mesh)
+    images = measuring.from_host(read)
+    measuring.extract([features], images, measuring.AT_ONCE, count, parts, mesh)
     if jax.process_index() == 0:
         blocks, classes = parts.blocks(count), source.info.num_classes
         summary.of_real(network.name, description, blocks, count, classes).save(path)
@@ -140,7 +139,6 @@ def open_classifier(source: ImageSource, workdir: str) -> FeatureNetwork:
         if jax.process_index() == 0:
             console.say(f"a small classifier learns {source.info.name}")
             params = train_classifier(source)
-            path.parent.mkdir(parents=True, exist_ok=True)
             classifier.save(path, params, name)
         processes.agree("a trained classifier")
     params = classifier.load(path, name)

@@ -110,4 +110,3 @@ class Trend:
             self._references[name] = real_images.find(
                 self._experiment, self._source, network, self._workdir, self._mesh
             )
-

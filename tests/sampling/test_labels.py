@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from rin_jax import ConfigError
 from rin_jax.network.conditioning import NO_LABEL
 from rin_jax.sampling.labels import by_rule
 
@@ -31,3 +32,8 @@ def test_balanced_is_even_in_each_round_and_random_is_not():
 
 def test_without_classes_there_are_no_labels():
     assert set(by_rule("random", 5, 0, 0)) == {NO_LABEL}
+
+
+def test_labels_as_in_data_that_does_not_tell_them_are_refused():
+    with pytest.raises(ConfigError, match="evaluation.labels is 'data', but the statistics"):
+        by_rule("data", 5, 3, 0, [])
