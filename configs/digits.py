@@ -133,18 +133,23 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.mesh.tensor = 1
 
     if arg == "tiny":
-        config.model.depth = 1
-        config.model.latent_dim = 32
-        config.model.interface_dim = 16
-        config.sampler.num_steps = 4
-        config.optimizer.warmup_steps = 5
-        config.train.batch_size = 16
-        config.train.num_steps = 20
-        config.train.log_every_steps = 5
-        config.train.sample_every_steps = 10
-        config.ema.snapshot_every_steps = 10
-        config.checkpoint.every_steps = 10
-        config.evaluation.num_samples = 20
-        config.evaluation.every_steps = config_dict.placeholder(int)
-        config.evaluation.trend_samples = 20
+        shrink(config)
     return config
+
+
+def shrink(config: ml_collections.ConfigDict) -> None:
+    """Makes an experiment on small grey images the same at a size for tests."""
+    config.model.depth = 1
+    config.model.latent_dim = 32
+    config.model.interface_dim = 16
+    config.sampler.num_steps = 4
+    config.optimizer.warmup_steps = 5
+    config.train.batch_size = 16
+    config.train.num_steps = 20
+    config.train.log_every_steps = 5
+    config.train.sample_every_steps = 10
+    config.ema.snapshot_every_steps = 10
+    config.checkpoint.every_steps = 10
+    config.evaluation.num_samples = 20
+    config.evaluation.every_steps = config_dict.placeholder(int)
+    config.evaluation.trend_samples = 20
