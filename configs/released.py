@@ -18,7 +18,11 @@ def recipe() -> ml_collections.ConfigDict:
     config.model.latent_mlp_ratio = 4  # [V]
     config.model.interface_mlp_ratio = 4  # [V]
     config.model.dropout = 0.0  # [V]
+    config.model.attention_dropout = 0.0  # [V]
     config.model.drop_path = 0.0  # [V]
+    config.model.conv_size = 0  # [V] no convolutions
+    config.model.conv_dropout = 0.0
+    config.model.video = config_dict.placeholder(dict)  # of images
     config.model.latent_positions = "learned"  # [V]
     config.model.interface_positions = "learned"  # [V]
     config.model.latent_self_cond = True  # [V]
@@ -26,6 +30,8 @@ def recipe() -> ml_collections.ConfigDict:
     config.model.norm_context = False  # [V] routing normalises its queries alone
     config.model.time_on_latents = True  # [V]
     config.model.label_on_latents = True  # [V]
+    config.model.label_in_time = False  # [V]
+    config.model.sequence = config_dict.placeholder(dict)  # no embedded text
     config.model.cond_route = "read"  # of tokens that are not among the latents: there are none
     config.model.cond_dim = config_dict.placeholder(int)
     config.model.time_scale = 1000.0  # [V]

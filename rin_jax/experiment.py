@@ -33,12 +33,16 @@ from rin_jax.training.optimizer import Optimizer
 from rin_jax.training.settings import Train
 
 # Attributes of the network that may change while its weights are used.
-NOT_ARCHITECTURE = ("remat", "dtype", "dropout", "drop_path")
+NOT_ARCHITECTURE = (
+    "remat", "dtype", "dropout", "attention_dropout", "drop_path", "conv_dropout",
+)  # fmt: skip
 # Fields that configurations of older checkpoints and exports lack, and what their code had instead.
 SINCE_FORMAT_2 = {
     "latent_positions": "learned", "interface_positions": "learned", "latent_self_cond": True,
     "interface_self_cond": False, "norm_context": False, "time_on_latents": True,
     "label_on_latents": True, "cond_route": "read", "cond_dim": None, "time_scale": 1000.0,
+    "video": None, "sequence": None, "label_in_time": False, "conv_size": 0, "conv_dropout": 0.0,
+    "attention_dropout": 0.0,
 }  # fmt: skip
 
 
@@ -98,8 +102,10 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
     ))  # fmt: skip
     data = section(Data, "data", sections).resolved()
     sections["data"] = dataclasses.asdict(data)
-    shape = (data.image_size, data.image_size, data.channels)
-    rin = section(RIN, "model", sections, example_shape=shape, num_classes=data.num_classes)
+    rin = section(
+        RIN, "model", sections, example_shape=data.example_shape, cond_frames=data.cond_frames,
+        num_classes=data.num_classes,
+    )  # fmt: skip
     objective = make_objective(sections["diffusion"])
     sampler, guidance, generation = make_sampler(sections["sampler"], objective.process)
     check_guidance(guidance.scale, generation.guide, objective, data)
@@ -233,7 +239,7 @@ def saved_config(saved: Mapping[str, Any]) -> ml_collections.ConfigDict:
 
 def architecture(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the weights depend on, by field: the network's attributes and the process's."""
-    of_model = fields_of(RIN, "example_shape", "num_classes", *NOT_ARCHITECTURE)
+    of_model = fields_of(RIN, "example_shape", "cond_frames", "num_classes", *NOT_ARCHITECTURE)
     plain = json.loads(json.dumps(config))  # tuples are lists in a checkpoint
     of_data = ("image_size", "channels", "num_classes")
     parts = {"data": of_data, "model": of_model, "diffusion": fields_of(Process)}

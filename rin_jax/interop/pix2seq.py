@@ -17,6 +17,7 @@ import numpy as np
 from flax import traverse_util
 
 from rin_jax import ConfigError
+from rin_jax.network.layers import sincos_positions
 from rin_jax.network.partitioning import param_shapes
 from rin_jax.network.rin import RIN
 
@@ -53,6 +54,11 @@ LAYER = (
     | _nest("attention", "mha", ATTENTION)
     | _nest("ffn_norm", "mlp/ffn/ln", NORM)
     | _nest("ffn", "mlp/ffn", FFN)
+)
+CONV = (
+    _nest("depthwise", "depthwise_conv", {"kernel": "depthwise_kernel", "bias": "bias"})
+    | _nest("norm", "gn", NORM)
+    | _nest("pointwise", "pointwise_conv", DENSE)
 )
 
 
@@ -127,7 +133,7 @@ def import_params(weights: Mapping[str, np.ndarray], rin: RIN) -> dict[str, Any]
     Raises:
       ConfigError: variables are missing, left over, or of another shape; all are listed.
     """
-    names = reference_names(rin)
+    names, weights = reference_names(rin), _completed(weights, rin)
     problems, used, params = [], set(), {}
     for ours, leaf in traverse_util.flatten_dict(param_shapes(rin), sep="/").items():
         theirs = [f"{PREFIX}{name}" for name in names[ours].ravel()]
@@ -146,6 +152,23 @@ def import_params(weights: Mapping[str, np.ndarray], rin: RIN) -> dict[str, Any]
     return traverse_util.unflatten_dict(params, sep="/")
 
 
+def _completed(weights: Mapping[str, np.ndarray], rin: RIN) -> dict[str, np.ndarray]:
+    """`weights` under the names of TensorFlow 2.15, and with what the reference only computes.
+
+    Its fixed codes of a video run over (row, column, time) where the tokens run over (time, row,
+    column). A network of positions "sin_cos_plus_learned" holds the difference in its table.
+    """
+    kernel = "depthwise_conv/kernel", "depthwise_conv/depthwise_kernel"
+    weights = {name.replace(*kernel): array for name, array in weights.items()}
+    table = f"{PREFIX}tape_pos_emb_res/kernel"
+    if rin.video and rin.interface_positions == "sin_cos_plus_learned" and table not in weights:
+        _, rows, cols = rin.grid
+        codes = sincos_positions((rows, cols), rin.interface_dim, rin.time_scale)
+        times = (rin.num_tokens + rin.num_frame_tokens) // (rows * cols)
+        weights[table] = np.asarray(codes.repeat(times, 0) - np.tile(codes, (times, 1)))
+    return weights
+
+
 def reference_names(rin: RIN) -> dict[str, np.ndarray]:
     """Our parameter path -> array of reference names without PREFIX, one per stacked layer."""
     single = (
@@ -154,6 +177,7 @@ def reference_names(rin: RIN) -> dict[str, np.ndarray]:
         | _nest("time/hidden", "time_emb/dense0", DENSE)
         | _nest("time/out", "time_emb/dense1", DENSE)
         | _nest("label", "cond_proj", DENSE)
+        | _nest("sequence", "cond_proj", DENSE)
         | _nest("prev_latent_mlp", "latent_prev_proj", MLP)
         | _nest("prev_latent_norm", "latent_prev_ln", NORM)
         | _nest("prev_interface_mlp", "tape_prev_proj", MLP)
@@ -176,6 +200,9 @@ def reference_names(rin: RIN) -> dict[str, np.ndarray]:
         ):
             layers = [f"{unit}_unit_{i}/transformer_decoder_layer/{theirs}" for i in block_ids]
             names[f"blocks_{group}/{unit}/{ours}"] = np.array(layers)
+        for ours, theirs in CONV.items():
+            conv = [f"conv_units_{i}/{theirs}" for i in block_ids]
+            names[f"blocks_{group}/conv/{ours}"] = np.array(conv)
         suffixes = ("", *(f"_{layer}" for layer in range(1, depth)))[:depth]
         for ours, theirs in LAYER.items():
             layers = [

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from rin_jax import ConfigError
 from rin_jax.experiment import Experiment, check_devices, device_mesh, make_experiment
-from rin_jax.network import conditioning, cost
+from rin_jax.network import cost
 from rin_jax.network.partitioning import param_shapes
 from rin_jax.runtime import chips
 from rin_jax.runtime import tpu_compiler as tpu
@@ -94,7 +94,7 @@ def compiler_flops_ratio(experiment: Experiment) -> float:
     rin, objective, key = small.rin, small.objective, jax.random.key(0)
     image = jax.ShapeDtypeStruct((1, *rin.example_shape), jnp.float32)
     draws = jax.eval_shape(lambda key: objective.draw(key, image.shape), key)
-    cond = conditioning.abstract(rin.num_classes, 1)
+    cond = rin.abstract_cond(1)
     gradient = jax.jit(jax.value_and_grad(make_loss(small)))
     lowered = gradient.lower(param_shapes(rin), image, cond, draws, key)
     ours = cost.training_flops(rin, bool(objective.self_cond_rate))

@@ -1,15 +1,18 @@
 """A block of a RIN (its equations are in rin.py), and how layers are stacked and computed again.
 
+The convolution is of the authors' released code alone.
+
 Source: arXiv 2212.11972 section 2.2.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from rin_jax.network.layers import TOKENS, Array, CrossAttention, SelfAttentionLayer
+from rin_jax.network.layers import GLOROT, TOKENS, Array, CrossAttention, SelfAttentionLayer
 
 # What the backward pass keeps of a layer instead of computing it again.
 REMAT_POLICIES: dict[str, Callable | None] = {
@@ -31,8 +34,9 @@ def scan_layers(body, length: int):
 class RINBlock(nn.Module):
     """One read, `depth` compute layers, one write; depth 0 is a read alone.
 
-    carry = (latents [B, M, E], interface [B, N, D]) -> the same. `cond_tokens` [B, 1 or 2, any]
-    are read only: with the interface, or before it if `decoupled`.
+    carry = (latents [B, M, E], interface [B, N, D]) -> the same. `cond_tokens` [B, any, any]
+    are read only: with the interface, or before it if `decoupled`. The first `num_tokens` of the
+    interface pass a convolution at the end if `conv_size`.
     """
 
     depth: int
@@ -43,7 +47,11 @@ class RINBlock(nn.Module):
     norm_context: bool
     decoupled: bool
     dropout: float
+    attention_dropout: float
     drop_path: float
+    conv_size: int
+    conv_dropout: float
+    num_tokens: int
     remat: str
     dtype: jnp.dtype
 
@@ -68,12 +76,61 @@ class RINBlock(nn.Module):
         latents = route("read", self.latent_mlp_ratio)(latents, context)
         if self.depth:
             compute = layer(
-                self.num_heads, self.latent_mlp_ratio, self.dropout, self.drop_path, self.dtype,
-                name="compute",
+                self.num_heads, self.latent_mlp_ratio, self.dropout, self.attention_dropout,
+                self.drop_path, self.dtype, name="compute",
             )  # fmt: skip
             layers = scan_layers(
                 lambda module, z: module(nn.with_logical_constraint(z, TOKENS), train), self.depth
             )
             latents, _ = layers(compute, latents, None)
             interface = route("write", self.interface_mlp_ratio)(interface, latents)
+            if self.conv_size:
+                conv = Convolution(self.conv_size, self.conv_dropout, self.dtype, name="conv")
+                own, others = jnp.split(interface, [self.num_tokens], axis=1)
+                interface = jnp.concatenate([conv(own, train), others], axis=1)
         return latents, interface
+
+
+def conv_groups(width: int) -> int:
+    """Groups of the convolution's normalisation."""
+    return min(width // 4, 32)
+
+
+class Convolution(nn.Module):
+    """tokens [B, N, D] + pointwise(SiLU(GroupNorm(depthwise(tokens)))), as a square image."""
+
+    size: int  # side of the depthwise kernel
+    dropout: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, tokens: Array, train: bool) -> Array:
+        batch, count, width = tokens.shape
+        side = math.isqrt(count)
+        near_zero = nn.initializers.variance_scaling(1e-10, "fan_avg", "uniform")
+        x = tokens.reshape(batch, side, side, width)
+        x = Depthwise(self.size, self.dtype, name="depthwise")(x)
+        groups = conv_groups(width)
+        norm = nn.GroupNorm(groups, 1e-5, dtype=self.dtype, use_fast_variance=False, name="norm")
+        x = nn.silu(norm(x))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = nn.Conv(width, (1, 1), kernel_init=near_zero, dtype=self.dtype, name="pointwise")(x)
+        return tokens + x.reshape(tokens.shape)
+
+
+class Depthwise(nn.Module):
+    """A convolution of each channel of x [B, H, W, D] by its own kernel, of the same size."""
+
+    size: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        width = x.shape[-1]
+        kernel = self.param("kernel", GLOROT, (self.size, self.size, width, 1))
+        bias = self.param("bias", nn.initializers.zeros, (width,))
+        x = jax.lax.conv_general_dilated(
+            x, kernel.astype(self.dtype).swapaxes(2, 3), (1, 1), "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=width,
+        )  # fmt: skip
+        return x + bias.astype(self.dtype)[None, None, None]

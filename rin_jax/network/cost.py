@@ -1,18 +1,25 @@
 """What a forward pass of a RIN costs, counted from its attributes."""
 
 import collections
+import math
 
 from rin_jax.network.rin import RIN
 
 
 def multiply_adds(rin: RIN) -> collections.Counter:
-    """Multiply-adds of the matrix products of one forward pass on one image, by part.
+    """Multiply-adds of the products of one forward pass on one example, by part.
 
     "outside" the blocks; inside them "scores" (of attention, with their sums of values), "ffn_out"
     (second matrix of an MLP) and all other "projections".
     """
     n, d, m, e = rin.num_tokens, rin.interface_dim, rin.num_latents, rin.latent_dim
     c, r = rin.cond_dim or d, rin.num_cond_tokens
+    if rin.sequence and not rin.sequence.on_latents and not rin.sequence.projected:
+        c = rin.sequence.width
+    written = n + rin.num_frame_tokens - rin.num_read_only
+    if rin.cond_route == "write":
+        written, r = written + r, 0
+    r += rin.num_read_only
     count: collections.Counter = collections.Counter()
 
     def layer(queries, width, context, context_width, ratio, times=1):  # attention, then an MLP
@@ -22,30 +29,36 @@ def multiply_adds(rin: RIN) -> collections.Counter:
         for matrix in ("projections", "ffn_out"):
             count[matrix] += times * queries * ratio * width * width
 
-    written = n + r * (rin.cond_route == "write")
     for depth in rin.depths:
         if r and rin.cond_route == "decoupled":
             layer(m, e, r, c, rin.latent_mlp_ratio)
-        layer(m, e, n + r * (rin.cond_route != "decoupled"), d, rin.latent_mlp_ratio)
+        read = written + r * (rin.cond_route != "decoupled")
+        layer(m, e, read, d, rin.latent_mlp_ratio)
         layer(m, e, m, e, rin.latent_mlp_ratio, times=depth)
         if depth:
             layer(written, d, m, e, rin.interface_mlp_ratio)
+            count["projections"] += n * d * (rin.conv_size**2 + d) * (rin.conv_size > 0)
 
-    count["outside"] = 2 * n * rin.patch_size**2 * rin.example_shape[2] * d  # stem and readout
-    time, label = (e if on else c for on in (rin.time_on_latents, rin.label_on_latents))
-    count["outside"] += (time // 4) * time + time * time + rin.num_classes * label
+    values = math.prod(rin.patch) * rin.example_shape[-1]  # of a patch
+    count["outside"] = (2 * n + rin.num_frame_tokens) * values * d  # stem and readout
+    width = {name: e if on else rin.cond_dim or d for name, (_, on) in rin.cond_tokens.items()}
+    time, classes = width["time"], rin.num_classes
+    count["outside"] += (time // 4) * time + time * time
+    count["outside"] += classes * (time if rin.label_in_time else width.get("label", 0))
+    if rin.sequence and rin.sequence.projected:
+        count["outside"] += rin.sequence.tokens * rin.sequence.width * width["sequence"]
     count["outside"] += 2 * m * rin.latent_mlp_ratio * e * e * rin.latent_self_cond
     count["outside"] += 2 * n * rin.interface_mlp_ratio * d * d * rin.interface_self_cond
     return count
 
 
 def forward_flops(rin: RIN) -> int:
-    """Floating-point operations of the matrix products of one forward pass on one image."""
+    """Floating-point operations of the matrix products of one forward pass on one example."""
     return 2 * multiply_adds(rin).total()
 
 
 def training_flops(rin: RIN, self_cond: bool) -> int:
-    """Floating-point operations of one training step on one image.
+    """Floating-point operations of one training step on one example.
 
     The backward pass counts as two forward passes; self-conditioning adds one forward pass.
     What rematerialisation computes again is not counted.
@@ -54,7 +67,7 @@ def training_flops(rin: RIN, self_cond: bool) -> int:
 
 
 def recomputed_flops(rin: RIN) -> int:
-    """Floating-point operations that rematerialisation adds to a training step on one image.
+    """Floating-point operations that rematerialisation adds to a training step on one example.
 
     The backward pass never needs the result of an MLP's second matrix.
     """

@@ -71,15 +71,16 @@ class Attention(nn.Module):
 
     `width` is the inner width; a head has `width // num_heads` features. Softmax in float32.
     Where the collection "intermediates" is mutable, and only there, the mean of the heads'
-    attention [B, Q, S] goes into it as "weights".
+    attention [B, Q, S] goes into it as "weights". `dropout` acts on the weights if `train`.
     """
 
     num_heads: int
     width: int
     dtype: Dtype
+    dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, queries: Array, context: Array) -> Array:
+    def __call__(self, queries: Array, context: Array, train: bool = False) -> Array:
         def project(name, x):
             sizes = (self.num_heads, self.width // self.num_heads)
             heads = HeadProjection(sizes, self.dtype, name=name)(x)
@@ -88,7 +89,13 @@ class Attention(nn.Module):
         query, key = project("query", queries), project("key", context)
         if self.is_mutable_collection("intermediates"):
             self.sow("intermediates", "weights", attention_weights(query, key).mean(1))
-        heads = jax.nn.dot_product_attention(query, key, project("value", context))
+        value = project("value", context)
+        if train and self.dropout:
+            drop = nn.Dropout(self.dropout, deterministic=False)
+            weights = drop(attention_weights(query, key)).astype(self.dtype)
+            heads = jnp.einsum("bhqs,bshk->bqhk", weights, value)
+        else:
+            heads = jax.nn.dot_product_attention(query, key, value)
         return HeadProjection(queries.shape[-1:], self.dtype, name="out")(heads)
 
 
@@ -153,13 +160,15 @@ class CrossAttention(nn.Module):
 class SelfAttentionLayer(nn.Module):
     """One compute layer on the latents [B, M, E]: pre-norm self-attention, then feed-forward.
 
-    `dropout` acts on the hidden units, `drop_path` removes a whole branch per example
-    (stochastic depth; the kept ones are divided by the keep rate). Both only if `train`.
+    `dropout` acts on the hidden units, `attention_dropout` on the attention weights, `drop_path`
+    removes a whole branch per example (stochastic depth; the kept ones are divided by the keep
+    rate). All only if `train`.
     """
 
     num_heads: int
     mlp_ratio: int
     dropout: float
+    attention_dropout: float
     drop_path: float
     dtype: Dtype
 
@@ -170,8 +179,10 @@ class SelfAttentionLayer(nn.Module):
             return drop(branch)
 
         normed = layer_norm("attention_norm", self.dtype)(x)
-        attention = Attention(self.num_heads, x.shape[-1], self.dtype, name="attention")
-        x = x + keep(attention(normed, normed))
+        attention = Attention(
+            self.num_heads, x.shape[-1], self.dtype, self.attention_dropout, name="attention"
+        )
+        x = x + keep(attention(normed, normed, train))
         normed = layer_norm("ffn_norm", self.dtype)(x)
         ffn = FeedForward(self.mlp_ratio, self.dropout, self.dtype, name="ffn")
         return x + keep(ffn(normed, train))
@@ -191,8 +202,11 @@ def sincos_positions(shape: tuple[int, ...], width: int, span: float) -> Array:
     """Fixed position codes of a line (n,) or grid (rows, cols) of tokens: [tokens, width].
 
     Coordinates run over 0..span on each axis. On a grid the first half of the features codes
-    the row, the second half the column; a grid with one row or one column counts as a line.
+    the row, the second half the column; a grid with one row or one column counts as a line. On
+    (times, rows, cols) each time has the codes of the grid: as released they do not code time.
     """
+    if len(shape) == 3:
+        return jnp.tile(sincos_positions(shape[1:], width, span), (shape[0], 1))
     if 1 in shape:
         shape = (int(np.prod(shape)),)
 
@@ -208,7 +222,7 @@ def sincos_positions(shape: tuple[int, ...], width: int, span: float) -> Array:
 
 
 class PositionTable(nn.Module):
-    """Position codes [tokens, width] of a line or grid of tokens, in float32.
+    """Position codes [tokens, width] of a line, grid or video of tokens, in float32.
 
     `kind`: "learned" (a table), "sin_cos" (fixed, coordinates 0..span), or
     "sin_cos_plus_learned" (fixed plus a table that starts at zero).
@@ -234,7 +248,8 @@ class ScalarEmbedding(nn.Module):
     """Embeds gamma [B] in [0, 1] as one token [B, 1, width].
 
     Sinusoids of gamma * scale in width / 4 features, standardised over the features (no
-    epsilon), Dense, SiLU, Dense. The sinusoids stay float32.
+    epsilon), Dense, SiLU, Dense. The sinusoids stay float32. `beside` [B, any] joins the input of
+    the second dense layer.
     """
 
     width: int
@@ -242,11 +257,13 @@ class ScalarEmbedding(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, gamma: Array) -> Array:
+    def __call__(self, gamma: Array, beside: Array | None = None) -> Array:
         codes = sinusoidal_encoding(gamma.astype(jnp.float32) * self.scale, self.width // 4)
         codes = codes - codes.mean(-1, keepdims=True)
         codes = codes / codes.std(-1, keepdims=True)
         hidden = nn.silu(dense("hidden", self.width, self.dtype)(codes))
         hidden = nn.with_logical_constraint(hidden, ("batch", "width"))
+        if beside is not None:
+            hidden = jnp.concatenate([hidden, beside], axis=-1)
         token = dense("out", self.width, self.dtype)(hidden)[:, None]
         return nn.with_logical_constraint(token, TOKENS)

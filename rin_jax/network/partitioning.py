@@ -9,7 +9,6 @@ import re
 import jax
 import jax.numpy as jnp
 
-from rin_jax.network import conditioning
 from rin_jax.network.rin import RIN
 
 Path = tuple[str, ...]
@@ -17,10 +16,10 @@ Shapes = dict  # the parameter tree with jax.ShapeDtypeStruct as leaves
 
 # Modules outside the blocks, and those of a block.
 MODULES = (
-    "stem", "latents", "time", "label", "prev_latent_mlp", "prev_latent_norm",
+    "stem", "latents", "time", "label", "sequence", "prev_latent_mlp", "prev_latent_norm",
     "prev_interface_mlp", "prev_interface_norm", "readout",
 )  # fmt: skip
-BLOCK_MODULES = ("read_cond", "read", "compute", "write")
+BLOCK_MODULES = ("read_cond", "read", "compute", "write", "conv")
 BLOCKS = re.compile(r"blocks_\d+")  # a group of blocks of equal depth, applied by scan
 
 # Logical axes of a parameter's last axes, by the end of its path; the others have no name. An axis
@@ -38,8 +37,7 @@ AXES = {
 def new_params(rin: RIN, key: jax.Array) -> dict:
     """Fresh parameters of a network."""
     xt, gamma = jnp.zeros((1, *rin.example_shape)), jnp.zeros((1,))
-    shapes = conditioning.abstract(rin.num_classes, 1)
-    cond = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    cond = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), rin.abstract_cond(1))
     return rin.init(key, xt, gamma, cond)["params"]
 
 

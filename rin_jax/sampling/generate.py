@@ -85,7 +85,7 @@ def compile_sampler(experiment: Experiment, mesh: Mesh, batch_size: int):
         params = (params, abstract_params(guide.rin, mesh))
     rows = batch_size // mesh.size
     key, indices = jax.eval_shape(lambda: (jax.random.key(0), jnp.zeros(rows, jnp.int32)))
-    cond = conditioning.abstract(experiment.rin.num_classes, rows)
+    cond = experiment.rin.abstract_cond(rows)
     arguments = jax.tree.map(here, (params, key, indices, cond))
     return jit_sampler(experiment, guide and guide.rin).lower(*arguments).compile()
 

@@ -23,12 +23,16 @@ Batch = dict[str, Array]
 
 
 def prepare_images(images: Array, key: Array, flip: bool) -> Array:
-    """uint8 images [B, H, W, C] to float32 [-1, 1]; `flip` mirrors each with probability 1/2."""
+    """uint8 images or videos [B, ..., H, W, C] to float32 [-1, 1].
+
+    `flip` mirrors each example with probability 1/2; those of one key are the same.
+    """
     images = images.astype(jnp.float32) / 127.5 - 1.0
     if not flip:
         return images
     mirrored = jax.random.bernoulli(key, 0.5, images.shape[:1])
-    return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+    mirrored = mirrored.reshape(-1, *(1,) * (images.ndim - 1))
+    return jnp.where(mirrored, images[..., ::-1, :], images)
 
 
 def make_loss(experiment: Experiment):
@@ -45,7 +49,7 @@ def make_loss(experiment: Experiment):
 def make_train_step(experiment: Experiment, mesh: Mesh):
     """step(state, batch) -> (state, metrics), to be compiled with the state donated.
 
-    batch: {"image": uint8 [B, H, W, C]} and the entries of the condition.
+    batch: {"image": uint8 [B, *example_shape]} and the entries of the condition, frames as uint8.
     metrics: float32 scalars loss, grad_norm, update_norm, param_norm, learning_rate; bool finite;
       modules: norms of "grad", "update" and "param" by module (`optimizer.module_norms`).
     """
@@ -77,9 +81,12 @@ def make_train_step(experiment: Experiment, mesh: Mesh):
         key = jax.random.fold_in(jax.random.key(experiment.seed), state.step)
         flip_key, draw_key, dropout_key = jax.random.split(key, 3)
         x = prepare_images(batch["image"], flip_key, experiment.data.flip)
+        cond = conditioning.of_batch(batch)
+        if "frames" in cond:
+            frames = prepare_images(cond["frames"], flip_key, experiment.data.flip)
+            cond["frames"] = frames * experiment.objective.process.input_scale
         draws = experiment.objective.draw(draw_key, x.shape)
         x, draws = jax.lax.with_sharding_constraint((x, draws), rows)
-        cond = conditioning.of_batch(batch)
         loss, grads = gradients(state.params, x, cond, draws, dropout_key)
 
         updates, opt_state = experiment.optimizer.update(grads, state.opt_state, state.params)
@@ -123,5 +130,8 @@ def compile_train_step(experiment: Experiment, mesh: Mesh):
 def abstract_batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a global batch."""
     size, rin = experiment.train.batch_size, experiment.rin
-    images = jax.ShapeDtypeStruct((size, *rin.example_shape), jnp.uint8)
-    return {"image": images, **conditioning.abstract(rin.num_classes, size)}
+    images = {"image": jax.ShapeDtypeStruct((size, *rin.example_shape), jnp.uint8)}
+    cond = rin.abstract_cond(size)
+    if "frames" in cond:
+        images["frames"] = jax.ShapeDtypeStruct(cond["frames"].shape, jnp.uint8)
+    return cond | images

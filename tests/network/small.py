@@ -3,17 +3,18 @@
 import jax
 import numpy as np
 
-from rin_jax.network.conditioning import of_labels
 from rin_jax.network.partitioning import param_shapes
 from rin_jax.network.rin import RIN
 
 SMALL = {
-    "example_shape": (4, 6, 2), "num_classes": 3, "patch_size": 2, "num_blocks": 2, "depth": 1,
+    "example_shape": (4, 6, 2), "cond_frames": 0, "video": None, "num_classes": 3, "patch_size": 2,
+    "num_blocks": 2, "depth": 1,
     "num_latents": 5, "latent_dim": 16, "interface_dim": 8, "num_heads": 4, "routing_heads": 2,
     "latent_mlp_ratio": 2, "interface_mlp_ratio": 2, "interface_self_cond": True,
     "latent_positions": "learned", "interface_positions": "learned", "latent_self_cond": True,
-    "norm_context": False, "time_on_latents": True, "label_on_latents": True, "cond_route": "read",
-    "cond_dim": None, "time_scale": 1000.0, "dropout": 0.0, "drop_path": 0.0, "remat": "none",
+    "norm_context": False, "time_on_latents": True, "label_on_latents": True,
+    "label_in_time": False, "sequence": None, "conv_size": 0, "conv_dropout": 0.0,
+    "attention_dropout": 0.0, "cond_route": "read", "cond_dim": None, "time_scale": 1000.0, "dropout": 0.0, "drop_path": 0.0, "remat": "none",
     "dtype": "float32",
 }  # fmt: skip
 BATCH = 3
@@ -34,7 +35,11 @@ def inputs(rin: RIN, seed: int = 0) -> list:
     return [
         rng.normal(size=(BATCH, *rin.example_shape)).astype(np.float32),
         rng.uniform(0.05, 0.95, BATCH).astype(np.float32),
-        of_labels(np.arange(BATCH, dtype=np.int32) % max(rin.num_classes, 1), rin.num_classes),
+        {
+            name: np.arange(BATCH, dtype=np.int32) % rin.num_classes
+            if name == "label" else rng.normal(size=shape.shape).astype(np.float32)
+            for name, shape in rin.abstract_cond(BATCH).items()
+        },
         latents,
     ]
 

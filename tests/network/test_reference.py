@@ -11,20 +11,18 @@ from tests import reference
 from tests.reference import error, labels_of, load, under
 
 pytestmark = reference.needed
-ARCHITECTURES = reference.names("arch_image_*")
+ARCHITECTURES = reference.names("arch_*")
 
 
 def _apply(name: str, prev: bool):
     arrays, meta = load(name)
     rin, params = reference.network(name)
-    cond = {"label": labels_of(arrays["in/cond"])} if rin.num_classes else {}
+    given = reference.inputs(name)
     latents = arrays["in/latent_prev"]
     if rin.interface_self_cond:
         latents = {"latents": latents, "interface": arrays["in/tape_prev"]}
     apply = jax.jit(rin.apply)
-    x, z = apply(
-        {"params": params}, arrays["in/x"], arrays["in/t"], cond, latents if prev else None
-    )
+    x, z = apply({"params": params}, **given, prev_latents=latents if prev else None)
     return rin, params, meta, x, z
 
 
@@ -34,7 +32,9 @@ def test_forward(name, prev):
     arrays, _ = load(name)
     rin, params, meta, x, z = _apply(name, prev)
     out = under(arrays, "out/" if prev else "out_zero_prev/")
-    assert sum(p.size for p in jax.tree.leaves(params)) == meta["num_params"]
+    rotated = rin.video and meta["config"]["tape_pos_encoding"] == "sin_cos"
+    fixed = params["stem"]["positions"]["table"].size if rotated else 0
+    assert sum(p.size for p in jax.tree.leaves(params)) - fixed == meta["num_params"]
     if rin.interface_self_cond:
         assert error(z["interface"], out["tape"]) < 4e-5
         z = z["latents"]
@@ -46,6 +46,7 @@ def test_there_are_architectures():
     assert {"arch_image_latent", "arch_image_uncond", "arch_image_layers_2_2_0"} <= set(
         ARCHITECTURES
     )
+    assert {"arch_video_even", "arch_video_learned"} <= set(ARCHITECTURES)
 
 
 def test_import_names_every_problem():

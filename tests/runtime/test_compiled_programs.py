@@ -6,7 +6,6 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rin_jax.network import conditioning
 from rin_jax.runtime import sharding
 from rin_jax.runtime.compiled_programs import Program
 from rin_jax.sampling.weights import abstract_params
@@ -329,7 +328,7 @@ def lower_gradient(experiment, mesh, batch_size: int) -> jax.stages.Lowered:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), tree)
 
     images = jax.ShapeDtypeStruct((batch_size, *rin.example_shape), jnp.float32)
-    cond = conditioning.abstract(rin.num_classes, batch_size)
+    cond = rin.abstract_cond(batch_size)
     key = jax.eval_shape(lambda: jax.random.key(0))
     draws = jax.eval_shape(lambda key: experiment.objective.draw(key, images.shape), key)
     params = abstract_params(rin, mesh)

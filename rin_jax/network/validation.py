@@ -1,0 +1,142 @@
+"""What the attributes of a RIN must agree on, before any array exists."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from rin_jax import ConfigError, one_of
+from rin_jax.network.blocks import REMAT_POLICIES, conv_groups
+
+if TYPE_CHECKING:
+    from rin_jax.network.rin import RIN
+
+# Where cond tokens go that are not among the latents.
+COND_ROUTES = (
+    "read",  # read together with the interface, never written
+    "write",  # join the interface: read and written
+    "decoupled",  # read first, by a unit of their own
+)
+INT32_LIMIT = 2**31
+
+
+def check(rin: RIN) -> None:
+    """Raises ConfigError, naming fields and values, if they disagree."""
+    names = (
+        "patch_size", "num_blocks", "num_latents", "latent_dim", "interface_dim", "num_heads",
+        "routing_heads", "latent_mlp_ratio",
+    )  # fmt: skip
+    sizes = {name: getattr(rin, name) for name in names}
+    sizes |= {"size of an example": min(rin.example_shape)}
+    for name, value in sizes.items():
+        if not 1 <= value < INT32_LIMIT:
+            raise ConfigError(f"{name} is {value}; it must be between 1 and {INT32_LIMIT - 1}.")
+    if not 0 <= rin.num_classes < INT32_LIMIT:
+        raise ConfigError(
+            f"num_classes is {rin.num_classes}; labels are int32, so it must be between 0 "
+            f"(unconditional) and {INT32_LIMIT - 1}."
+        )
+    if rin.interface_mlp_ratio < (1 if rin.interface_self_cond else 0):
+        raise ConfigError(
+            f"model.interface_mlp_ratio is {rin.interface_mlp_ratio}; it must not be negative, and "
+            "at least 1 if interface_self_cond is True."
+        )
+    check_example(rin)
+    if rin.num_latents <= rin.num_cond_latents:
+        raise ConfigError(
+            f"model.num_latents is {rin.num_latents}, but {rin.num_cond_latents} of the latents "
+            f"are cond tokens ({', '.join(rin.cond_tokens)}); it must be larger."
+        )
+    routed = min(rin.latent_dim, rin.interface_dim)
+    for field, heads, name, width in (
+        ("num_heads", rin.num_heads, "latent_dim", rin.latent_dim),
+        ("routing_heads", rin.routing_heads, "min(latent_dim, interface_dim)", routed),
+    ):
+        if width % heads:
+            raise ConfigError(
+                f"model.{field} {heads} does not divide {name} {width}; choose a divisor."
+            )
+    check_cond_widths(rin)
+    if not isinstance(rin.depth, int) and len(rin.depth) != rin.num_blocks:
+        raise ConfigError(
+            f"model.depth lists {len(rin.depth)} blocks, but model.num_blocks is {rin.num_blocks}."
+        )
+    if min(rin.depths) < 0:
+        raise ConfigError(f"model.depth is {rin.depth}; it cannot be negative.")
+    for name in ("dropout", "attention_dropout", "drop_path", "conv_dropout"):
+        if not 0 <= (rate := getattr(rin, name)) < 1:
+            raise ConfigError(f"model.{name} is {rate}; it must be in [0, 1).")
+    kinds = ("learned", "sin_cos", "sin_cos_plus_learned")
+    one_of("model.latent_positions", rin.latent_positions, kinds)
+    one_of("model.interface_positions", rin.interface_positions, kinds)
+    one_of("model.remat", rin.remat, ("none", *REMAT_POLICIES))
+    one_of("model.cond_route", rin.cond_route, COND_ROUTES)
+    one_of("model.dtype", rin.dtype, ("float32", "bfloat16"))
+    if rin.interface_positions != "learned" and rin.interface_dim % 4:
+        raise ConfigError(
+            f"model.interface_dim is {rin.interface_dim}; sin_cos positions need a multiple of 4."
+        )
+
+
+def check_example(rin: RIN) -> None:
+    """The same for the shape of an example and how it is cut."""
+    *size, _ = rin.example_shape
+    if (len(size) == 3) != (rin.video is not None):
+        wanted = "is not set, but examples are videos" if len(size) == 3 else "is set for no videos"
+        raise ConfigError(f"model.video {wanted} (shape {rin.example_shape}); set it for videos.")
+    if rin.cond_frames < 0 or (rin.cond_frames and rin.video is None):
+        raise ConfigError(f"cond_frames is {rin.cond_frames}; only videos have such, at least 0.")
+    if any(side % rin.patch_size for side in size[-2:]) and len(size) > 1:
+        raise ConfigError(
+            f"model.patch_size {rin.patch_size} does not divide the image size "
+            f"{size[-2]} x {size[-1]}; choose a divisor, or another data.image_size."
+        )
+    tokens = rin.num_tokens + rin.num_frame_tokens
+    square = math.isqrt(tokens) ** 2 == tokens
+    if len(size) == 1 and rin.interface_positions != "learned" and not square:
+        raise ConfigError(
+            f"model.interface_positions is {rin.interface_positions!r}, a code of a square grid, "
+            f"but there are {tokens} tokens; set 'learned'."
+        )
+    if rin.conv_size < 0 or (rin.conv_size and not square):
+        raise ConfigError(
+            f"model.conv_size is {rin.conv_size} and there are {tokens} interface tokens; the "
+            "convolution takes them as a square image, so that must be a square; else set 0."
+        )
+    if rin.conv_size and rin.interface_dim % conv_groups(rin.interface_dim):
+        raise ConfigError(
+            f"model.interface_dim is {rin.interface_dim}; with conv_size it must be a multiple of "
+            f"its {conv_groups(rin.interface_dim)} groups."
+        )
+
+
+def check_cond_widths(rin: RIN) -> None:
+    """The same for the widths of cond tokens."""
+    places = {True: ("latent_dim",), False: ("cond_dim", "interface_dim")}
+
+    def width(on_latents: bool) -> tuple[str, int]:
+        fields = ((name, getattr(rin, name)) for name in places[on_latents])
+        return next((name, value) for name, value in fields if value is not None)
+
+    joined = rin.num_cond_tokens > 0 and rin.cond_route != "decoupled"
+    if joined and rin.cond_dim not in (None, rin.interface_dim):
+        raise ConfigError(
+            f"model.cond_dim is {rin.cond_dim} and interface_dim {rin.interface_dim}, but with "
+            f"cond_route {rin.cond_route!r} they must be equal; leave cond_dim unset."
+        )
+    if rin.cond_route == "decoupled" and rin.num_read_only and width(False)[1] != rin.interface_dim:
+        raise ConfigError(
+            f"model.cond_dim is {rin.cond_dim} and interface_dim {rin.interface_dim}, but tokens "
+            "of conditioning frames that are not written are read with the cond tokens; leave "
+            "cond_dim unset, or set model.video.written."
+        )
+    name, value = width(rin.time_on_latents)
+    if value % 8:
+        raise ConfigError(f"model.{name} is {value}; the embedding of gamma needs a multiple of 8.")
+    if rin.sequence and not rin.sequence.projected:
+        name, value = width(rin.sequence.on_latents)
+        if rin.sequence.width != value:
+            raise ConfigError(
+                f"model.sequence.width is {rin.sequence.width} and model.{name} {value}; they must "
+                "be equal, or set model.sequence.projected."
+            )
