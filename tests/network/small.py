@@ -14,7 +14,8 @@ SMALL = {
     "latent_positions": "learned", "interface_positions": "learned", "latent_self_cond": True,
     "norm_context": False, "time_on_latents": True, "label_on_latents": True,
     "label_in_time": False, "sequence": None, "conv_size": 0, "conv_dropout": 0.0,
-    "attention_dropout": 0.0, "cond_route": "read", "cond_dim": None, "time_scale": 1000.0, "dropout": 0.0, "drop_path": 0.0, "remat": "none",
+    "attention_dropout": 0.0, "cond_route": "read", "cond_dim": None, "time_scale": 1000.0,
+    "dropout": 0.0, "drop_path": 0.0, "remat": "none",
     "dtype": "float32",
 }  # fmt: skip
 BATCH = 3
