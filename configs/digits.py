@@ -83,6 +83,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.data.split = "train"
     config.data.data_dir = config_dict.placeholder(str)
     config.data.image_size = config_dict.placeholder(int)
+    config.data.clip = config_dict.placeholder(dict)  # images
     config.data.channels = config_dict.placeholder(int)
     config.data.num_classes = config_dict.placeholder(int)
     config.data.flip = False

@@ -231,6 +231,7 @@ def check_devices(experiment: Experiment, mesh: Mesh) -> None:
 def saved_config(saved: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """The configuration that a checkpoint or an export keeps, with the fields it may lack."""
     config = copy.deepcopy(dict(saved))
+    config["data"] = {"clip": None, **config["data"]}
     config["model"] = SINCE_FORMAT_2 | config["model"]
     known = {name: x for name, x in config["evaluation"].items() if name in OLD_EVALUATION}
     config["evaluation"] = OLD_EVALUATION | known
@@ -243,7 +244,9 @@ def architecture(config: Mapping[str, Any]) -> dict[str, Any]:
     plain = json.loads(json.dumps(config))  # tuples are lists in a checkpoint
     of_data = ("image_size", "channels", "num_classes")
     parts = {"data": of_data, "model": of_model, "diffusion": fields_of(Process)}
-    return {f"{name}.{field}": plain[name][field] for name in parts for field in parts[name]}
+    found = {f"{name}.{field}": plain[name][field] for name in parts for field in parts[name]}
+    clip = plain["data"]["clip"] or {}
+    return found | {f"data.clip.{field}": clip.get(field) for field in ("frames", "cond_frames")}
 
 
 def check_architecture(experiment: Experiment, saved: Mapping[str, Any], where: str) -> None:

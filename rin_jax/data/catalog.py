@@ -1,8 +1,9 @@
-"""Which image data set a name means, and what is known of it.
+"""Which data set a name means, and what is known of it.
 
-A data set here is a TFDS name with one image feature of 8 bits and perhaps one class label. Under
-a name there may be the set as TFDS prepared it and, for each image size, a copy of ours
-(`shard_writer.py`) in the folder NAME_SIZEpx; the copy of the size that is wanted comes first.
+A data set here is a TFDS name with one image feature of 8 bits, or one video feature of such images
+if clips are wanted, and perhaps one class label. Under a name there may be the set as TFDS prepared
+it and, for each image size, a copy of ours (`shard_writer.py`) in the folder NAME_SIZEpx or, of
+clips, NAME_FRAMESxSIZEpx; the copy of the size that is wanted comes first.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from etils import epath
 from tensorflow_datasets.core.download import checksums
 
 from rin_jax import ConfigError
-from rin_jax.data import digits  # noqa: F401  (the import registers the name "digits")
+from rin_jax.data import digits, moving_digits  # noqa: F401  (the import registers the names)
 
 Builder = tfds.core.DatasetBuilder
 
@@ -27,23 +28,28 @@ class DatasetInfo:
 
     name: str  # like split, as given
     split: str
-    image_shape: tuple[int | None, ...]  # (height, width, channels) as declared; None: it varies
+    # (height, width, channels), of clips (frames, height, width, channels), as declared; None: it
+    # varies
+    example_shape: tuple[int | None, ...]
     num_classes: int  # 0 if the data set has no class label
     class_names: tuple[str, ...]  # one name a class; empty if there is no class label
     num_examples: int | None  # records in the split; None while the data set is not prepared
     folder: str  # of the files; they need not be there yet
 
 
-def describe(name: str, split: str, data_dir: str | None, image_size: int | None) -> DatasetInfo:
+def describe(
+    name: str, split: str, data_dir: str | None, image_size: int | None, frames: int | None = None
+) -> DatasetInfo:
     """Looks a data set up; downloads, prepares and reads nothing.
 
-    The arguments are the fields of the section `data`.
+    The arguments are the fields of the section `data`; `frames` those of a clip, None for images.
 
     Raises:
-      ConfigError: no such name, no such split, no image of 8 bits in the data set, or its
-        description itself needs TensorFlow, which is not installed.
+      ConfigError: no such name, no such split, no image of 8 bits in the data set, images where
+        clips are wanted or the other way round, clips of other frames, or its description itself
+        needs TensorFlow, which is not installed.
     """
-    return info(name, split, find_builder(name, data_dir, image_size))
+    return info(name, split, find_builder(name, data_dir, image_size, frames), frames)
 
 
 def folder_of(data_dir: str | None) -> epath.Path:
@@ -51,9 +57,12 @@ def folder_of(data_dir: str | None) -> epath.Path:
     return epath.Path(tfds.core.constants.DATA_DIR if data_dir is None else data_dir).expanduser()
 
 
-def sized_folder(name: str, data_dir: str | None, image_size: int) -> epath.Path:
+def sized_folder(
+    name: str, data_dir: str | None, image_size: int, frames: int | None = None
+) -> epath.Path:
     """The folder of our copy of a data set at one size; its version is in it."""
-    return folder_of(data_dir) / f"{re.sub('[/:.]', '_', name)}_{image_size}px" / "1.0.0"
+    size = f"{image_size}px" if frames is None else f"{frames}x{image_size}px"
+    return folder_of(data_dir) / f"{re.sub('[/:.]', '_', name)}_{size}" / "1.0.0"
 
 
 def find_splits(folder: epath.Path) -> tuple[str, ...]:
@@ -68,27 +77,43 @@ def has_random_access(builder: Builder) -> bool:
     return "array_record" in {found.value for found in builder.info.available_file_formats()}
 
 
-def find_builder(name: str, data_dir: str | None, image_size: int | None) -> Builder:
+def find_builder(
+    name: str, data_dir: str | None, image_size: int | None, frames: int | None = None
+) -> Builder:
     """Our copy at that size if it is there, else the data set of TFDS; see `describe`."""
     if image_size is not None:
-        copy = sized_folder(name, data_dir, image_size)
+        copy = sized_folder(name, data_dir, image_size, frames)
         if (copy / "dataset_info.json").exists():
             return tfds.builder_from_directory(copy)
-    return tfds_builder(name, data_dir)
+    return tfds_builder(name, data_dir, image_size, frames)
 
 
-def other_sizes(name: str, data_dir: str | None) -> str:
+def other_sizes(name: str, data_dir: str | None, frames: int | None = None) -> str:
     """The other sizes at which a data set is prepared, as the end of a message."""
     folder = folder_of(data_dir)
     stem = sized_folder(name, data_dir, 0).parent.name.removesuffix("0px")
     found = folder.glob(f"{stem}*px/1.0.0/dataset_info.json") if folder.exists() else ()
     sizes = sorted(path.parent.parent.name.removeprefix(stem) for path in found)
-    known = ", ".join(size for size in sizes if size.removesuffix("px").isdigit())
-    return f" at data.image_size, only at {known}" if known else ""
+    images = ", ".join(size for size in sizes if re.fullmatch(r"\d+px", size))
+    clips = ", ".join(size for size in sizes if re.fullmatch(r"\d+x\d+px", size))
+    if frames is None and images:
+        return f" at data.image_size, only at {images}"
+    if frames is None and clips:
+        return f" of images, only of clips ({clips}, for which data.clip must be set)"
+    if clips:
+        return f" at data.clip.frames x data.image_size, only at {clips}"
+    return f" of clips, only of images ({images}, without data.clip)" if images else ""
 
 
-def tfds_builder(name: str, data_dir: str | None) -> Builder:
-    """The data set of TFDS, prepared or not; errors as `describe`."""
+def tfds_builder(
+    name: str, data_dir: str | None, image_size: int | None = None, frames: int | None = None
+) -> Builder:
+    """The data set of TFDS, prepared or not; errors as `describe`.
+
+    Size and frames are those of clips that are rendered; no other data set depends on them.
+    """
+    if name == moving_digits.NAME:
+        return moving_digits.MovingDigits(image_size, frames, data_dir=data_dir)
     try:
         return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
@@ -97,7 +122,7 @@ def tfds_builder(name: str, data_dir: str | None) -> Builder:
         hint = f"nearest names: {', '.join(nearest)}" if nearest else "no name is near it"
         raise ConfigError(
             f"data.name: neither TFDS nor {folder_of(data_dir)} has a data set "
-            f"{name!r}{other_sizes(name, data_dir)}; {hint}"
+            f"{name!r}{other_sizes(name, data_dir, frames)}; {hint}"
         ) from None
     except ImportError as error:
         raise _missing_package(f"describing {name!r}", error) from error
@@ -113,21 +138,33 @@ def _missing_package(doing: str, error: ImportError) -> ConfigError:
     )
 
 
-def feature_keys(name: str, builder: Builder) -> tuple[str, str | None]:
-    """The keys of the image and of the class label (None: unconditional)."""
+def feature_keys(name: str, builder: Builder, frames: int | None = None) -> tuple[str, str | None]:
+    """The keys of the image, or video if there are `frames`, and of the class label, if any."""
     features = builder.info.features
     items = features.items() if isinstance(features, tfds.features.FeaturesDict) else ()
     found_images = [
         key for key, feature in items if isinstance(feature, tfds.features.Image)
         and not isinstance(feature, tfds.features.LabeledImage) and feature.np_dtype == np.uint8
     ]  # fmt: skip
+    found_videos = [
+        key for key, feature in items
+        if isinstance(feature, tfds.features.Video) and feature.feature.np_dtype == np.uint8
+    ]  # fmt: skip
     labels = [key for key, feature in items if isinstance(feature, tfds.features.ClassLabel)]
-    image, label = _choose(found_images, "image"), _choose(labels, "label")
-    if image is None:
-        found = f"several ({', '.join(found_images)})" if found_images else "none"
-        wanted = f"data.name: {name!r} must have one image feature of 8 bits"
+    kind, keys, others = "image", found_images, found_videos
+    if frames is not None:
+        kind, keys, others = "video", found_videos, found_images
+    chosen, label = _choose(keys, kind), _choose(labels, "label")
+    if others and not keys:
+        clash = "set, but {} is a data set of images; do not set it"
+        if frames is None:
+            clash = "not set, but {} is a data set of clips; set it"
+        raise ConfigError(f"data.clip is {clash.format(repr(name))}, or choose another data set")
+    if chosen is None:
+        found = f"several ({', '.join(keys)})" if keys else "none"
+        wanted = f"data.name: {name!r} must have one {kind} feature of 8 bits"
         raise ConfigError(f"{wanted} but has {found}; choose another data set")
-    return image, label
+    return chosen, label
 
 
 def _choose(keys: list[str], preferred: str) -> str | None:
@@ -135,9 +172,9 @@ def _choose(keys: list[str], preferred: str) -> str | None:
     return preferred if preferred in keys else only
 
 
-def info(name: str, split: str, builder: Builder) -> DatasetInfo:
+def info(name: str, split: str, builder: Builder, frames: int | None = None) -> DatasetInfo:
     """What a builder tells of one split; errors as `describe`."""
-    image_key, label_key = feature_keys(name, builder)
+    example_key, label_key = feature_keys(name, builder, frames)
     label = builder.info.features[label_key] if label_key else None
     num_examples, folder = None, str(builder.data_path)
     if builder.is_prepared():
@@ -149,9 +186,15 @@ def info(name: str, split: str, builder: Builder) -> DatasetInfo:
                 f"{builder.data_path} has {', '.join(builder.info.splits)}; choose one of these, "
                 f"or run the same command once with --mode=prepare"
             ) from error
-    image_shape = tuple(builder.info.features[image_key].shape)
+    example_shape = tuple(builder.info.features[example_key].shape)
+    if frames is not None and example_shape[0] != frames:
+        raise ConfigError(
+            f"data.clip.frames is {frames}, but the clips of {name!r} in {folder} have "
+            f"{example_shape[0] or 'no fixed number of'} frames; choose another data set or set "
+            "data.clip.frames to theirs"
+        )
     num_classes, names = (label.num_classes, tuple(label.names)) if label else (0, ())
-    return DatasetInfo(name, split, image_shape, num_classes, names, num_examples, folder)
+    return DatasetInfo(name, split, example_shape, num_classes, names, num_examples, folder)
 
 
 def prepare_with_tfds(name: str, builder: Builder, downloaded: str | None) -> None:

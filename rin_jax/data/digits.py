@@ -34,11 +34,15 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         return {"train": self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict]]:
-        from sklearn import datasets  # only to prepare: slow to import
-
-        digits = datasets.load_digits()
-        images = np.round(digits.images * (255 / 16)).astype(np.uint8)
-        for key, (image, label) in enumerate(zip(images, digits.target, strict=True)):
+        for key, (image, label) in enumerate(zip(*load(), strict=True)):
             png = io.BytesIO()  # TFDS itself encodes arrays with TensorFlow only
             Image.fromarray(image).save(png, format="PNG")
             yield key, {"image": io.BytesIO(png.getvalue()), "label": int(label)}
+
+
+def load() -> tuple[np.ndarray, np.ndarray]:
+    """All digits and their classes: uint8 [1797, 8, 8] and int [1797]."""
+    from sklearn import datasets  # only to prepare: slow to import
+
+    digits = datasets.load_digits()
+    return np.round(digits.images * (255 / 16)).astype(np.uint8), digits.target

@@ -49,7 +49,7 @@ class TfdsOriginal:
 
     name, split = property(lambda self: self.info.name), property(lambda self: self.info.split)
     class_names = property(lambda self: self.info.class_names)
-    channels = property(lambda self: self.info.image_shape[-1] or 3)
+    channels = property(lambda self: self.info.example_shape[-1] or 3)
 
     @property
     def fingerprint(self) -> str:

@@ -1,4 +1,4 @@
-"""Batches of images for training and evaluation, on the host.
+"""Batches of images or clips for training and evaluation, on the host.
 
 The order of the records is a function of (seed, step) alone: grain shuffles indices, epoch after
 epoch, and process p of P takes the p-th block of each global batch, so that any number of processes
@@ -16,7 +16,7 @@ import numpy as np
 
 from rin_jax import ConfigError
 from rin_jax.data import preprocessing
-from rin_jax.data.source import ImageSource
+from rin_jax.data.source import Source
 
 _MEMORY_BYTES = 256 * 2**20  # a data set up to this size, preprocessed, is kept in memory
 
@@ -24,13 +24,14 @@ Batch = dict[str, np.ndarray]
 
 
 def train_batches(
-    source: ImageSource, batch_size: int, seed: int, start: int,
+    source: Source, batch_size: int, seed: int, start: int,
     process_index: int = 0, process_count: int = 1,
 ) -> Iterator[Batch]:  # fmt: skip
     """This process's part of the global batches that follow after `start` images, without end.
 
-    A batch is {"image": uint8 [B, S, S, C]} and, if the data set has a class label, "label": int32
-    [B], where B = batch_size // process_count and `source.data` gives S, C, threads and prefetch.
+    A batch is {"image": uint8 [B, S, S, C]}, of clips [B, T, S, S, C], with "frames" uint8
+    [B, cond_frames, S, S, C] if there are any, and if the data set has a class label, "label":
+    int32 [B], where B = batch_size // process_count; `source.data` gives the rest.
 
     Args:
       batch_size: images of all processes together.
@@ -68,7 +69,7 @@ def train_batches(
     return iter(batches.to_iter_dataset(options))
 
 
-def fixed_examples(source: ImageSource, num: int) -> Batch:
+def fixed_examples(source: Source, num: int) -> Batch:
     """The first `num` records in storage order (all, if there are fewer), as one batch.
 
     Batch and errors as those of `train_batches`.
@@ -79,10 +80,11 @@ def fixed_examples(source: ImageSource, num: int) -> Batch:
 class Reader:
     """Reads and preprocesses the records of given indices, int [B]."""
 
-    def __init__(self, source: ImageSource):
+    def __init__(self, source: Source):
         self.num_records = len(source)
-        self.num_bytes = len(source) * source.data.image_size**2 * source.data.channels
         self._source, self._data = source, source.data
+        frames = self._data.frames or 1
+        self.num_bytes = len(source) * frames * self._data.image_size**2 * self._data.channels
         self._num_threads = min(self._data.num_threads, os.cpu_count())  # more hinder each other
         self._threads = futures.ThreadPoolExecutor(self._num_threads, thread_name_prefix="rin-data")
 
@@ -94,8 +96,10 @@ class Reader:
     def _read(self, indices: np.ndarray) -> Batch:
         records = [self._source[index] for index in indices.tolist()]
         size, channels = self._data.image_size, self._data.channels
-        pixels = [preprocessing.preprocess(record["image"], size, channels) for record in records]
-        batch = {"image": np.stack(pixels)}
+        batch = {
+            key: np.stack([preprocessing.preprocess(one[key], size, channels) for one in records])
+            for key in ("image", "frames") if key in records[0]
+        }  # fmt: skip
         if "label" in records[0]:
             batch["label"] = np.array([record["label"] for record in records], np.int32)
         return batch

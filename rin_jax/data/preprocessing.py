@@ -1,8 +1,9 @@
-"""Pixels of one image: decoding, the central square, antialiased resizes, PNG.
+"""Pixels of one image or clip: decoding, the central square, antialiased resizes, PNG.
 
 Owns the rule by which an image of any kind and size becomes a training image: the largest central
 square, then a bicubic resize (Keys' kernel, a = -1/2, widened when shrinking) in floating point,
-rounded once. Source of the rule: the authors' released code (`crop="center"`).
+rounded once. Frames of a clip are resized by area instead. Source of both rules: the authors'
+released code (`crop="center"`).
 """
 
 import io
@@ -24,15 +25,17 @@ cv2.setNumThreads(1)  # the pipeline has its own threads
 
 
 def preprocess(image: np.ndarray, image_size: int, channels: int) -> np.ndarray:
-    """Largest central square, antialiased bicubic resize, grey repeated if colour is wanted.
+    """Largest central square, antialiased resize, grey repeated if colour is wanted.
 
-    uint8 [H, W, 1 or 3] becomes [S, S, channels], which may share its memory: an image of that size
-    already is not resized. Raises ConfigError as `check_channels`.
+    uint8 [H, W, 1 or 3] becomes [S, S, channels], and a clip [T, H, W, 1 or 3] [T, S, S, channels],
+    which may share its memory: what is of that size already is not resized. Raises ConfigError as
+    `check_channels`.
     """
     check_channels(image.shape[-1], channels)
     image = centre_square(image)
-    if len(image) != image_size:
-        image = np.rint(resize_bicubic(image, image_size).clip(0, 255)).astype(np.uint8)
+    if image.shape[-2] != image_size:
+        resize = resize_bicubic if image.ndim == 3 else resize_area
+        image = np.rint(resize(image, image_size).clip(0, 255)).astype(np.uint8)
     return np.repeat(image, channels, axis=-1) if image.shape[-1] < channels else image
 
 

@@ -1,9 +1,9 @@
-"""Writing a data set of our own: square PNG images of one size, as ArrayRecord, for TFDS.
+"""Writing a data set of our own: square images or clips of one size, as ArrayRecord, for TFDS.
 
 Each shard is a fixed range of the original's images, made by one thread and kept when it is
 complete, so that the work goes on where it stopped. Beside the shards there is a report of each
-split and what TFDS reads. The result is an ordinary TFDS data set:
-`tfds.data_source("NAME_SIZEpx", data_dir=...)` opens it.
+split and what TFDS reads. A record has an image, or all frames of a clip, as PNG. The result is an
+ordinary TFDS data set: `tfds.data_source("NAME_SIZEpx", data_dir=...)` opens it.
 """
 
 import collections
@@ -26,6 +26,7 @@ from array_record.python import array_record_module
 
 from rin_jax import ConfigError
 from rin_jax.data import preprocessing
+from rin_jax.data.dataset import Clip
 from rin_jax.data.originals import FolderOriginal, TfdsOriginal
 
 Original = TfdsOriginal | FolderOriginal
@@ -40,16 +41,18 @@ _MAX_SKIPPED = 0.01  # share of all images; ten may be skipped in any case
 class Shard:
     """What is known of a written shard."""
 
-    records: int  # images in it
+    records: int  # images or clips in it; "image" stands for both below
     bytes: int  # of the file
     enlarged: int  # images whose shorter side was below the training size
     classes: dict[int, int]  # images of each class
     skipped: list[tuple[str, str]]  # (what, why) of each image that was left out
 
 
-def shard_ranges(num_images: int, image_size: int, channels: int) -> list[range]:
+def shard_ranges(
+    num_images: int, image_size: int, channels: int, clip: Clip | None = None
+) -> list[range]:
     """The images of each shard: even parts of about 128 MiB of pixels, 16 to 1,024 of them."""
-    size = num_images * image_size**2 * channels
+    size = num_images * image_size**2 * channels * (clip.frames if clip else 1)
     count = min(max(-(-size // _SHARD_BYTES), _FEWEST), _MOST, num_images)
     edges = [num_images * i // count for i in range(count + 1)]
     return [range(*edge) for edge in itertools.pairwise(edges)]
@@ -57,7 +60,7 @@ def shard_ranges(num_images: int, image_size: int, channels: int) -> list[range]
 
 def write(
     original: Original, folder: os.PathLike, image_size: int, num_threads: int,
-    progress: Callable[[int], None],
+    progress: Callable[[int], None], clip: Clip | None = None,
 ) -> dict:  # fmt: skip
     """Writes one split of a data set, or what is missing of it.
 
@@ -66,6 +69,7 @@ def write(
       image_size: height and width of the images written.
       num_threads: shards that are written at a time, at most; never more than processors.
       progress: called with the number of images done since its last call, from any thread.
+      clip: what the original's clips are like; None if it has images.
 
     Returns:
       The report, which is also folder/report-SPLIT.json: see `make_report`.
@@ -77,6 +81,7 @@ def write(
     plan = {
         "format": FORMAT, "original": original.fingerprint, "image_size": image_size,
         "channels": original.channels, "class_names": list(original.class_names),
+        "clip": clip and clip.prepared,
     }  # fmt: skip
     folder = pathlib.Path(folder)  # a local one, with renames that replace
     staging = folder.parent / f"incomplete-{original.split}"
@@ -84,11 +89,11 @@ def write(
     with _only_one(staging):
         _check_plan(staging, plan)
         try:
-            shards = _write_all(original, folder, staging, image_size, num_threads, progress)
+            shards = _write_all(original, folder, staging, image_size, num_threads, progress, clip)
             if not sum(shard.records for shard in shards):
                 raise ConfigError(_too_many(original, shards))
-            report = make_report(original, image_size, shards)
-            publish(folder, staging, original, report)
+            report = make_report(original, image_size, shards, clip)
+            publish(folder, staging, original, report, clip)
         except (OSError, RuntimeError) as error:  # array_record raises RuntimeError
             full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
             if not (full or "No space left" in str(error)):
@@ -118,7 +123,7 @@ def _check_plan(staging: pathlib.Path, plan: dict) -> None:
     """Raises ConfigError if the shards that are there were made by another plan."""
     path = staging / "plan.json"
     before = json.loads(path.read_text()) if path.exists() else plan
-    if changed := [key for key, value in plan.items() if before[key] != value]:
+    if changed := [key for key, value in plan.items() if before.get(key) != value]:
         raise ConfigError(
             f"{staging} was begun from other images or settings (changed: {', '.join(changed)}); "
             "delete that folder to begin anew, or bring back what was changed"
@@ -126,9 +131,9 @@ def _check_plan(staging: pathlib.Path, plan: dict) -> None:
     write_whole(path, json.dumps(plan))
 
 
-def _write_all(original, folder, staging, image_size, num_threads, progress) -> list[Shard]:
+def _write_all(original, folder, staging, image_size, num_threads, progress, clip) -> list[Shard]:
     """All shards in their order; the first error stops all threads."""
-    ranges = shard_ranges(len(original), image_size, original.channels)
+    ranges = shard_ranges(len(original), image_size, original.channels, clip)
     stop, data_set = threading.Event(), folder.parent.name
     finished: list[Shard] = []
 
@@ -138,7 +143,9 @@ def _write_all(original, folder, staging, image_size, num_threads, progress) -> 
         if shard is None:
             draft = staging / f"{name}.draft"
             try:
-                shard = _write_shard(original, ranges[index], draft, image_size, progress, stop)
+                shard = _write_shard(
+                    original, ranges[index], draft, image_size, progress, stop, clip
+                )
                 draft.rename(staging / name)
             finally:
                 draft.unlink(missing_ok=True)
@@ -162,9 +169,9 @@ def _write_all(original, folder, staging, image_size, num_threads, progress) -> 
             raise
 
 
-def _write_shard(original, indices, path, image_size, progress, stop) -> Shard:
+def _write_shard(original, indices, path, image_size, progress, stop, clip) -> Shard:
     """Writes the images `indices` of the original to `path`, unless `stop` is set."""
-    features = make_features(original, image_size)
+    features = make_features(original, image_size, clip)
     serializer = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info())
     enlarged, classes, skipped = 0, collections.Counter(), []
     writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
@@ -173,12 +180,16 @@ def _write_shard(original, indices, path, image_size, progress, stop) -> Shard:
             raise futures.CancelledError  # another thread failed
         try:
             image, label = load()
-            enlarged_one = min(image.shape[:2]) < image_size
+            if clip is not None and len(image) != clip.frames:
+                raise ValueError(f"{len(image)} frames instead of {clip.frames}")
+            enlarged_one = min(image.shape[-3:-1]) < image_size
             image = preprocessing.preprocess(image, image_size, original.channels)
         except Exception as error:  # whatever a decoder may raise
             skipped.append((what, f"{type(error).__name__}: {error}"))
         else:
-            example = {"image": io.BytesIO(preprocessing.encode_png(image))}
+            images = image[None] if clip is None else image
+            files = [io.BytesIO(preprocessing.encode_png(one)) for one in images]
+            example = {"image": files[0]} if clip is None else {"video": files}
             if label is not None:
                 example["label"] = label
                 classes[label] += 1
@@ -222,7 +233,10 @@ def read_report(folder: pathlib.Path, split: str) -> dict | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def publish(folder: pathlib.Path, staging: pathlib.Path, original: Original, report: dict) -> None:
+def publish(
+    folder: pathlib.Path, staging: pathlib.Path, original: Original, report: dict,
+    clip: Clip | None,
+) -> None:  # fmt: skip
     """Moves the shards to their place and, last, makes the split known to TFDS."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in staging.glob("*.array_record-*-of-?????"):
@@ -238,30 +252,37 @@ def publish(folder: pathlib.Path, staging: pathlib.Path, original: Original, rep
         splits.append(tfds.core.SplitInfo(one["split"], one["shard_lengths"], one["bytes"], files))
     tfds.folder_dataset.write_metadata(
         data_dir=folder,
-        features=make_features(original, report["image_size"]),
+        features=make_features(original, report["image_size"], clip),
         split_infos=splits,
         filename_template=template,
         check_data=False,  # would need TensorFlow; each shard was checked
-        description=f"{original.name} at {report['image_size']} pixels: the largest central "
-        "square of each image, antialiased bicubic resize, PNG.",
+        description=f"{original.name} at {report['image_size']} pixels: the largest central square "
+        f"of each image, resized ({'antialiased bicubic' if clip is None else 'area'}), PNG.",
     )
 
 
-def make_features(original: Original, image_size: int) -> tfds.features.FeaturesDict:
-    """The features of a record: a square PNG and, if there are classes, a label."""
+def make_features(
+    original: Original, image_size: int, clip: Clip | None
+) -> tfds.features.FeaturesDict:
+    """The features of a record: an image or video, as PNG, and, if there are classes, a label."""
     shape = (image_size, image_size, original.channels)
     features = {"image": tfds.features.Image(shape=shape, encoding_format="png")}
+    if clip is not None:
+        shape = (clip.frames, *shape)
+        features = {"video": tfds.features.Video(shape=shape, encoding_format="png")}
     if original.class_names:
         features["label"] = tfds.features.ClassLabel(names=list(original.class_names))
     return tfds.features.FeaturesDict(features)
 
 
-def make_report(original: Original, image_size: int, shards: Sequence[Shard]) -> dict:
+def make_report(
+    original: Original, image_size: int, shards: Sequence[Shard], clip: Clip | None
+) -> dict:
     """What `write` returns, from all shards of a split."""
     classes = sum((collections.Counter(shard.classes) for shard in shards), collections.Counter())
     return {
         "name": original.name, "split": original.split, "original": original.fingerprint,
-        "image_size": image_size, "channels": original.channels,
+        "image_size": image_size, "channels": original.channels, **(clip.prepared if clip else {}),
         "written": sum(shard.records for shard in shards),
         "bytes": sum(shard.bytes for shard in shards),
         "enlarged": sum(shard.enlarged for shard in shards),

@@ -1,10 +1,11 @@
 """The records of a prepared data set, read at random without TensorFlow.
 
-Nothing is prepared here but the digits, which lie in a Python package.
+Nothing is prepared here but the digits and what is rendered from them, which need no download.
 """
 
 import dataclasses
 import hashlib
+import re
 import time
 from collections.abc import Callable, Mapping
 from concurrent import futures
@@ -18,8 +19,10 @@ from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
 from rin_jax import ConfigError
-from rin_jax.data import catalog, digits, preprocessing
+from rin_jax.data import catalog, preprocessing, shard_writer
 from rin_jax.data.dataset import Data
+from rin_jax.data.digits import Digits
+from rin_jax.data.moving_digits import MovingDigits
 
 TRIES, PAUSE = 3, 0.5  # of reading a record; seconds before the second try, twice that later
 
@@ -31,18 +34,20 @@ class ReadError(OSError):
     """
 
 
-class ImageSource:
+class Source:
     """The records of one split, in storage order, by the section `data`; `info` is about them.
 
-    Record i is {"image": uint8 [H, W, C]} and, if info.num_classes > 0, "label": int. An image is
-    decoded for training at `data.image_size`, see `preprocessing.decode`. Reading from several
+    Record i is {"image": uint8 [H, W, C]} and, if info.num_classes > 0, "label": int. Of a clip
+    with `data.clip.cond_frames` = c, "frames" are its first c frames, unless c is 0, and "image" is
+    the rest, uint8 [T, H, W, C]: what is denoised. An image is decoded for training at
+    `data.image_size`, see `preprocessing.decode`. Reading from several
     threads is safe; it raises ReadError, or ConfigError at a label that is none of the classes.
     """
 
     def __init__(self, builder: tfds.core.DatasetBuilder, data: Data):
-        self.data, self.info = data, catalog.info(data.name, data.split, builder)
+        self.data, self.info = data, catalog.info(data.name, data.split, builder, data.frames)
         self._builder = builder
-        self._image_key, self._label_key = catalog.feature_keys(data.name, builder)
+        self._image_key, self._label_key = catalog.feature_keys(data.name, builder, data.frames)
         self._files = builder.info.splits[data.split].file_instructions
         _check_files(data.name, self._files)
         self._records = self._open()
@@ -55,14 +60,16 @@ class ImageSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict:
-        image, label = self._read(index, lambda stored: (self._image(stored), self._label(stored)))
-        return {"image": image, **({} if label is None else {"label": self._class(index, label)})}
+        pixels, label = self._read(index, lambda x: (self._pixels(x), self._label(x)))
+        first = self.data.cond_frames
+        record = {"frames": pixels[:first], "image": pixels[first:]} if first else {"image": pixels}
+        return record if label is None else {**record, "label": self._class(index, label)}
 
-    def other_split(self, name: str) -> "ImageSource | None":
+    def other_split(self, name: str) -> "Source | None":
         """Another split of the same data set; None if there is none, or this is a part of it."""
         if name not in self._builder.info.splits or self.data.split.startswith(name):
             return None
-        return ImageSource(self._builder, dataclasses.replace(self.data, split=name))
+        return Source(self._builder, dataclasses.replace(self.data, split=name))
 
     def label(self, index: int) -> int:
         """The class of a record, without decoding its image."""
@@ -94,9 +101,14 @@ class ImageSource:
             "damaged, copy it anew, or delete its folder and run once with --mode=prepare"
         ) from failure
 
-    def _image(self, stored: Mapping) -> np.ndarray:
-        (encoded,) = stored[self._image_key].bytes_list.value
-        return preprocessing.decode(encoded, self.info.image_shape[-1], self.data.image_size)
+    def _pixels(self, stored: Mapping) -> np.ndarray:
+        """The image [H, W, C] or the whole clip [T, H, W, C]."""
+        channels, size = self.info.example_shape[-1], self.data.image_size
+        encoded = stored[self._image_key].bytes_list.value
+        images = [preprocessing.decode(one, channels, size) for one in encoded]
+        if len(images) != (self.data.frames or 1):
+            raise ValueError(f"it has {len(images)} images instead of {self.data.frames or 1}")
+        return images[0] if self.data.clip is None else np.stack(images)
 
     def _label(self, stored: Mapping) -> int | None:
         if self._label_key is None:
@@ -116,36 +128,54 @@ class ImageSource:
     def fingerprint(self) -> str:
         """Equal for equal data, as far as sizes and a few records tell."""
         digest = hashlib.sha256(str([(file.skip, file.take) for file in self._files]).encode())
-        digest.update(str((self.info.image_shape, self.info.class_names)).encode())
+        digest.update(str((self.info.example_shape, self.info.class_names)).encode())
         for index in {0, len(self) // 2, len(self) - 1}:
-            digest.update(self._read(index, lambda x: x[self._image_key].bytes_list.value[0]))
+            for encoded in self._read(index, lambda x: x[self._image_key].bytes_list.value):
+                digest.update(encoded)
         return digest.hexdigest()
 
 
-def open_source(data: Data) -> ImageSource:
+def open_source(data: Data) -> Source:
     """Opens one split for training, after a look at each of its files; needs size and channels.
 
     Raises:
-      ConfigError: as `catalog.describe`; the channels do not suit; it is not prepared, or in a
-        format without random access; a file is missing or damaged.
+      ConfigError: as `catalog.describe`; the channels do not suit; it is not prepared, with other
+        frames of each file than wanted, or in a format without random access; a file is missing or
+        damaged.
     """
-    builder = catalog.find_builder(data.name, data.data_dir, data.image_size)
-    stored = catalog.info(data.name, data.split, builder).image_shape[-1]
-    if stored is not None:  # else each record tells
-        preprocessing.check_channels(stored, data.channels)
-    if isinstance(builder, digits.Digits) and not builder.is_prepared():
+    where = data.name, data.data_dir, data.image_size, data.frames
+    builder = catalog.find_builder(*where)
+    info = catalog.info(data.name, data.split, builder, data.frames)
+    if info.example_shape[-1] is not None:  # else each record tells
+        preprocessing.check_channels(info.example_shape[-1], data.channels)
+    if isinstance(builder, Digits | MovingDigits) and not builder.is_prepared():
         catalog.prepare_with_tfds(data.name, builder, None)
-        builder = catalog.find_builder(data.name, data.data_dir, data.image_size)
+        builder = catalog.find_builder(*where)
+    if data.clip is not None:
+        _check_clips(data, builder.data_path)
     remedy = "run the same command once with --mode=prepare"
     if not builder.is_prepared():
-        where = f"{catalog.folder_of(data.data_dir)}{catalog.other_sizes(data.name, data.data_dir)}"
-        raise ConfigError(f"data.name={data.name!r} is not prepared in {where}; {remedy}")
+        known = catalog.other_sizes(data.name, data.data_dir, data.frames)
+        folder = catalog.folder_of(data.data_dir)
+        raise ConfigError(f"data.name={data.name!r} is not prepared in {folder}{known}; {remedy}")
     if not catalog.has_random_access(builder):
         raise ConfigError(
             f"data.name={data.name!r} is in {builder.data_path} in a format without random access; "
             f"{remedy}, which writes a copy as array_record"
         )
-    return ImageSource(builder, data)
+    return Source(builder, data)
+
+
+def _check_clips(data: Data, folder: epath.Path) -> None:
+    """Raises ConfigError if clips were prepared with other frames of each file than wanted."""
+    split = re.match(r"\w*", data.split)[0]
+    made = shard_writer.read_report(folder, split) or {"stride": 1, "window": "first"}
+    for field, value in data.clip.prepared.items():
+        if made.get(field, value) != value:
+            raise ConfigError(
+                f"data.clip.{field} is {value!r}, but {data.name!r} in {folder} was prepared with "
+                f"{made[field]!r}; set it to that, or delete that folder and prepare it anew"
+            )
 
 
 def _check_files(name: str, files: list) -> None:

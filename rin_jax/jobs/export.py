@@ -17,7 +17,6 @@ from etils import epath
 
 from rin_jax import ConfigError
 from rin_jax.checkpointing import restore
-from rin_jax.data import catalog
 from rin_jax.data.dataset import Data
 from rin_jax.experiment import check_architecture, device_mesh, make_experiment, saved_config
 from rin_jax.interop import card, export_format, formulas, hub, onnx, stablehlo
@@ -127,7 +126,7 @@ def class_names(data: Data) -> tuple[str, ...] | None:
     if not data.num_classes:
         return ()
     try:
-        info = catalog.describe(data.name, data.split, data.data_dir, data.image_size)
+        info = data.describe()
     except ConfigError as error:
         console.say(f"class names are not known here: {error}")
         return None

@@ -20,7 +20,7 @@ from rin_jax import ConfigError
 from rin_jax.data import catalog, pipeline, shard_writer
 from rin_jax.data.dataset import Data, declared_size
 from rin_jax.data.originals import FolderOriginal, TfdsOriginal, open_folder
-from rin_jax.data.source import ImageSource, open_source
+from rin_jax.data.source import Source, open_source
 from rin_jax.experiment import section
 from rin_jax.runtime import console, files
 from rin_jax.sampling import grids
@@ -89,7 +89,7 @@ def _tfds_original(
     info = catalog.info(data.name, split, builder)
     if data.image_size is None:
         data = dataclasses.replace(data, image_size=declared_size(info))
-    stored = info.image_shape[:2]
+    stored = info.example_shape[:2]
     if catalog.has_random_access(builder) and stored == (data.image_size, data.image_size):
         return data, None
     return data, TfdsOriginal(info, builder)
@@ -135,7 +135,7 @@ def _describe_classes(counts: Mapping[str, int]) -> str:
     return f"{len(counts)} classes, {numbers}"
 
 
-def _show(source: ImageSource, seed: int, workdir: str | None) -> epath.Path:
+def _show(source: Source, seed: int, workdir: str | None) -> epath.Path:
     """Writes preview.png: the first images of training with their labels, and a histogram."""
     num = min(PREVIEW, len(source))
     batch = next(pipeline.train_batches(source, num, seed=seed, start=0))

@@ -96,7 +96,8 @@ def class_names(config, known: Sequence[str]) -> list[str]:
     data, names = config.data, known
     if data.num_classes and not known:
         with contextlib.suppress(ConfigError):  # samples need no data set
-            info = catalog.describe(data.name, data.split, data.data_dir, data.image_size)
-            names = info.class_names
+            frames = data.clip and data.clip.frames
+            where = data.name, data.split, data.data_dir, data.image_size, frames
+            names = catalog.describe(*where).class_names
     names = list(names[: data.num_classes])
     return names + [str(i) for i in range(len(names), data.num_classes)]

@@ -20,7 +20,7 @@ from rin_jax import ConfigError
 from rin_jax.checkpointing.checkpoints import Checkpoints, folder
 from rin_jax.checkpointing.checksums import tree_checksums
 from rin_jax.data import pipeline
-from rin_jax.data.source import ImageSource, open_source
+from rin_jax.data.source import Source, open_source
 from rin_jax.experiment import Experiment, check_devices, device_mesh, make_experiment
 from rin_jax.network import cost
 from rin_jax.runtime import chips, console, processes, sharding, workdir_lock
@@ -67,7 +67,7 @@ def describe_memory(compiled) -> str:
     )
 
 
-def open_data(experiment: Experiment) -> ImageSource:
+def open_data(experiment: Experiment) -> Source:
     """The data set of a run; ConfigError if it does not fit. All processes end if theirs differ."""
     source = open_source(experiment.data)
     experiment.data.check_labels(source.info.num_classes)
@@ -77,7 +77,7 @@ def open_data(experiment: Experiment) -> ImageSource:
 
 
 def open_batches(
-    experiment: Experiment, mesh: Mesh, source: ImageSource, images_read: int
+    experiment: Experiment, mesh: Mesh, source: Source, images_read: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """This process's rows of the global batches that follow after `images_read` images.
 

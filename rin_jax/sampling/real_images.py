@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from rin_jax import ConfigError
 from rin_jax.data import pipeline
-from rin_jax.data.source import ImageSource
+from rin_jax.data.source import Source
 from rin_jax.evaluation import classifier, feature_networks, protocol, real_statistics, summary
 from rin_jax.evaluation.feature_networks import FeatureNetwork
 from rin_jax.evaluation.parts import Parts
@@ -28,7 +28,7 @@ from rin_jax.sampling import measuring
 PREPROCESSING = "largest central square, antialiased bicubic, rounded"
 
 
-def check_network(name: str, experiment: Experiment, source: ImageSource) -> None:
+def check_network(name: str, experiment: Experiment, source: Source) -> None:
     """Raises ConfigError if a feature network cannot be used: no weights, or no labels."""
     classes = source.info.num_classes
     if name == "classifier" and classes < 2:
@@ -40,7 +40,7 @@ def check_network(name: str, experiment: Experiment, source: ImageSource) -> Non
 
 
 def open_network(
-    name: str, experiment: Experiment, source: ImageSource, workdir: str
+    name: str, experiment: Experiment, source: Source, workdir: str
 ) -> FeatureNetwork:
     """A feature network of `evaluation.networks`; the classifier is trained if it is not there.
 
@@ -53,7 +53,7 @@ def open_network(
 
 
 def describe(
-    experiment: Experiment, source: ImageSource, network: FeatureNetwork
+    experiment: Experiment, source: Source, network: FeatureNetwork
 ) -> dict[str, Any]:
     """What the statistics of real images depend on, as JSON."""
     data = experiment.data
@@ -66,7 +66,7 @@ def describe(
 
 
 def find(
-    experiment: Experiment, source: ImageSource, network: FeatureNetwork, workdir: str, mesh: Mesh
+    experiment: Experiment, source: Source, network: FeatureNetwork, workdir: str, mesh: Mesh
 ) -> Reference:
     """The statistics that samples are compared with in the features of a network.
 
@@ -101,7 +101,7 @@ def file_name(description: Mapping[str, Any]) -> str:
 
 
 def compute(
-    experiment: Experiment, source: ImageSource, network: FeatureNetwork,
+    experiment: Experiment, source: Source, network: FeatureNetwork,
     description: Mapping[str, Any], path: epath.Path, mesh: Mesh,
 ) -> None:  # fmt: skip
     """Makes the statistics of all images of the split; all processes together."""
@@ -125,7 +125,7 @@ def compute(
     processes.agree(f"statistics for {network.name}")
 
 
-def open_classifier(source: ImageSource, workdir: str) -> FeatureNetwork:
+def open_classifier(source: Source, workdir: str) -> FeatureNetwork:
     """The classifier of a data set; process 0 trains it on all of the split, with 1/10 held out."""
     data = source.data
     identity = {
@@ -150,7 +150,7 @@ def open_classifier(source: ImageSource, workdir: str) -> FeatureNetwork:
     )
 
 
-def train_classifier(source: ImageSource) -> dict[str, Any]:
+def train_classifier(source: Source) -> dict[str, Any]:
     """The classifier of a data set, trained on its split.
 
     Its accuracy, which is kept with it, is measured on the data set's test split or, where that is

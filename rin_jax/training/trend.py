@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from rin_jax import ConfigError
 from rin_jax.checkpointing.checkpoints import Checkpoints, folder
-from rin_jax.data.source import ImageSource
+from rin_jax.data.source import Source
 from rin_jax.evaluation import protocol
 from rin_jax.evaluation.parts import Parts
 from rin_jax.experiment import Experiment
@@ -37,7 +37,7 @@ class Trend:
     ends with what it saves complete.
     """
 
-    def __init__(self, experiment: Experiment, source: ImageSource, workdir: str, mesh: Mesh):
+    def __init__(self, experiment: Experiment, source: Source, workdir: str, mesh: Mesh):
         self._experiment, self._source = experiment, source
         self._workdir, self._mesh = workdir, mesh
         self._evaluation = dataclasses.replace(experiment.evaluation, measures=MEASURES)

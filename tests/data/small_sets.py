@@ -7,7 +7,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from rin_jax.data.dataset import Data
-from rin_jax.data.source import ImageSource, open_source
+from rin_jax.data.source import Source, open_source
 
 NUM_RECORDS = 10
 _KIND = {"kind": tfds.features.ClassLabel(names=["even", "odd"])}
@@ -20,11 +20,14 @@ def small_image(index):
 
 def section(name, split, data_dir, image_size, channels, **changes) -> Data:
     """A section `data` of these fields."""
-    options = {"num_classes": None, "flip": False, "num_threads": 4, "prefetch": 2, **changes}
-    return Data(name, split, str(data_dir), image_size, channels, **options)
+    options = {
+        "clip": None, "num_classes": None, "flip": False, "num_threads": 4, "prefetch": 2,
+        **changes,
+    }  # fmt: skip
+    return Data(name, split, str(data_dir), image_size, channels=channels, **options)
 
 
-def opened(*arguments, **changes) -> ImageSource:
+def opened(*arguments, **changes) -> Source:
     """The source of such a section."""
     return open_source(section(*arguments, **changes))
 

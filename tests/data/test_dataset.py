@@ -57,7 +57,7 @@ def test_what_does_not_fit(tmp_path, name, fields, message):
 
 def test_channels_that_a_data_set_does_not_tell(monkeypatch, tmp_path):
     info = catalog.describe("digits", "train", str(tmp_path), 8)
-    unknown = dataclasses.replace(info, image_shape=(8, 8, None))
+    unknown = dataclasses.replace(info, example_shape=(8, 8, None))
     monkeypatch.setattr(catalog, "describe", lambda *arguments: unknown)
     with pytest.raises(ConfigError, match=r"data\.channels is not set and 'digits' does not tell"):
         small_sets.section("digits", "train", tmp_path, 8, None).resolved()

@@ -87,14 +87,14 @@ def test_memory_and_disk_agree(digits_dir, monkeypatch):
 def test_a_data_set_that_fits_into_memory_is_read_once(digits_dir, monkeypatch, kept):
     """Three epochs of grey digits that are trained on in colour."""
     reads, stored = [], small_sets.opened("digits", "train[:180]", digits_dir, 8, 3)
-    getitem = source.ImageSource.__getitem__
+    getitem = source.Source.__getitem__
 
     def counted(self, index):
         if self is stored:
             reads.append(index)
         return getitem(self, index)
 
-    monkeypatch.setattr(source.ImageSource, "__getitem__", counted)
+    monkeypatch.setattr(source.Source, "__getitem__", counted)
     size = 180 * 8 * 8 * 3
     monkeypatch.setattr(pipeline, "_MEMORY_BYTES", size if kept else size - 1)
     list(itertools.islice(pipeline.train_batches(stored, 18, seed=3, start=0), 30))

@@ -50,7 +50,7 @@ def test_describe_digits_before_and_after_preparation(digits_dir, tmp_path):
     assert before == catalog.DatasetInfo(
         name="digits",
         split="train",
-        image_shape=(8, 8, 1),
+        example_shape=(8, 8, 1),
         num_classes=10,
         class_names=tuple("0123456789"),
         num_examples=None,
@@ -64,7 +64,7 @@ def test_describe_digits_before_and_after_preparation(digits_dir, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "image_shape", "num_classes"),
+    ("name", "example_shape", "num_classes"),
     [
         ("cifar10", (32, 32, 3), 10),
         ("imagenet2012", (None, None, 3), 1000),
@@ -73,9 +73,9 @@ def test_describe_digits_before_and_after_preparation(digits_dir, tmp_path):
         ("oxford_iiit_pet", (None, None, 3), 37),  # has a mask and a second label as well
     ],
 )
-def test_describe_sets_of_tfds(name, image_shape, num_classes, tmp_path):
+def test_describe_sets_of_tfds(name, example_shape, num_classes, tmp_path):
     info = catalog.describe(name, "train", str(tmp_path), None)
-    assert (info.image_shape, info.num_classes) == (image_shape, num_classes)
+    assert (info.example_shape, info.num_classes) == (example_shape, num_classes)
     assert len(info.class_names) == num_classes
 
 
@@ -315,7 +315,7 @@ def test_a_file_that_cannot_be_opened(digits_dir, monkeypatch, number, kind, mes
     builder = catalog.find_builder("digits", digits_dir, 8)
     monkeypatch.setattr(type(epath.Path(digits_dir)), "open", fails)
     with pytest.raises(kind, match=message) as error:
-        source.ImageSource(builder, small_sets.section("digits", "train", digits_dir, 8, 1))
+        source.Source(builder, small_sets.section("digits", "train", digits_dir, 8, 1))
     assert isinstance(error.value, ConfigError) == (kind is ConfigError)
 
 

@@ -123,7 +123,7 @@ def test_a_set_of_tfds_in_place_and_at_another_size(tmp_path, capsys):
         prepare(config(tmp_path, name="small_labelled", image_size=None, channels=3))
     prepare(config(tmp_path, name="small_labelled", image_size=12, channels=3))
     opened = small_sets.opened("small_labelled", "train", str(tmp_path), 12, 3)
-    assert (len(opened), opened.info.image_shape) == (10, (12, 12, 3))
+    assert (len(opened), opened.info.example_shape) == (10, (12, 12, 3))
     assert "enlarged, since they were smaller: 10" in capsys.readouterr().out
     prepare(config(tmp_path, name="small_plain", image_size=4, channels=3, num_classes=0))
     assert "no classes" in capsys.readouterr().out
