@@ -49,8 +49,9 @@ SINCE_FORMAT_2 = {
 # The section `evaluation` of configurations that were saved before it said how figures are made.
 OLD_EVALUATION = {
     "num_samples": 50_000, "labels": "random", "networks": None, "measures": ("frechet",),
-    "inception_protocol": "adm", "inception_weights": None, "dinov2_weights": None,
-    "reference": None, "every_steps": None, "trend_samples": 2000, "keep_best": False,
+    "count_cond_frames": True, "inception_protocol": "adm", "inception_weights": None,
+    "dinov2_weights": None, "i3d_weights": None, "reference": None, "real_samples": None,
+    "every_steps": None, "trend_samples": 2000, "keep_best": False,
 }  # fmt: skip
 
 

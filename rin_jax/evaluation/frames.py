@@ -8,15 +8,21 @@ pixels, c1 = (0.01 255)^2 and c2 = (0.03 255)^2, at each place where the window 
 and the mean over places and channels. Clips are uint8, or the same numbers in another type,
 [B, T, H, W, C]. All float64, on the host.
 
+Two predictions that know nothing of movement, or next to nothing, are measured beside those of a
+network: `copied` and `extrapolated`.
+
 Source of SSIM: Wang et al. 2004, "Image quality assessment: from error visibility to structural
 similarity".
 """
+
+from collections.abc import Collection
 
 import numpy as np
 
 from rin_jax import ConfigError
 
 PEAK = 255.0
+HIGHEST = 100.0  # dB, in means over clips: what an exact frame counts as, whose PSNR is infinite
 WINDOW, SIGMA = 11, 1.5  # of SSIM, pixels
 C1, C2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
 
@@ -60,6 +66,28 @@ def _window(size: int) -> np.ndarray:
     matrix = np.zeros((len(places), size))
     matrix[places, places + np.arange(WINDOW)] = weights / weights.sum()
     return matrix
+
+
+def compare(
+    measures: Collection[str], predicted: np.ndarray, truth: np.ndarray, cond_frames: int
+) -> dict[str, np.ndarray]:
+    """Measures of predictions [B, T - c, ..] of what follows the first c frames of [B, T, ..].
+
+    {"psnr": [B, T - c], "psnr_copied": .., "psnr_extrapolated": .., and so on}, finite.
+    """
+    given, truth = truth[:, :cond_frames], truth[:, cond_frames:]
+    frames = truth.shape[1]
+    predictions = {
+        "": predicted,
+        "_copied": copied(given, frames),
+        "_extrapolated": extrapolated(given, frames),
+    }
+    functions = {"psnr": lambda *clips: np.minimum(psnr(*clips), HIGHEST), "ssim": ssim}
+    return {
+        f"{measure}{suffix}": functions[measure](clips, truth)
+        for measure in measures
+        for suffix, clips in predictions.items()
+    }
 
 
 def copied(given: np.ndarray, frames: int) -> np.ndarray:

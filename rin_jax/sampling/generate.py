@@ -28,6 +28,7 @@ from rin_jax.network import conditioning
 from rin_jax.network.conditioning import Cond
 from rin_jax.network.rin import RIN
 from rin_jax.runtime import console, processes
+from rin_jax.sampling.conditions import Conditions
 from rin_jax.sampling.denoiser import denoiser, guided
 from rin_jax.sampling.weights import abstract_params, load_ema, on_device, whole
 
@@ -120,29 +121,29 @@ def make_generate(experiment: Experiment, mesh: Mesh, seed: int) -> Generate:
 
 def make_device_sampler(
     experiment: Experiment, mesh: Mesh, seed: int
-) -> Callable[[dict, np.ndarray], Callable[[jax.Device, np.ndarray], tuple[Array, np.ndarray]]]:
-    """(params, labels) -> a function (device, indices [B]) -> (images of `seed`, their labels [B]).
+) -> Callable[[dict, Conditions], Callable[[jax.Device, np.ndarray], tuple[Array, np.ndarray]]]:
+    """(params, conditions) -> a function (device, indices [B]) -> (images, their labels [B]).
 
-    Images are float32 [size, H, W, C] in 0..255, not rounded, on that device, which is one of this
-    process's. Image i lies in row i modulo size = `sampler.images_per_device`; the other rows mean
-    nothing. No two of the indices have one row; `labels` has one for each image of the seed. It is
-    compiled once for all parameters. Raises as `make_generate`.
+    Images are float32 [size, *example_shape] in 0..255, not rounded, on that device, which is one
+    of this process's. Image i of `seed` lies in row i modulo size = `sampler.images_per_device`;
+    the other rows mean nothing. No two of the indices have one row. It is compiled once for all
+    parameters. Raises as `make_generate`.
     """
     experiment.sampler.check_grid()
     guide = load_guide(experiment, mesh)
     program = jit_sampler(experiment, guide and guide.experiment.rin, rounded=False)
     size, key = experiment.generation.images_per_device, jax.random.key(seed)
 
-    def sampler(params: dict, labels: np.ndarray):
+    def sampler(params: dict, conditions: Conditions):
         params = whole((params, guide.params) if guide else params, mesh)
         local = {device: on_device(params, device) for device in mesh.local_devices}
 
         def images_of(device: jax.Device, indices: np.ndarray) -> tuple[Array, np.ndarray]:
             rows = np.zeros(size, np.int32)
             rows[indices % size] = indices
-            cond = conditioning.of_labels(labels[rows], experiment.rin.num_classes)
+            cond = conditions.of(rows)
             images = program(local[device], *jax.device_put((key, rows, cond), device))
-            return images, labels[indices]
+            return images, conditions.labels[indices]
 
         return images_of
 
