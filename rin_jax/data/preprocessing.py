@@ -121,6 +121,11 @@ def read_any(file, channels: int) -> np.ndarray:
         image = Image.fromarray(np.rint(pixels * (255 / 65535)).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode!r} have no known scale; save it as 8 bits")
+    return flatten(image, channels)
+
+
+def flatten(image: Image.Image, channels: int) -> np.ndarray:
+    """An 8-bit image of any mode as uint8 [H, W, 1 or 3], transparent parts on white."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255,) * 4)
