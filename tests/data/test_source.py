@@ -143,6 +143,17 @@ def test_which_feature_is_the_image(features, found):
             catalog.feature_keys("mine", builder)
 
 
+def test_which_feature_is_the_video():
+    clips = tfds.features.Sequence(IMAGE, length=4)
+    features = {"clip": clips, "n": tfds.features.Sequence(tfds.features.Scalar(np.int64))}
+    for more, found in (({}, ("clip", None)), ({"image": IMAGE}, ("clip", None))):
+        info = types.SimpleNamespace(features=tfds.features.FeaturesDict({**features, **more}))
+        assert catalog.feature_keys("mine", types.SimpleNamespace(info=info), frames=4) == found
+    info = types.SimpleNamespace(features=tfds.features.FeaturesDict({**features, "b": clips}))
+    with pytest.raises(ConfigError, match=r"one video feature of 8 bits but has several"):
+        catalog.feature_keys("mine", types.SimpleNamespace(info=info), frames=4)
+
+
 def test_copy_without_random_access(digits_dir, tmp_path):
     shutil.copytree(digits_dir, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "digits" / "1.0.0" / "dataset_info.json"
