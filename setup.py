@@ -6,6 +6,7 @@ import setuptools
 
 HUB = ["huggingface_hub>=0.34"]
 ONNX = ["onnx>=1.18", "onnxscript>=0.5", "torch>=2.9"]
+VIDEO = ["av>=18.1"]
 
 setuptools.setup(
     name="rin-jax",
@@ -49,6 +50,7 @@ setuptools.setup(
         "test": [
             *HUB,
             *ONNX,
+            *VIDEO,
             "ipykernel>=6.29",
             "jax[tpu]>=0.7.2",  # the TPU compiler, for --mode=plan; needs no TPU
             "nbclient>=0.10",
@@ -65,5 +67,6 @@ setuptools.setup(
         ],
         "tf": ["tensorflow-cpu>=2.20", "tensorboard>=2.18"],
         "tpu": ["jax[tpu]>=0.7.2"],
+        "video": VIDEO,
     },
 )

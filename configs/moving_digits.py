@@ -28,7 +28,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config = digits.get_config()
 
     config.model.patch_size = 4
-    config.model.video = {"patch_frames": 2, "positions": "before", "written": True}
+    config.model.video = ml_collections.ConfigDict()
+    config.model.video.patch_frames = 2
+    config.model.video.positions = "before"
+    config.model.video.written = True
     config.model.num_blocks = 3
     config.model.num_latents = 32  # time token included
     config.model.latent_dim = 128
@@ -40,7 +43,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
     config.data.name = "moving_digits"
     config.data.num_classes = 0
-    config.data.clip = {"frames": 16, "cond_frames": 5, "stride": 1, "window": "first"}
+    config.data.clip = ml_collections.ConfigDict()
+    config.data.clip.frames = 16
+    config.data.clip.cond_frames = 5
+    config.data.clip.stride = 1
+    config.data.clip.window = "first"
 
     config.optimizer.learning_rate = 5e-3
     config.optimizer.warmup_steps = 200
@@ -62,6 +69,7 @@ def shrink_clips(config: ml_collections.ConfigDict) -> None:
     config.data.name = "moving_digits"
     config.data.image_size = 16
     config.data.channels = 1
-    config.data.clip = {"frames": 4, "cond_frames": 2, "stride": 1, "window": "first"}
+    config.data.clip.frames = 4
+    config.data.clip.cond_frames = 2
     config.sampler.images_per_device = 4
     config.train.batch_size = 8

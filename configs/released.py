@@ -22,7 +22,7 @@ def recipe() -> ml_collections.ConfigDict:
     config.model.drop_path = 0.0  # [V]
     config.model.conv_size = 0  # [V] no convolutions
     config.model.conv_dropout = 0.0
-    config.model.video = config_dict.placeholder(dict)  # of images
+    config.model.video = config_dict.placeholder(ml_collections.ConfigDict)  # images
     config.model.latent_positions = "learned"  # [V]
     config.model.interface_positions = "learned"  # [V]
     config.model.latent_self_cond = True  # [V]
@@ -31,7 +31,7 @@ def recipe() -> ml_collections.ConfigDict:
     config.model.time_on_latents = True  # [V]
     config.model.label_on_latents = True  # [V]
     config.model.label_in_time = False  # [V]
-    config.model.sequence = config_dict.placeholder(dict)  # no embedded text
+    config.model.sequence = config_dict.placeholder(ml_collections.ConfigDict)  # no text
     config.model.cond_route = "read"  # of tokens that are not among the latents: there are none
     config.model.cond_dim = config_dict.placeholder(int)
     config.model.time_scale = 1000.0  # [V]
@@ -59,7 +59,7 @@ def recipe() -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict()
     config.data.split = "train"  # [V]
     config.data.data_dir = config_dict.placeholder(str)
-    config.data.clip = config_dict.placeholder(dict)  # images
+    config.data.clip = config_dict.placeholder(ml_collections.ConfigDict)  # images
     config.data.channels = 3
     config.data.flip = True  # [V]
     config.data.num_threads = 16

@@ -1,10 +1,18 @@
 """Experiments: sections and their fields, and what makes weights another network's."""
 
+import copy
+
 import ml_collections
 import pytest
 
 from rin_jax import ConfigError
-from rin_jax.experiment import SINCE_FORMAT_2, check_architecture, make_experiment, saved_config
+from rin_jax.experiment import (
+    SINCE_FORMAT_2,
+    architecture,
+    check_architecture,
+    make_experiment,
+    saved_config,
+)
 from tests import tiny
 
 
@@ -44,10 +52,24 @@ def test_a_configuration_from_before_some_fields_is_completed():
     saved = tiny.experiment().config.to_dict()
     for field in SINCE_FORMAT_2:
         del saved["model"][field]
+    del saved["data"]["clip"]
     check_architecture(tiny.experiment(), saved, "checkpoint 3 in runs/a")
     assert make_experiment(saved_config(saved)).rin == tiny.experiment().rin
     with pytest.raises(ConfigError, match="missing field"):
         make_experiment(ml_collections.ConfigDict(saved))
+
+
+def test_the_frames_of_a_clip_belong_to_the_architecture():
+    clip = {"frames": 6, "cond_frames": 2, "stride": 1, "window": "first"}
+
+    def parts(**changes):
+        config = copy.deepcopy(tiny.TINY)
+        config["data"]["clip"] = {**clip, **changes} if changes else None
+        return architecture(config)
+
+    assert parts(frames=6) == parts(stride=3) == parts(window="random")
+    for changes in ({"frames": 7}, {"cond_frames": 1}, {}):
+        assert parts(**changes) != parts(frames=6)
 
 
 def test_a_section_that_is_not_known():

@@ -148,7 +148,10 @@ def feature_keys(name: str, builder: Builder, frames: int | None = None) -> tupl
     ]  # fmt: skip
     found_videos = [
         key for key, feature in items
-        if isinstance(feature, tfds.features.Video) and feature.feature.np_dtype == np.uint8
+        if isinstance(feature, tfds.features.Sequence)  # as is TFDS's Video, which needs TensorFlow
+        and isinstance(feature.feature, tfds.features.Image)
+        and not isinstance(feature.feature, tfds.features.LabeledImage)
+        and feature.feature.np_dtype == np.uint8
     ]  # fmt: skip
     labels = [key for key, feature in items if isinstance(feature, tfds.features.ClassLabel)]
     kind, keys, others = "image", found_images, found_videos

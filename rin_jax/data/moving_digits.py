@@ -44,9 +44,10 @@ class MovingDigits(tfds.core.GeneratorBasedBuilder):
         super().__init__(**options)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        shape = (self.frames, self.image_size, self.image_size, 1)
+        shape = (self.image_size, self.image_size, 1)
+        image = tfds.features.Image(shape=shape, encoding_format="png")
         features = {
-            "video": tfds.features.Video(shape=shape, encoding_format="png"),
+            "video": tfds.features.Sequence(image, length=self.frames),
             "label": tfds.features.ClassLabel(names=list("0123456789")),
         }
         return tfds.core.DatasetInfo(

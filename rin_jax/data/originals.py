@@ -1,20 +1,12 @@
-"""Where the images of a data set to be prepared come from: TFDS, or a user's folder.
+"""Where the images or clips of a data set to be prepared come from: TFDS, or a user's folder.
 
-Both origins give the same: `name`, `split`, `channels`, `class_names`, `fingerprint`, a length, and
+All origins give the same: `name`, `split`, `channels`, `class_names`, `fingerprint`, a length, and
 `read(start, stop)`, which gives (what to call it, load) for each image; load() decodes it and gives
-(uint8 [H, W, C], class or None).
-
-The classes of a folder are found in one of these, in this order:
-  dataset.json  {"labels": [["some/file.png", 3], ...]}; {"labels": null} for no classes
-  labels.csv    with the columns file and label; labels are class names, or the integers 0, 1, ...
-  folders       one folder a class, whose name is the class's, images at any depth below
-  none          images in the folder itself and no folders: no classes
+(uint8 [H, W, C], class or None). A clip is uint8 [T, H, W, C].
 """
 
-import csv
 import dataclasses
 import hashlib
-import json
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
@@ -22,14 +14,14 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from rin_jax import ConfigError
-from rin_jax.data import catalog, preprocessing
+from rin_jax.data import catalog, clips, folder_classes, preprocessing
+from rin_jax.data.dataset import Clip
 
 Image = tuple[str, Callable[[], tuple[np.ndarray, int | None]]]
 EXTENSIONS = {
     ".png", ".jpg", ".jpeg", ".jpe", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
     ".jp2", ".avif",
 }  # fmt: skip
-Classes = tuple[list[int] | None, tuple[str, ...]]  # a label for each file, and the class names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,15 +78,16 @@ class TfdsOriginal:
 
 @dataclasses.dataclass(frozen=True)
 class FolderOriginal:
-    """The images of a folder in a fixed order that mixes the classes; see `open_folder`."""
+    """The images or clips of a folder in an order that mixes the classes; see `open_folder`."""
 
     name: str  # like split, of the data set that becomes of it
     split: str
     root: pathlib.Path
-    files: Sequence[str]  # relative paths of the images
+    files: Sequence[str]  # relative paths
     labels: Sequence[int] | None  # a class for each
     class_names: tuple[str, ...]  # one a class
-    channels: int  # 1 or 3, of all images
+    channels: int  # 1 or 3, of all
+    clip: Clip | None  # what is taken of a clip; None for images
 
     @property
     def fingerprint(self) -> str:
@@ -109,39 +102,37 @@ class FolderOriginal:
         """The images start, ..., stop - 1; see the module."""
         for index in range(start, stop):
 
-            def load(index=index):
-                image = preprocessing.read_any(self.root / self.files[index], self.channels)
-                return image, None if self.labels is None else self.labels[index]
+            def load(file=self.files[index], index=index):
+                label = None if self.labels is None else self.labels[index]
+                if self.clip is None:
+                    return preprocessing.read_any(self.root / file, self.channels), label
+                return clips.decode(self.root / file, file, self.clip, self.channels), label
 
             yield self.files[index], load
 
 
 def open_folder(
-    root: str, name: str, split: str, num_classes: int | None, channels: int
-) -> FolderOriginal:
-    """Lists the images of a folder and finds their classes; at most `num_classes`, if given.
+    root: str, name: str, split: str, num_classes: int | None, channels: int,
+    clip: Clip | None = None,
+) -> FolderOriginal:  # fmt: skip
+    """Lists the images of a folder, or the clips, and finds their classes (`folder_classes`).
 
     Raises:
-      ConfigError: no images; a class without images; labels that are missing, of no image or
-        outside the classes; images that may or may not have classes.
+      ConfigError: no images; classes that are wrong or more than `num_classes`, if given; clips and
+        no PyAV.
     """
     folder = pathlib.Path(root)
+    what, extensions = ("image", EXTENSIONS) if clip is None else ("clip", clips.EXTENSIONS)
+    if clip is not None:
+        clips.require_pyav()
     if not folder.is_dir():
-        raise ConfigError(f"--source={root} is not a folder; name the folder that has the images")
-    paths = [path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS]
+        raise ConfigError(f"--source={root} is not a folder; name the folder that has the {what}s")
+    paths = [path for path in folder.rglob("*") if path.suffix.lower() in extensions]
     files = sorted(path.relative_to(folder).as_posix() for path in paths if path.is_file())
     if not files:
-        known = ", ".join(sorted(EXTENSIONS))
-        raise ConfigError(f"--source={root} has no image (files that end in {known})")
-    readers = {"dataset.json": _read_json, "labels.csv": _read_csv}
-    tables = [table for table in readers if (folder / table).exists()]
-    if len(tables) > 1:
-        raise ConfigError(f"--source={root} has {' and '.join(tables)}; keep one of them")
-    if tables:
-        rows = readers[tables[0]](folder / tables[0])
-        labels, names = _by_table(folder / tables[0], rows, files)
-    else:
-        labels, names = _by_folders(folder, files)
+        known = ", ".join(sorted(extensions))
+        raise ConfigError(f"--source={root} has no {what} (files that end in {known})")
+    files, labels, names = folder_classes.find(folder, files, what, split)
     if labels is not None and num_classes is not None and len(names) > num_classes:
         raise ConfigError(
             f"data.num_classes is {num_classes}, but --source={root} has labels "
@@ -150,71 +141,4 @@ def open_folder(
     order = np.random.default_rng(0).permutation(len(files)).tolist()
     files = [files[index] for index in order]
     labels = None if labels is None else [labels[index] for index in order]
-    return FolderOriginal(name, split, folder, files, labels, names, channels)
-
-
-def _by_folders(folder: pathlib.Path, files: Sequence[str]) -> Classes:
-    folders = [path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."]
-    classes = sorted(path.name for path in folders)
-    if not classes:
-        return None, ()
-    tops = [file.partition("/")[0] if "/" in file else None for file in files]
-    if loose := [file for file, top in zip(files, tops, strict=True) if top not in classes]:
-        raise ConfigError(
-            f"--source={folder} has folders and also images beside them ({_some(loose)}): move "
-            "each into the folder of its class, or add labels.csv (columns file, label)"
-        )
-    if empty := sorted(set(classes) - set(tops)):
-        raise ConfigError(
-            f"--source={folder}: no image in {len(empty)} of {len(classes)} class folders "
-            f"({_some(empty)}); delete these folders or put images in"
-        )
-    return [classes.index(top) for top in tops], tuple(classes)
-
-
-def _by_table(table: pathlib.Path, rows: dict[str, str] | None, files: Sequence[str]) -> Classes:
-    if rows is None:
-        return None, ()
-    for what, names in (
-        ("names files that are no images there", sorted(set(rows) - set(files))),
-        ("has no label for some images", sorted(set(files) - set(rows))),
-    ):
-        if names:
-            raise ConfigError(f"{table} {what}: {_some(names)} ({len(names)} in all)")
-    classes = sorted(set(rows.values()))
-    if all(value.lstrip("-").isdecimal() for value in classes):
-        if negative := sorted(file for file, value in rows.items() if int(value) < 0):
-            raise ConfigError(f"{table}: labels below 0 at {_some(negative)}")
-        labels = [int(rows[file]) for file in files]
-        return labels, tuple(str(number) for number in range(max(labels) + 1))
-    return [classes.index(rows[file]) for file in files], tuple(classes)
-
-
-def _read_json(table: pathlib.Path) -> dict[str, str] | None:
-    try:
-        labels = json.loads(table.read_text(encoding="utf-8"))["labels"]
-        return None if labels is None else {file: str(int(label)) for file, label in labels}
-    except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(
-            f'{table} cannot be read ({error!r}); write {{"labels": [["FILE", INTEGER], ...]}}'
-        ) from error
-
-
-def _read_csv(table: pathlib.Path) -> dict[str, str]:
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if not {"file", "label"} <= set(reader.fieldnames or ()):
-            found = reader.fieldnames
-            raise ConfigError(
-                f"{table} has the columns {found}; its first line must name file and label"
-            )
-        rows = {}
-        for row in reader:
-            if not row["label"]:
-                raise ConfigError(f"{table}, line {reader.line_num}: no label")
-            rows[row["file"]] = row["label"].strip()
-    return rows
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return FolderOriginal(name, split, folder, files, labels, names, channels, clip)

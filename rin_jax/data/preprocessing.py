@@ -66,6 +66,19 @@ def resize_bicubic(image: np.ndarray, image_size: int) -> np.ndarray:
 
 def resize_area(images: np.ndarray, image_size: int) -> np.ndarray:
     """Means over equal areas: [..., H, W, C] to float32 [..., S, S, C], the rule for video."""
+    *leading, height, width, channels = images.shape
+    resize = _enlarge_area if min(height, width) < image_size else _shrink_area
+    frames = images.reshape(-1, height, width, channels)
+    resized = [resize(frame.astype(np.float32), image_size) for frame in frames]
+    return np.reshape(resized, (*leading, image_size, image_size, channels))
+
+
+def _shrink_area(frame: np.ndarray, image_size: int) -> np.ndarray:
+    return cv2.resize(frame, (image_size, image_size), interpolation=cv2.INTER_AREA)
+
+
+def _enlarge_area(frame: np.ndarray, image_size: int) -> np.ndarray:
+    """The same rule where OpenCV would interpolate; it is slower."""
 
     def weights(size: int) -> np.ndarray:
         """[S, size]: the share of pixel i in cell j of the result."""
@@ -74,9 +87,8 @@ def resize_area(images: np.ndarray, image_size: int) -> np.ndarray:
         overlap = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
         return (overlap.clip(0) * image_size / size).astype(np.float32)
 
-    height, width = images.shape[-3:-1]
-    rows = np.einsum("sh,...hwc->...swc", weights(height), images.astype(np.float32))
-    return np.einsum("tw,...swc->...stc", weights(width), rows)
+    height, width = frame.shape[:2]
+    return np.einsum("sh,tw,hwc->stc", weights(height), weights(width), frame, optimize=True)
 
 
 def decode(encoded: bytes, channels: int | None, image_size: int | None = None) -> np.ndarray:
@@ -121,6 +133,11 @@ def read_any(file, channels: int) -> np.ndarray:
         image = Image.fromarray(np.rint(pixels * (255 / 65535)).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode!r} have no known scale; save it as 8 bits")
+    return flatten(image, channels)
+
+
+def flatten(image: Image.Image, channels: int) -> np.ndarray:
+    """An 8-bit image of any mode as uint8 [H, W, 1 or 3], transparent parts on white."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255,) * 4)

@@ -266,10 +266,10 @@ def make_features(
 ) -> tfds.features.FeaturesDict:
     """The features of a record: an image or video, as PNG, and, if there are classes, a label."""
     shape = (image_size, image_size, original.channels)
-    features = {"image": tfds.features.Image(shape=shape, encoding_format="png")}
+    image = tfds.features.Image(shape=shape, encoding_format="png")
+    features = {"image": image}
     if clip is not None:
-        shape = (clip.frames, *shape)
-        features = {"video": tfds.features.Video(shape=shape, encoding_format="png")}
+        features = {"video": tfds.features.Sequence(image, length=clip.frames)}
     if original.class_names:
         features["label"] = tfds.features.ClassLabel(names=list(original.class_names))
     return tfds.features.FeaturesDict(features)

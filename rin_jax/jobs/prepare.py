@@ -1,6 +1,6 @@
 """The job that prepares a data set at the training size and shows what the network will see.
 
-A data set of TFDS, or a folder of images, becomes a TFDS data set of our own
+A data set of TFDS, or a folder of images or clips, becomes a TFDS data set of our own
 (`data/shard_writer.py`); one that is prepared already is only shown.
 """
 
@@ -26,7 +26,7 @@ from rin_jax.runtime import console, files
 from rin_jax.sampling import grids
 from rin_jax.training.step import prepare_images
 
-PREVIEW = 64  # images
+PREVIEW, CLIPS, FRAMES = 64, 8, 8  # images; clips and how many frames of each
 COUNTED = 10_000  # labels
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -35,7 +35,7 @@ def prepare(config, workdir: str | None, folder: str | None, downloaded: str | N
     """Prepares `data.name` at `data.image_size` in `data.data_dir`; returns the preview's path.
 
     Of `config` only the section data and the seed are read. The preview goes to `workdir` or, if
-    None, to the data set. `folder` has images of the user's own (`data/originals.py`) that
+    None, to the data set. `folder` has images or clips of the user's own (`data/originals.py`) that
     become the data set; `downloaded` files that TFDS would otherwise fetch. ConfigError at what is
     wrong; what was written is kept.
     """
@@ -64,12 +64,12 @@ def _folder_original(data: Data, split: str, folder: str) -> FolderOriginal:
         raise ConfigError(f"data.name is {data.name!r}; {remedy}")
     if data.name in tfds.list_builders(with_community_datasets=False):
         raise ConfigError(
-            f"data.name is {data.name!r}, a data set of TFDS; give the images of --source another "
-            "name: --config.data.name=NAME, and the same when training."
+            f"data.name is {data.name!r}, a data set of TFDS; give what --source has another name: "
+            " --config.data.name=NAME, and the same when training."
         )
     if data.image_size is None:
         raise ConfigError("data.image_size is not set; say --config.data.image_size=SIZE.")
-    return open_folder(folder, data.name, split, data.num_classes, data.channels or 3)
+    return open_folder(folder, data.name, split, data.num_classes, data.channels or 3, data.clip)
 
 
 def _tfds_original(
@@ -77,83 +77,121 @@ def _tfds_original(
 ) -> tuple[Data, TfdsOriginal | None]:
     """(data with an image size, what has to be written or None if it is there at that size)."""
     if data.image_size is not None:
-        copy = catalog.sized_folder(data.name, data.data_dir, data.image_size)
+        copy = catalog.sized_folder(data.name, data.data_dir, data.image_size, data.frames)
         if split in catalog.find_splits(copy):
             return data, None
-    builder = catalog.tfds_builder(data.name, data.data_dir)
-    catalog.feature_keys(data.name, builder)  # refused before a download
+    builder = catalog.tfds_builder(data.name, data.data_dir, data.image_size, data.frames)
+    catalog.feature_keys(data.name, builder, data.frames)  # refused before a download
     if not builder.is_prepared():
         console.say(f"TFDS prepares {data.name} in {builder.data_path}")
         catalog.prepare_with_tfds(data.name, builder, downloaded)
-        builder = catalog.tfds_builder(data.name, data.data_dir)
-    info = catalog.info(data.name, split, builder)
+        builder = catalog.tfds_builder(data.name, data.data_dir, data.image_size, data.frames)
+    info = catalog.info(data.name, split, builder, data.frames)
     if data.image_size is None:
         data = dataclasses.replace(data, image_size=declared_size(info))
-    stored = info.example_shape[:2]
+    stored = info.example_shape[-3:-1]
     if catalog.has_random_access(builder) and stored == (data.image_size, data.image_size):
         return data, None
+    if data.clip is not None:
+        raise ConfigError(
+            f"data.name={data.name!r} has clips of {stored[0]} x {stored[1]} pixels in "
+            f"{info.folder}; clips of TFDS are read as they are, stored as array_record: set "
+            "data.image_size to theirs, or prepare a folder of files with --source"
+        )
     return data, TfdsOriginal(info, builder)
 
 
 def _write(original: TfdsOriginal | FolderOriginal, data: Data) -> None:
-    folder = catalog.sized_folder(data.name, data.data_dir, data.image_size)
+    folder = catalog.sized_folder(data.name, data.data_dir, data.image_size, data.frames)
     if original.split in catalog.find_splits(folder):
         raise ConfigError(
             f"{folder} has {original.split!r} of {data.name!r} already; delete that folder to "
             "prepare it anew, or choose another data.name."
         )
-    pixels = len(original) * data.image_size**2 * original.channels
+    what = _what(data)
+    pixels = len(original) * (data.frames or 1) * data.image_size**2 * original.channels
     console.say(
-        f"preparing {len(original):,} images of {data.name} ({original.split}) at "
+        f"preparing {len(original):,} {what} of {data.name} ({original.split}) at "
         f"{data.image_size} pixels in {folder}; without compression {pixels / 1e9:,.2f} GB"
     )
     patience = 0.1 if sys.stderr.isatty() else 10  # seconds between updates of the bar
     since = time.monotonic()
-    with tqdm.tqdm(total=len(original), unit=" images", mininterval=patience) as bar:
-        shard_writer.write(original, folder, data.image_size, data.num_threads, bar.update)
+    with tqdm.tqdm(total=len(original), unit=f" {what}", mininterval=patience) as bar:
+        threads = data.num_threads
+        shard_writer.write(original, folder, data.image_size, threads, bar.update, data.clip)
     seconds = time.monotonic() - since
-    console.say(f"{console.duration(seconds)}, {len(original) / seconds:,.0f} images/s")
+    console.say(f"{console.duration(seconds)}, {len(original) / seconds:,.0f} {what}/s")
+
+
+def _what(data: Data) -> str:
+    return "images" if data.clip is None else "clips"
 
 
 def _describe(report: dict) -> str:
-    images = f"{report['written']:,} images of {report['image_size']} pixels"
-    lines = [f"{images}, {report['bytes'] / 1e9:,.3f} GB in {len(report['shard_lengths'])} files"]
+    what, shape = "images", f"{report['image_size']} pixels"
+    if "frames" in report:
+        taken = f"stride {report['stride']}, {report['window']} window"
+        what, shape = "clips", f"{report['frames']} frames ({taken}) of {shape}"
+    written = f"{report['written']:,} {what} of {shape}"
+    lines = [f"{written}, {report['bytes'] / 1e9:,.3f} GB in {len(report['shard_lengths'])} files"]
     if report["enlarged"]:
         lines.append(f"enlarged, since they were smaller: {report['enlarged']:,}")
     if report["skipped"]:
         lines.append(f"left out: {len(report['skipped']):,}")
         lines += [f"  {what}: {why}" for what, why in report["skipped"][:10]]
-    return "\n".join([*lines, _describe_classes(report["classes"])])
+    return "\n".join([*lines, _describe_classes(report["classes"], what)])
 
 
-def _describe_classes(counts: Mapping[str, int]) -> str:
+def _describe_classes(counts: Mapping[str, int], what: str) -> str:
     if not counts:
         return "no classes"
     ordered = sorted(counts, key=counts.get)
     fewest, most = ordered[0], ordered[-1]
-    numbers = f"from {counts[fewest]:,} images ({fewest}) to {counts[most]:,} ({most})"
+    numbers = f"from {counts[fewest]:,} {what} ({fewest}) to {counts[most]:,} ({most})"
     return f"{len(counts)} classes, {numbers}"
 
 
 def _show(source: Source, seed: int, workdir: str | None) -> epath.Path:
-    """Writes preview.png: the first images of training with their labels, and a histogram."""
-    num = min(PREVIEW, len(source))
+    """Writes preview.png: the first examples of training with their labels, and a histogram."""
+    what, names = _what(source.data), source.info.class_names
+    draw = _draw_images if source.data.clip is None else _draw_clips
+    picture, num = draw(source, seed)
+    if names:
+        counted = min(COUNTED, len(source))
+        counts = np.bincount([source.label(i) for i in range(counted)], minlength=len(names))
+        title = f"labels of the first {counted:,} of {len(source):,} {what}"
+        picture = grids.stack(picture, grids.histogram(counts, title))
+        counts = dict(zip(names, counts, strict=True))
+        console.say(f"{title}\n{_describe_classes(counts, what)}")
+    path = epath.Path(workdir or source.info.folder) / "preview.png"
+    files.write_png(path, picture)
+    mark = "<> is flipped" if source.data.clip is None else "not flipped"
+    console.say(f"{num} {what} as the network sees them ({mark}): {path}")
+    return path
+
+
+def _draw_images(source: Source, seed: int) -> tuple[np.ndarray, int]:
+    """A grid of images as they are flipped, and how many."""
+    num, names = min(PREVIEW, len(source)), source.info.class_names
     batch = next(pipeline.train_batches(source, num, seed=seed, start=0))
     plain, seen = (np.asarray(prepare_images(batch["image"], jax.random.key(seed), flip=flip))
                    for flip in (False, source.data.flip))  # fmt: skip
-    names, flipped = source.info.class_names, (seen != plain).any(axis=(1, 2, 3))
+    flipped = (seen != plain).any(axis=(1, 2, 3))
     captions = [names[label] for label in batch["label"]] if names else [""] * num
     captions = [f"{name} <>" if turned else name
                 for name, turned in zip(captions, flipped, strict=True)]  # fmt: skip
     pixels = np.rint((seen + 1) * 127.5).astype(np.uint8)
-    picture = grids.captioned_grid(pixels, captions, columns=8)
-    if names:
-        counted = min(COUNTED, len(source))
-        counts = np.bincount([source.label(i) for i in range(counted)], minlength=len(names))
-        title = f"labels of the first {counted:,} of {len(source):,} images"
-        picture = grids.stack(picture, grids.histogram(counts, title))
-        console.say(f"{title}\n{_describe_classes(dict(zip(names, counts, strict=True)))}")
-    path = epath.Path(workdir or source.info.folder) / "preview.png"
-    files.write_png(path, picture)
-    console.say(f"{num} images as the network sees them (<> is flipped): {path}")
-    return path
+    return grids.captioned_grid(pixels, captions, columns=8), num
+
+
+def _draw_clips(source: Source, seed: int) -> tuple[np.ndarray, int]:
+    """A row of frames for each clip, not flipped, and how many clips."""
+    num, names = min(CLIPS, len(source)), source.info.class_names
+    batch = next(pipeline.train_batches(source, num, seed=seed, start=0))
+    whole = [batch[key] for key in ("frames", "image") if key in batch]
+    chosen = np.unique(np.linspace(0, source.data.frames - 1, FRAMES).round().astype(int))
+    pixels = np.concatenate(whole, axis=1)[:, chosen]
+    labels = [names[label] for label in batch["label"]] if names else [""] * num
+    captions = [f"{name} given" if frame < source.data.cond_frames else name
+                for name in labels for frame in chosen]  # fmt: skip
+    return grids.captioned_grid(pixels.reshape(-1, *pixels.shape[2:]), captions, len(chosen)), num

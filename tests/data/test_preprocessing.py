@@ -74,6 +74,11 @@ def test_area_resize_keeps_the_mean_and_bicubic_keeps_a_ramp():
     np.testing.assert_allclose(
         preprocessing.resize_area(video, 5).mean((1, 2)), video.mean((1, 2)), rtol=1e-5
     )
+    np.testing.assert_allclose(  # the two ways of `resize_area` agree
+        preprocessing.resize_area(video[0], 7),
+        preprocessing._enlarge_area(video[0].astype(np.float32), 7),
+        rtol=1e-5,
+    )
     ramp = np.tile(np.arange(32.0)[:, None, None], (1, 32, 3))
     result = preprocessing.resize_bicubic(ramp, 8)
     centres = 4 * np.arange(8) + 1.5

@@ -143,6 +143,17 @@ def test_which_feature_is_the_image(features, found):
             catalog.feature_keys("mine", builder)
 
 
+def test_which_feature_is_the_video():
+    clips = tfds.features.Sequence(IMAGE, length=4)
+    features = {"clip": clips, "n": tfds.features.Sequence(tfds.features.Scalar(np.int64))}
+    for more, found in (({}, ("clip", None)), ({"image": IMAGE}, ("clip", None))):
+        info = types.SimpleNamespace(features=tfds.features.FeaturesDict({**features, **more}))
+        assert catalog.feature_keys("mine", types.SimpleNamespace(info=info), frames=4) == found
+    info = types.SimpleNamespace(features=tfds.features.FeaturesDict({**features, "b": clips}))
+    with pytest.raises(ConfigError, match=r"one video feature of 8 bits but has several"):
+        catalog.feature_keys("mine", types.SimpleNamespace(info=info), frames=4)
+
+
 def test_copy_without_random_access(digits_dir, tmp_path):
     shutil.copytree(digits_dir, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "digits" / "1.0.0" / "dataset_info.json"
@@ -181,24 +192,36 @@ def test_another_process_prepared_first(digits_dir, tmp_path, monkeypatch):
         small_sets.opened("digits", "train", str(tmp_path / "elsewhere"), 8, 1)
 
 
-def test_two_prepare_together_without_tensorflow(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "size", "clip", "shape"),
+    [
+        ("digits", 8, None, (16, 8, 8, 1)),
+        ("moving_digits", 12, {"frames": 3, "cond_frames": 1, "stride": 1, "window": "first"},
+         (16, 2, 12, 12, 1)),
+    ],
+)  # fmt: skip
+def test_two_prepare_together_without_tensorflow(tmp_path, name, size, clip, shape):
     script = textwrap.dedent(f"""
         import sys
         from concurrent import futures
-        from rin_jax.data import pipeline
+        from rin_jax.data import moving_digits, pipeline
         from tests.data import small_sets
 
+        moving_digits.CLIPS = {{"train": 40, "test": 20}}
+
         def first_batch(index):
-            opened = small_sets.opened("digits", "train", {str(tmp_path)!r}, 8, 1)
+            where = {name!r}, "train", {str(tmp_path)!r}, {size}, 1
+            opened = small_sets.opened(*where, clip={clip!r})
             return next(pipeline.train_batches(opened, 16, seed=0, start=0))
 
         with futures.ThreadPoolExecutor(2) as threads:
             for batch in threads.map(first_batch, range(2)):
-                assert batch["image"].shape == (16, 8, 8, 1)
+                assert batch["image"].shape == {shape!r}
         assert "tensorflow" not in sys.modules
     """)
     subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, timeout=60, check=True)
-    assert not [path for path in (tmp_path / "digits").iterdir() if "incomplete" in path.name]
+    assert not list(tmp_path.glob("*/*incomplete*"))
+    assert len(list(tmp_path.glob(f"{name}*/1.0.0/dataset_info.json"))) == 1
 
 
 def copied(digits_dir, tmp_path):

@@ -14,6 +14,7 @@ from PIL import Image
 from tensorflow_datasets.image_classification import mnist
 
 from rin_jax import ConfigError, main
+from rin_jax.data import moving_digits
 from rin_jax.experiment import make_experiment
 from rin_jax.jobs import prepare as prepare_lib
 from rin_jax.jobs import train as train_lib
@@ -109,6 +110,47 @@ def test_preview_shows_what_the_first_step_reads(tmp_path):
     np.testing.assert_array_equal(cells(plain, 8, columns=8)[:64], batch["image"])
 
 
+def test_clips_of_a_folder(tmp_path, capsys):
+    """From animations of one grey a frame to batches, and a preview with a row for each clip."""
+    greys = np.random.default_rng(0).integers(0, 256, (6, 7), np.uint8)
+    for index, frames in enumerate(greys):
+        folder = tmp_path / "files" / ("cat", "dog")[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        first, *rest = [Image.fromarray(np.full((20, 30), grey, np.uint8)) for grey in frames]
+        first.save(folder / f"{index}.gif", save_all=True, append_images=rest)
+    clip = {"frames": 3, "cond_frames": 1, "stride": 3, "window": "first"}
+    changes = {"name": "greys", "image_size": 8, "channels": 1, "num_classes": 2, "clip": clip}
+    made = config(tmp_path, **changes)
+    path = prepare(made, folder=str(tmp_path / "files"))
+    text = capsys.readouterr().out
+    for words in ("preparing 6 clips", "6 clips of 3 frames (stride 3, first window) of 8 pixels",
+                  "2 classes, from 3 clips", "6 clips as the network sees them"):  # fmt: skip
+        assert words in text
+    seen = cells(path, 8, columns=3)[:18, 0, 0, 0].reshape(6, 3)
+    assert sorted(seen.tolist()) == sorted(greys[:, ::3].tolist())
+    assert prepare(made, workdir=str(tmp_path / "again")).read_bytes() == path.read_bytes()
+    source = small_sets.opened("greys", "train", tmp_path, 8, 1, clip=clip, num_classes=2)
+    found = [[*record["frames"][:, 0, 0, 0], *record["image"][:, 0, 0, 0], record["label"]]
+             for record in map(source.__getitem__, range(6))]  # fmt: skip
+    assert sorted(found) == sorted([*greys[i, ::3], i % 2] for i in range(6))
+    changed = config(tmp_path, **changes | {"clip": clip | {"stride": 2}})
+    with pytest.raises(ConfigError, match=r"stride is 2, but 'greys' .* was prepared with 3"):
+        prepare(changed)
+
+
+def test_moving_digits_are_shown(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(moving_digits, "CLIPS", {"train": 30, "test": 10})
+    clip = {"frames": 4, "cond_frames": 0, "stride": 1, "window": "first"}
+    changes = {"name": "moving_digits", "image_size": None, "channels": None, "clip": clip}
+    path = prepare(config(tmp_path, **changes), workdir=str(tmp_path))
+    assert len(cells(path, 24, columns=4)) >= 8 * 4
+    assert "labels of the first 30 of 30 clips" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="'moving_digits' is a data set of clips"):
+        prepare(config(tmp_path, **changes | {"clip": None}))
+    with pytest.raises(ConfigError, match="'digits' is a data set of images"):
+        prepare(config(tmp_path, **changes | {"name": "digits"}))
+
+
 def test_digits_are_shown(tmp_path, capsys):
     path = prepare(config(tmp_path, image_size=None, channels=None), workdir=str(tmp_path))
     assert Image.open(path).size[0] > 700
@@ -133,7 +175,7 @@ def test_a_set_of_tfds_in_place_and_at_another_size(tmp_path, capsys):
     ("changes", "folder", "message"),
     [
         ({"name": "My Cats"}, ".", "name the new data set with small letters"),
-        ({"name": "imagenet2012"}, ".", "a data set of TFDS; give the images of --source another"),
+        ({"name": "imagenet2012"}, ".", "a data set of TFDS; give what --source has another name"),
         ({"name": "mine", "image_size": None}, ".", "image_size is not set"),
         ({"name": "mine"}, "nowhere", "nowhere is not a folder"),
         ({"name": "mine"}, ".", "has no image"),
