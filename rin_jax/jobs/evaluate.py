@@ -32,6 +32,7 @@ from rin_jax.network.conditioning import NO_LABEL
 from rin_jax.runtime import console, processes
 from rin_jax.sampling import labels as label_rules
 from rin_jax.sampling import measuring, real_images
+from rin_jax.sampling.conditions import make_conditions
 from rin_jax.sampling.generate import guide_experiment, make_device_sampler
 from rin_jax.sampling.weights import load_ema
 
@@ -123,7 +124,7 @@ def of_model(
     labels = label_rules.by_rule(
         evaluation.labels, evaluation.num_samples, known, seed, histogram[:known]
     )
-    config = experiment.config
+    conditions, config = make_conditions(experiment, labels), experiment.config
     description = {
         "step": step, "ema": name, "seed": seed, "labels": evaluation.labels if known else "none",
         "weights": protocol.digest(tree_checksums({"params": params})),
@@ -132,8 +133,8 @@ def of_model(
         "guidance_scale": config.sampler.guidance_scale,
     }  # fmt: skip
     return Samples(
-        make_device_sampler(experiment, mesh, seed)(params, labels),
-        experiment.generation.images_per_device, labels, evaluation,
+        make_device_sampler(experiment, mesh, seed)(params, conditions),
+        experiment.generation.images_per_device, conditions.labels, evaluation,
         json.loads(json.dumps(description)), f"{step:08d}-{name}",
     )  # fmt: skip
 

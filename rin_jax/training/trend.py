@@ -23,6 +23,7 @@ from rin_jax.experiment import Experiment
 from rin_jax.runtime import console, processes
 from rin_jax.sampling import labels as label_rules
 from rin_jax.sampling import measuring, real_images
+from rin_jax.sampling.conditions import make_conditions
 from rin_jax.sampling.generate import make_device_sampler
 from rin_jax.training import curves
 
@@ -88,11 +89,12 @@ class Trend:
         known, count = self._experiment.rin.num_classes, self._evaluation.trend_samples
         histogram = next(iter(self._references.values())).histogram[:known]
         labels = label_rules.by_rule(evaluation.labels, count, known, seed, histogram)
+        conditions = make_conditions(self._experiment, labels, self._source)
         found, config = {}, protocol.digest(self._experiment.config.to_dict())
         for name, params in emas.items():
             kept = f"trend-{step}-{name}-{config}"
             path = epath.Path(self._workdir) / "evaluation" / "parts" / kept
-            images = self._sampler(params, labels)
+            images = self._sampler(params, conditions)
             size, parts = self._experiment.generation.images_per_device, Parts(path)
             figures = measuring.figures(
                 evaluation, self._mesh, images, size, count, self._features, self._references, parts

@@ -1,0 +1,63 @@
+"""What samples 0, 1, .. of a seed are conditioned on, and what really followed.
+
+Classes come from a rule (`labels.py`). Where the network is given frames, they are those of real
+clips: sample i takes record i, modulo their number, of the split "test" if the data set has one,
+else of its own, in storage order; and the class of sample i is that record's.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from rin_jax.data.source import Source, open_source
+from rin_jax.experiment import Experiment
+from rin_jax.network.conditioning import NO_LABEL
+
+HELD_OUT = "test"
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """The conditions of N samples; indices are int [B], in 0..N-1."""
+
+    labels: np.ndarray  # int32 [N], NO_LABEL where there is no class
+    clips: Source | None  # of the given frames; None: no frames are given
+    num_classes: int  # of the network
+    input_scale: float  # of the process
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def of(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The condition of the network for these samples."""
+        cond = {"label": self.labels[indices]} if self.num_classes else {}
+        if self.clips is not None:
+            frames = np.stack([record["frames"] for record in self._records(indices)])
+            cond["frames"] = (frames / np.float32(127.5) - 1) * np.float32(self.input_scale)
+        return cond
+
+    def truth(self, indices: np.ndarray) -> np.ndarray:
+        """The clips whose first frames are given, uint8 [B, T, H, W, C]."""
+        pairs = ((record["frames"], record["image"]) for record in self._records(indices))
+        return np.stack([np.concatenate(pair) for pair in pairs])
+
+    def _records(self, indices: np.ndarray) -> list[dict]:
+        return [self.clips[int(i) % len(self.clips)] for i in indices]
+
+
+def make_conditions(
+    experiment: Experiment, labels: np.ndarray, source: Source | None = None
+) -> Conditions:
+    """The conditions of a network's samples under `labels` int [N], or under those of real clips.
+
+    `source` is the data set if it is open already; else it is opened where frames are given, which
+    raises as `open_source`.
+    """
+    labels, num_classes, clips = np.asarray(labels, np.int32), experiment.rin.num_classes, None
+    if experiment.rin.cond_frames:
+        source = source or open_source(experiment.data)
+        clips = source.other_split(HELD_OUT) or source
+        known = clips.info.num_classes and num_classes
+        own = [clips.label(i % len(clips)) if known else NO_LABEL for i in range(len(labels))]
+        labels = np.array(own, np.int32)
+    return Conditions(labels, clips, num_classes, experiment.objective.process.input_scale)
