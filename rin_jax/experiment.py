@@ -25,6 +25,7 @@ from rin_jax.diffusion.objective import Objective
 from rin_jax.diffusion.process import Process
 from rin_jax.diffusion.samplers import Sampler
 from rin_jax.diffusion.schedules import make_schedule
+from rin_jax.evaluation import frames
 from rin_jax.evaluation.protocol import Evaluation
 from rin_jax.network.rin import RIN
 from rin_jax.runtime import sharding
@@ -110,6 +111,9 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
     objective = make_objective(sections["diffusion"])
     sampler, guidance, generation = make_sampler(sections["sampler"], objective.process)
     check_guidance(guidance.scale, generation.guide, objective, data)
+    evaluation = section(Evaluation, "evaluation", sections)
+    if data.cond_frames and "ssim" in evaluation.measures:
+        frames.check_size(data.image_size)
     train = section(Train, "train", sections)
     optimizer, learning_rate = section(Optimizer, "optimizer", sections).make(train.num_steps)
     ema = section(Ema, "ema", sections)
@@ -120,7 +124,7 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
         optimizer=optimizer, learning_rate=learning_rate, train=train,
         ema=ema, averages=ema.weights(),
         checkpoint=section(Policy, "checkpoint", sections),
-        evaluation=section(Evaluation, "evaluation", sections),
+        evaluation=evaluation,
         mesh=section(sharding.MeshSizes, "mesh", sections),
     )  # fmt: skip
 

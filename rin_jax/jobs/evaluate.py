@@ -31,6 +31,7 @@ from rin_jax.experiment import Experiment, device_mesh, make_experiment
 from rin_jax.interop.loading import load
 from rin_jax.network.conditioning import NO_LABEL
 from rin_jax.runtime import console, processes
+from rin_jax.sampling import labels as label_rules
 from rin_jax.sampling import measuring, real_images
 from rin_jax.sampling.conditions import make_conditions, source_of
 from rin_jax.sampling.generate import guide_experiment, make_device_sampler
@@ -134,15 +135,16 @@ def of_model(
     else:
         model = load(export, experiment)
         step, name, params, mesh = model.step, model.ema, model.params, model.mesh
-    evaluation, seed = experiment.evaluation, experiment.seed
+    evaluation, seed, known = experiment.evaluation, experiment.seed, experiment.rin.num_classes
     histogram = next(iter(real.values())).histogram
-    conditions = make_conditions(experiment, source, evaluation.num_samples, histogram)
+    labels = label_rules.by_rule(
+        evaluation.labels, evaluation.num_samples, known, seed, histogram[:known]
+    )
+    conditions, config = make_conditions(experiment, labels, source), experiment.config
     images = make_device_sampler(experiment, mesh, seed)(params, conditions)
     images, of_frames = measuring.of_clips(experiment, images, conditions)
-    config = experiment.config
     description = {
-        "step": step, "ema": name, "seed": seed,
-        "labels": evaluation.labels if experiment.rin.num_classes else "none",
+        "step": step, "ema": name, "seed": seed, "labels": evaluation.labels if known else "none",
         "weights": protocol.digest(tree_checksums({"params": params})),
         "sampler": config.sampler.to_dict(), "process": config.diffusion.to_dict(),
         "model": config.model.to_dict(), "evaluations": experiment.sampler.num_evaluations,

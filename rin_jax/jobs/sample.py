@@ -22,10 +22,10 @@ from rin_jax import ConfigError
 from rin_jax.data import catalog
 from rin_jax.experiment import device_mesh, make_experiment
 from rin_jax.interop.loading import Model, load
-from rin_jax.network import conditioning
 from rin_jax.runtime import console, files
 from rin_jax.sampling import grids, trace
 from rin_jax.sampling import labels as label_rules
+from rin_jax.sampling.conditions import make_conditions
 from rin_jax.sampling.generate import generate_all, guide_experiment
 from rin_jax.sampling.weights import load_ema
 
@@ -55,13 +55,14 @@ def sample(
         model = load(export, experiment)
     folder = epath.Path(workdir) / "samples" / f"{model.step:08d}"
     part = model.experiment.generation.images_per_device * model.mesh.size
-    images = generate_all(model.experiment, model.mesh, seed, model.params, labels, part)
+    conditions = make_conditions(model.experiment, labels)
+    images = generate_all(model.experiment, model.mesh, seed, model.params, conditions, part)
     if show:
         few = np.arange(min(PICTURED, len(labels)))
-        cond = conditioning.of_labels(labels[few], num_classes)
+        cond = conditions.of(few)
         trajectory = trace.trace(experiment, model.mesh, model.params, seed, few, cond)
     if jax.process_index() == 0:
-        write(model, folder, images, labels)
+        write(model, folder, images, conditions.labels)
         if show:
             trace.write(folder, trajectory)
     made = f"{len(labels)} samples of step {model.step} ({model.ema} weights)"

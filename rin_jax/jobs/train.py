@@ -164,6 +164,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, watch: Watch | None =
         if measures:
             trend = stack.enter_context(Trend(experiment, source, workdir, mesh))
         run_loop(
-            experiment, mesh, train_step, state, batches, images_read, saver, writer, trend, watch
-        )
+            experiment, mesh, train_step, state, batches, source, images_read, saver, writer, trend,
+            watch,
+        )  # fmt: skip
     console.say(f"trained to step {num_steps}; samples and curves in {workdir}")

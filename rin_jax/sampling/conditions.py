@@ -1,72 +1,71 @@
-"""What samples 0, 1, .. of a seed are conditioned on.
+"""What samples 0, 1, .. of a seed are conditioned on, and what really followed.
 
-A network that is given frames predicts how real clips go on: sample i follows record i, modulo the
-number of records, of the data set's split "test" or, where there is none, of its own split, and has
-that record's class. The samples of any other network have labels by a rule: labels.py.
+Classes come from a rule (`labels.py`). Where the network is given frames, they are those of real
+clips: sample i takes record i, modulo their number, of the split "test" if the data set has one,
+else of its own, in storage order; and the class of sample i is that record's.
 """
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 
 from rin_jax.data import pipeline
-from rin_jax.data.source import Source
+from rin_jax.data.source import Source, open_source
 from rin_jax.experiment import Experiment
-from rin_jax.network import conditioning
-from rin_jax.network.conditioning import NO_LABEL, Cond
-from rin_jax.sampling.labels import by_rule
+from rin_jax.network.conditioning import NO_LABEL
+
+HELD_OUT = "test"
 
 
 @dataclasses.dataclass(frozen=True)
 class Conditions:
-    """The conditions of as many samples as there are labels."""
+    """The conditions of N samples; indices are int [B], in 0..N-1."""
 
-    labels: np.ndarray  # int32 [N], the classes of the samples; NO_LABEL where they have none
-    num_classes: int  # that the network knows
-    reader: pipeline.Reader | None = None  # of real clips, if their first frames are given
-    input_scale: float = 1.0
+    labels: np.ndarray  # int32 [N], NO_LABEL where there is no class
+    clips: pipeline.Reader | None  # of the given frames; None: no frames are given
+    num_classes: int  # of the network
+    input_scale: float  # of the process
 
-    def of(self, indices: np.ndarray) -> Cond:
-        """The conditions of some samples, on the host."""
-        cond = conditioning.of_labels(self.labels[indices], self.num_classes)
-        if self.reader is not None:
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def of(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The condition of the network for these samples."""
+        cond = {"label": self.labels[indices]} if self.num_classes else {}
+        if self.clips is not None:
             frames = self._records(indices)["frames"]
-            cond["frames"] = (frames.astype(np.float32) / 127.5 - 1) * np.float32(self.input_scale)
+            cond["frames"] = (frames / np.float32(127.5) - 1) * np.float32(self.input_scale)
         return cond
 
     def truth(self, indices: np.ndarray) -> np.ndarray:
-        """The whole real clips uint8 [B, T, H, W, C] of some samples."""
+        """The clips whose first frames are given, uint8 [B, T, H, W, C]."""
         records = self._records(indices)
         return np.concatenate([records["frames"], records["image"]], axis=1)
 
     def _records(self, indices: np.ndarray) -> pipeline.Batch:
-        return self.reader(np.asarray(indices) % self.reader.num_records)
+        return self.clips(np.asarray(indices) % self.clips.num_records)
 
 
 def make_conditions(
-    experiment: Experiment, source: Source, count: int, histogram: Sequence[int]
+    experiment: Experiment, labels: np.ndarray, source: Source | None = None
 ) -> Conditions:
-    """Of `count` samples that are measured, by the section `evaluation`.
+    """The conditions of a network's samples under `labels` int [N], or under those of real clips.
 
-    `source` is what the network learns from, `histogram` how many real images have each label.
+    `source` is the data set if it is open already; else it is opened where frames are given, which
+    raises as `open_source`.
     """
-    rin = experiment.rin
-    if not rin.cond_frames:
-        rule, known = experiment.evaluation.labels, rin.num_classes
-        return Conditions(by_rule(rule, count, known, experiment.seed, histogram[:known]), known)
-    source = source_of(experiment, source)
-    labels = np.full(len(source), NO_LABEL, np.int32)
-    if source.info.num_classes:
-        labels[:count] = [source.label(i) for i in range(min(count, len(source)))]
-    scale = experiment.objective.process.input_scale
-    reader = pipeline.Reader(source)
-    return Conditions(np.resize(labels, count), rin.num_classes, reader, scale)
+    labels, num_classes, clips = np.asarray(labels, np.int32), experiment.rin.num_classes, None
+    if experiment.rin.cond_frames:
+        source = source_of(experiment, source or open_source(experiment.data))
+        clips, known = pipeline.Reader(source), source.info.num_classes > 0
+        own = [source.label(i % len(source)) if known else NO_LABEL for i in range(len(labels))]
+        labels = np.array(own, np.int32)
+    return Conditions(labels, clips, num_classes, experiment.objective.process.input_scale)
 
 
 def source_of(experiment: Experiment, source: Source) -> Source:
-    """The records that samples belong to: those of "test" for clips whose first frames are given.
+    """The records that samples belong to, where `source` is what the network learns from.
 
-    Of any other network they are those that it learns from, `source`.
+    They are those of HELD_OUT, where there are any, if frames are given; else those of `source`.
     """
-    return (source.other_split("test") if experiment.data.cond_frames else None) or source
+    return (source.other_split(HELD_OUT) if experiment.rin.cond_frames else None) or source

@@ -24,7 +24,6 @@ from rin_jax import ConfigError
 from rin_jax.checkpointing.restore import find_checkpoints
 from rin_jax.diffusion.samplers import example_noise
 from rin_jax.experiment import Experiment, make_experiment, saved_config
-from rin_jax.network import conditioning
 from rin_jax.network.conditioning import Cond
 from rin_jax.network.rin import RIN
 from rin_jax.runtime import console, processes
@@ -122,12 +121,12 @@ def make_generate(experiment: Experiment, mesh: Mesh, seed: int) -> Generate:
 def make_device_sampler(
     experiment: Experiment, mesh: Mesh, seed: int
 ) -> Callable[[dict, Conditions], Callable[[jax.Device, np.ndarray], tuple[Array, np.ndarray]]]:
-    """(params, conditions) -> a function (device, indices [B]) -> (images, their labels [B]).
+    """(params, conditions) -> a function (device, indices [B]) -> (images of `seed`, labels [B]).
 
     Images are float32 [size, *example_shape] in 0..255, not rounded, on that device, which is one
-    of this process's. Image i of `seed` lies in row i modulo size = `sampler.images_per_device`;
-    the other rows mean nothing. No two of the indices have one row. It is compiled once for all
-    parameters. Raises as `make_generate`.
+    of this process's. Image i lies in row i modulo size = `sampler.images_per_device`; the other
+    rows mean nothing. No two of the indices have one row; `conditions` are those of all images of
+    the seed. It is compiled once for all parameters. Raises as `make_generate`.
     """
     experiment.sampler.check_grid()
     guide = load_guide(experiment, mesh)
@@ -141,8 +140,8 @@ def make_device_sampler(
         def images_of(device: jax.Device, indices: np.ndarray) -> tuple[Array, np.ndarray]:
             rows = np.zeros(size, np.int32)
             rows[indices % size] = indices
-            cond = conditions.of(rows)
-            images = program(local[device], *jax.device_put((key, rows, cond), device))
+            place = (key, rows, conditions.of(rows))
+            images = program(local[device], *jax.device_put(place, device))
             return images, conditions.labels[indices]
 
         return images_of
@@ -151,16 +150,15 @@ def make_device_sampler(
 
 
 def generate_all(
-    experiment: Experiment, mesh: Mesh, seed: int, params: dict, labels: np.ndarray, part: int
+    experiment: Experiment, mesh: Mesh, seed: int, params: dict, conditions: Conditions, part: int
 ) -> np.ndarray:
-    """Images 0, 1, .. of `seed` under `labels` [N], `part` of them at a time, a line for each."""
+    """Images 0, 1, .. of `seed` under N conditions, `part` of them at a time, a line for each."""
     generate = make_generate(experiment, mesh, seed)
-    progress = console.Progress(0, len(labels), 1)
+    progress = console.Progress(0, len(conditions), 1)
     images = []
-    for first in range(0, len(labels), part):
-        rows = np.arange(first, min(first + part, len(labels)))
-        cond = conditioning.of_labels(labels[rows], experiment.rin.num_classes)
-        images.append(generate(params, rows, cond))
+    for first in range(0, len(conditions), part):
+        rows = np.arange(first, min(first + part, len(conditions)))
+        images.append(generate(params, rows, conditions.of(rows)))
         console.say(progress.line(progress.update(int(rows[-1]) + 1)))
     return np.concatenate(images)
 

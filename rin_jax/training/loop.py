@@ -14,11 +14,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rin_jax.checkpointing.checkpoints import Checkpoints
+from rin_jax.data.source import Source
 from rin_jax.experiment import Experiment
-from rin_jax.network import conditioning, cost
+from rin_jax.network import cost
 from rin_jax.runtime import chips, console, processes, sharding
 from rin_jax.runtime.preemption import Preempted, Watch
-from rin_jax.sampling import grids
+from rin_jax.sampling import clips
+from rin_jax.sampling.conditions import make_conditions
 from rin_jax.sampling.generate import make_generate
 from rin_jax.training import curves
 from rin_jax.training.metrics import Window, module_figures
@@ -75,7 +77,7 @@ class Saver:
 
 def run_loop(
     experiment: Experiment, mesh: Mesh, train_step: Callable, state: TrainState, batches: Iterator,
-    images_read: int, saver: Saver, writer: curves.Writer, trend: Trend | None,
+    source: Source, images_read: int, saver: Saver, writer: curves.Writer, trend: Trend | None,
     watch: Watch,
 ) -> TrainState:  # fmt: skip
     """Steps, logs, saves, samples and measures until `train.num_steps`; returns the last state.
@@ -83,10 +85,10 @@ def run_loop(
     Raises NotFiniteError at too many steps in a row that are not finite (nothing of them is saved),
     and Preempted if the run is told to end (its state is saved).
     """
-    num_steps, num_classes = experiment.train.num_steps, experiment.rin.num_classes
+    num_steps = experiment.train.num_steps
     generate = make_generate(experiment, mesh, experiment.seed)
-    labels = grids.grid_labels(num_classes)
-    cond = conditioning.of_labels(labels, num_classes)
+    conditions = make_conditions(experiment, clips.grid_labels(experiment.rin), source)
+    indices = np.arange(len(conditions))
     first_step = int(state.step)
     progress = console.Progress(first_step, num_steps, experiment.train.batch_size)
     window = Window(experiment.train.max_skipped_steps)
@@ -100,8 +102,8 @@ def run_loop(
                 saver.snapshot(state, step)
         if due["sample"]:
             with progress.spending("samples"), watch.quiet(step, saver.wait):
-                images = generate(state.emas[shown], np.arange(len(labels)), cond)
-                writer.image(step, "progress", grids.grid(images, grids.COLUMNS))
+                images = generate(state.emas[shown], indices, conditions.of(indices))
+                writer.image(step, "progress", clips.picture(images, conditions, indices))
         if due["trend"] and trend is not None:
             with progress.spending("evaluation"), watch.quiet(step, saver.wait):
                 writer.scalars(step, trend.measure(step, state.emas))

@@ -21,6 +21,7 @@ from rin_jax.evaluation import protocol
 from rin_jax.evaluation.parts import Parts
 from rin_jax.experiment import Experiment
 from rin_jax.runtime import console, processes
+from rin_jax.sampling import labels as label_rules
 from rin_jax.sampling import measuring, real_images
 from rin_jax.sampling.conditions import make_conditions, source_of
 from rin_jax.sampling.generate import make_device_sampler
@@ -90,10 +91,12 @@ class Trend:
         if not self._features:
             self._open()
         experiment, evaluation = self._experiment, self._evaluation
-        count = evaluation.trend_samples
-        histograms = [x.histogram for x in self._references.values()]
-        histogram = histograms[0] if histograms else ()
-        conditions = make_conditions(experiment, self._source, count, histogram)
+        known, count = experiment.rin.num_classes, evaluation.trend_samples
+        histograms = [x.histogram[:known] for x in self._references.values()] or [None]
+        labels = label_rules.by_rule(
+            evaluation.labels, count, known, experiment.seed, histograms[0]
+        )
+        conditions = make_conditions(experiment, labels, self._source)
         found, config = {}, protocol.digest(experiment.config.to_dict())
         for name, params in emas.items():
             kept = f"trend-{step}-{name}-{config}"
