@@ -91,32 +91,36 @@ def check_example(rin: RIN) -> None:
             f"model.patch_size {rin.patch_size} does not divide the image size "
             f"{size[-2]} x {size[-1]}; choose a divisor, or another data.image_size."
         )
-    tokens = rin.num_tokens + rin.num_frame_tokens
-    square = math.isqrt(tokens) ** 2 == tokens
-    if len(size) == 1 and rin.interface_positions != "learned" and not square:
+    if len(size) == 1 and rin.interface_positions != "learned" and not is_square(rin.num_tokens):
         raise ConfigError(
             f"model.interface_positions is {rin.interface_positions!r}, a code of a square grid, "
-            f"but there are {tokens} tokens; set 'learned'."
+            f"but there are {rin.num_tokens} tokens; set 'learned'."
         )
-    if rin.conv_size < 0 or (rin.conv_size and not square):
+    if rin.conv_size < 0 or (rin.conv_size and not is_square(rin.num_written)):
         raise ConfigError(
-            f"model.conv_size is {rin.conv_size} and there are {tokens} interface tokens; the "
-            "convolution takes them as a square image, so that must be a square; else set 0."
+            f"model.conv_size is {rin.conv_size} and {rin.num_written} interface tokens are "
+            "written; the convolution takes them as a square image, so that must be a square; "
+            "else set 0."
         )
-    if rin.conv_size and rin.interface_dim % conv_groups(rin.interface_dim):
+    groups = conv_groups(rin.interface_dim)
+    if rin.conv_size and (rin.interface_dim < 4 or rin.interface_dim % groups):
         raise ConfigError(
-            f"model.interface_dim is {rin.interface_dim}; with conv_size it must be a multiple of "
-            f"its {conv_groups(rin.interface_dim)} groups."
+            f"model.interface_dim is {rin.interface_dim}; with conv_size it must be at least 4 and "
+            f"a multiple of its {groups} groups; choose such a width, or set conv_size 0."
         )
+
+
+def is_square(number: int) -> bool:
+    """Whether a whole number is one times itself."""
+    return math.isqrt(number) ** 2 == number
 
 
 def check_cond_widths(rin: RIN) -> None:
     """The same for the widths of cond tokens."""
-    places = {True: ("latent_dim",), False: ("cond_dim", "interface_dim")}
 
     def width(on_latents: bool) -> tuple[str, int]:
-        fields = ((name, getattr(rin, name)) for name in places[on_latents])
-        return next((name, value) for name, value in fields if value is not None)
+        outer = "interface_dim" if rin.cond_dim is None else "cond_dim"
+        return ("latent_dim", rin.latent_dim) if on_latents else (outer, rin.outer_width)
 
     joined = rin.num_cond_tokens > 0 and rin.cond_route != "decoupled"
     if joined and rin.cond_dim not in (None, rin.interface_dim):
@@ -135,7 +139,9 @@ def check_cond_widths(rin: RIN) -> None:
         raise ConfigError(f"model.{name} is {value}; the embedding of gamma needs a multiple of 8.")
     if rin.sequence and not rin.sequence.projected:
         name, value = width(rin.sequence.on_latents)
-        if rin.sequence.width != value:
+        alone = rin.num_cond_tokens == rin.sequence.tokens and not rin.num_read_only
+        free = rin.cond_route == "decoupled" and not rin.sequence.on_latents and alone
+        if rin.sequence.width != value and not free:
             raise ConfigError(
                 f"model.sequence.width is {rin.sequence.width} and model.{name} {value}; they must "
                 "be equal, or set model.sequence.projected."
