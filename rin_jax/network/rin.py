@@ -138,7 +138,7 @@ class RIN(nn.Module):
     @property
     def outer_width(self) -> int:
         """Width of cond tokens that are not among the latents."""
-        return self.cond_dim or self.interface_dim
+        return self.interface_dim if self.cond_dim is None else self.cond_dim
 
     def abstract_cond(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of the condition of a batch; `batch` may be symbolic."""

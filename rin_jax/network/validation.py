@@ -27,7 +27,8 @@ def check(rin: RIN) -> None:
         "routing_heads", "latent_mlp_ratio",
     )  # fmt: skip
     sizes = {name: getattr(rin, name) for name in names}
-    sizes |= {"size of an example": min(rin.example_shape)}
+    sizes |= {f"a side of an example {rin.example_shape}": min(rin.example_shape)}
+    sizes |= {} if rin.cond_dim is None else {"cond_dim": rin.cond_dim}
     for name, value in sizes.items():
         if not 1 <= value < INT32_LIMIT:
             raise ConfigError(f"{name} is {value}; it must be between 1 and {INT32_LIMIT - 1}.")
@@ -82,10 +83,16 @@ def check_example(rin: RIN) -> None:
     """The same for the shape of an example and how it is cut."""
     *size, _ = rin.example_shape
     if (len(size) == 3) != (rin.video is not None):
-        wanted = "is not set, but examples are videos" if len(size) == 3 else "is set for no videos"
-        raise ConfigError(f"model.video {wanted} (shape {rin.example_shape}); set it for videos.")
+        wanted = "is not set, but they are videos" if len(size) == 3 else "is set, but they are not"
+        raise ConfigError(
+            f"model.video {wanted} (examples have shape {rin.example_shape}); set it for videos "
+            "and for nothing else."
+        )
     if rin.cond_frames < 0 or (rin.cond_frames and rin.video is None):
-        raise ConfigError(f"cond_frames is {rin.cond_frames}; only videos have such, at least 0.")
+        raise ConfigError(
+            f"cond_frames is {rin.cond_frames}; it cannot be negative, and only videos (examples "
+            f"have shape {rin.example_shape}) have more than 0."
+        )
     if any(side % rin.patch_size for side in size[-2:]) and len(size) > 1:
         raise ConfigError(
             f"model.patch_size {rin.patch_size} does not divide the image size "

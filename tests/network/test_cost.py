@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from rin_jax.network.cost import forward_flops, training_flops
-from tests.network.small import BATCH, inputs, param_shapes, small
+from tests.network.small import BATCH, SEQUENCE, VIDEO, inputs, param_shapes, small
+
+CLIP = {
+    "example_shape": (3, 4, 6, 2), "cond_frames": 2, "video": VIDEO | {"written": False},
+    "interface_self_cond": False,
+}  # fmt: skip
 
 
 def matmul_flops(jaxpr) -> int:
@@ -35,8 +40,15 @@ def matmul_flops(jaxpr) -> int:
         {"num_blocks": 4, "depth": (2, 2, 0, 1)},
         {"num_classes": 0, "latent_mlp_ratio": 3},
         {"interface_self_cond": False, "interface_mlp_ratio": 0},
+        CLIP,
+        CLIP | {"num_classes": 0, "cond_frames": 0, "interface_self_cond": True},
+        CLIP | {"label_in_time": True, "video": VIDEO, "sequence": SEQUENCE},
+        CLIP | {"cond_route": "decoupled", "sequence": SEQUENCE, "time_on_latents": False},
+        {"example_shape": (9, 2), "patch_size": 1, "conv_size": 2, "cond_route": "write",
+         "sequence": SEQUENCE, "depth": (1, 0)},
+        {"sequence": SEQUENCE | {"on_latents": True}, "num_latents": 6},
     ],
-)
+)  # fmt: skip
 def test_forward_flops_are_those_of_the_program(changes):
     rin = small(**changes)
     program = jax.make_jaxpr(rin.apply)({"params": param_shapes(rin)}, *inputs(rin))
