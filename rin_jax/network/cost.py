@@ -20,6 +20,8 @@ def multiply_adds(rin: RIN) -> collections.Counter:
     if rin.cond_route == "write":
         written, r = written + r, 0
     r += rin.num_read_only
+    head = min(e, rin.outer_width) // rin.routing_heads
+    inner = head * rin.routing_heads  # of the unit that reads cond tokens apart
     count: collections.Counter = collections.Counter()
 
     def layer(queries, width, context, context_width, a, ratio, times=1):  # attention, then an MLP
@@ -30,7 +32,7 @@ def multiply_adds(rin: RIN) -> collections.Counter:
 
     for depth in rin.depths:
         if r and rin.cond_route == "decoupled":
-            layer(m, e, r, c, min(e, rin.outer_width), rin.latent_mlp_ratio)
+            layer(m, e, r, c, inner, rin.latent_mlp_ratio)
         read = written + r * (rin.cond_route != "decoupled")
         layer(m, e, read, d, min(e, d), rin.latent_mlp_ratio)
         layer(m, e, m, e, e, rin.latent_mlp_ratio, times=depth)

@@ -1,15 +1,11 @@
 """What the attributes of a RIN must agree on, before any array exists."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
+
+from flax import linen as nn
 
 from rin_jax import ConfigError, one_of
 from rin_jax.network.blocks import REMAT_POLICIES, conv_groups
-
-if TYPE_CHECKING:
-    from rin_jax.network.rin import RIN
 
 # Where cond tokens go that are not among the latents.
 COND_ROUTES = (
@@ -20,8 +16,8 @@ COND_ROUTES = (
 INT32_LIMIT = 2**31
 
 
-def check(rin: RIN) -> None:
-    """Raises ConfigError, naming fields and values, if they disagree."""
+def check(rin: nn.Module) -> None:
+    """Raises ConfigError, naming fields and values, if those of a RIN disagree."""
     names = (
         "patch_size", "num_blocks", "num_latents", "latent_dim", "interface_dim", "num_heads",
         "routing_heads", "latent_mlp_ratio",
@@ -79,7 +75,7 @@ def check(rin: RIN) -> None:
         )
 
 
-def check_example(rin: RIN) -> None:
+def check_example(rin: nn.Module) -> None:
     """The same for the shape of an example and how it is cut."""
     *size, _ = rin.example_shape
     if (len(size) == 3) != (rin.video is not None):
@@ -122,7 +118,7 @@ def is_square(number: int) -> bool:
     return math.isqrt(number) ** 2 == number
 
 
-def check_cond_widths(rin: RIN) -> None:
+def check_cond_widths(rin: nn.Module) -> None:
     """The same for the widths of cond tokens."""
 
     def width(on_latents: bool) -> tuple[str, int]:
@@ -140,6 +136,11 @@ def check_cond_widths(rin: RIN) -> None:
             f"model.cond_dim is {rin.cond_dim} and interface_dim {rin.interface_dim}, but tokens "
             "of conditioning frames that are not written are read with the cond tokens; leave "
             "cond_dim unset, or set model.video.written."
+        )
+    if rin.cond_route == "decoupled" and width(False)[1] < rin.routing_heads:
+        raise ConfigError(
+            f"model.{width(False)[0]} is {width(False)[1]} and routing_heads {rin.routing_heads}; "
+            "with cond_route 'decoupled' a head needs at least one feature; choose fewer heads."
         )
     name, value = width(rin.time_on_latents)
     if value % 8:

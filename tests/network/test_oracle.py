@@ -70,7 +70,7 @@ VARIANTS = {
     "sequence read as it is": (TAPE | RAW, (3, 24)),
     "sequence written": (TAPE | WRITTEN, (3, 5)),
     "sequence written as it is": (TAPE | OFF | WRITTEN | RAW, (3, 24)),
-    "sequence read apart": (TAPE | APART | {"cond_dim": 20}, (3, 5)),
+    "sequence read apart": (TAPE | APART | {"cond_dim": 21}, (3, 5)),
     "sequence read apart as it is": (TAPE | APART | RAW | {"cond_dim": 10}, (3, 10)),
     "its width is its own": (TOKENS | APART | RAW | {"tape_dim": 8}, (3, 10)),
     "tokens from a sequence": (TOKENS | APART | OFF | {"xattn_enc_ln": True}, (4, 5)),

@@ -77,6 +77,10 @@ OWN = SEQUENCE | {"projected": False}
             {"cond_dim": 12, "cond_route": "decoupled", "time_on_latents": False},
             ["cond_dim is 12", "multiple of 8"],
         ),
+        (
+            {"cond_dim": 1, "cond_route": "decoupled", "sequence": SEQUENCE},
+            ["cond_dim is 1", "routing_heads 2"],
+        ),
         ({"sequence": SEQUENCE | {"width": 0}}, ["model.sequence.width"]),
         ({"sequence": SEQUENCE | {"projected": 1}}, ["model.sequence.projected is 1"]),
         ({"sequence": {"tokens": 2}}, ["model.sequence", "missing on_latents, projected, width"]),
