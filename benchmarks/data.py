@@ -89,7 +89,7 @@ def time_preparation(data_dir: str, image_size: int, threads: int) -> dict:
 def time_reading(data_dir: str, image_size: int, threads: int, seconds: float, count: int) -> dict:
     """Reads batches for some seconds, `count` times, without keeping decoded images."""
     since = time.perf_counter()
-    data = Data("photographs", "train", data_dir, image_size, 3, 2, False, threads, prefetch=2)
+    data = Data("photographs", "train", data_dir, image_size, None, 3, 2, False, threads, 2)
     source = open_source(data)
     batch_size = max(32, min(256, 2**20 // image_size**2))
     pipeline._MEMORY_BYTES = 0  # a data set of this size would be kept in memory
@@ -112,10 +112,11 @@ def time_reading(data_dir: str, image_size: int, threads: int, seconds: float, c
     }
 
 
-def machine() -> str:
-    """The processors, what else runs on them, the versions and the date."""
+def machine(*more: str) -> str:
+    """The processors, what else runs on them, the versions, `more` packages' too, and the date."""
     packages = (
         "array_record", "grain", "numpy", "opencv-python-headless", "pillow", "tensorflow-datasets",
+        *more,
     )  # fmt: skip
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
     return (

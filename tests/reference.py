@@ -107,7 +107,8 @@ def rin_of(config: dict, num_classes: int, sequence: tuple | None = None) -> RIN
 def inputs(name: str) -> dict:
     """(xt, gamma, cond) of an architecture file, by those names.
 
-    Its condition is one-hot labels, frames, or a sequence; a video's classes are beside its gamma.
+    Its condition is one-hot labels, frames, or a sequence, as are labels that are not projected; a
+    video's classes are beside its gamma.
     """
     arrays, meta = load(name)
     gamma, given, cond = arrays["in/t"], arrays.get("in/cond"), {}
@@ -115,7 +116,8 @@ def inputs(name: str) -> dict:
         if gamma.shape[1] > 1:
             cond["label"] = labels_of(gamma[:, 1:])
         gamma = gamma[:, 0]
-    if meta["cond"] == "class" and given is not None:
+    projected = meta["config"].get("cond_proj", True)
+    if meta["cond"] == "class" and given is not None and projected:
         cond["label"] = labels_of(given)
     elif given is not None and given.ndim == 5:
         cond |= {"frames": given} if given.shape[1] else {}

@@ -28,6 +28,7 @@ from rin_jax import main
 from rin_jax.evaluation import classifier
 from rin_jax.experiment import make_experiment
 from rin_jax.runtime import chips, sharding
+from tests.data import video_files
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [
@@ -48,6 +49,7 @@ NOT_RUN = {
     "Debian's package is installed",
     "--config.data.name=cifar10": "downloads CIFAR-10",
     "--config=configs/fashion_mnist.py": "takes long; the commands of the digits are the same",
+    "--source=KINETICS": "reads the videos of Kinetics; tests/data/test_folder_classes.py",
     "--source=MODEL_DIR": "reads a checkpoint of the authors; tests/interop/test_pix2seq.py",
     "--mode=plan": "the TPU compiler takes long; tests/jobs/test_plan.py runs it at :tiny",
     "benchmarks.step": "tests/benchmarks/test_step.py",
@@ -55,6 +57,7 @@ NOT_RUN = {
     "benchmarks.sampling_quality": "takes hours; tests/benchmarks/test_sampling.py",
     "benchmarks.features": "tests/benchmarks/test_features.py",
     "benchmarks.data": "takes minutes",
+    "benchmarks.clips": "takes minutes",
     "benchmarks.weak_scaling": "the TPU compiler takes hours",
     "pip": "installs packages",
     "make": "starts commands that are here, and this suite",
@@ -178,13 +181,15 @@ def test_reasons_are_of_commands():
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """The folder in which `make demo` has run at :tiny, with pictures of three classes."""
+    """The folder in which `make demo` has run at :tiny, with images and clips of three classes."""
     folder = tmp_path_factory.mktemp("reader")
     for name in ("cat", "dog", "fox"):
         (folder / "pictures" / name).mkdir(parents=True)
         for i in range(4):
             pixels = np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8)
             cv2.imwrite(str(folder / "pictures" / name / f"{i}.png"), pixels)
+        (folder / "CLIPS" / name).mkdir(parents=True)
+        video_files.save_video(folder / "CLIPS" / name / "a.mp4", video_files.numbered())
     make_mesh = sharding.make_mesh
     one = functools.partial(lambda *sizes, devices=None, **axes: make_mesh(
         *sizes, devices=devices or jax.devices()[:1], **axes))  # fmt: skip

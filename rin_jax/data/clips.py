@@ -112,7 +112,7 @@ def _animation(path: pathlib.Path, channels: int) -> Iterator[Pixels]:
 
 
 def _video(path: pathlib.Path, channels: int) -> Iterator[Pixels]:
-    """The frames of a video up to the first that is damaged, which is an error."""
+    """The frames of a video up to the first that the decoder finds damaged, which is an error."""
     with _open(path) as container:
         stream = _stream(container)
         stream.codec_context.thread_count = 1  # several files are decoded at a time

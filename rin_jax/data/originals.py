@@ -118,8 +118,8 @@ def open_folder(
     """Lists the images of a folder, or the clips, and finds their classes (`folder_classes`).
 
     Raises:
-      ConfigError: no images; classes that are wrong or more than `num_classes`, if given; clips and
-        no PyAV.
+      ConfigError: no images; classes that are wrong, or more than `num_classes` (0: not used, None:
+        all); clips and no PyAV.
     """
     folder = pathlib.Path(root)
     what, extensions = ("image", EXTENSIONS) if clip is None else ("clip", clips.EXTENSIONS)
@@ -133,7 +133,7 @@ def open_folder(
         known = ", ".join(sorted(extensions))
         raise ConfigError(f"--source={root} has no {what} (files that end in {known})")
     files, labels, names = folder_classes.find(folder, files, what, split)
-    if labels is not None and num_classes is not None and len(names) > num_classes:
+    if num_classes and len(names) > num_classes:
         raise ConfigError(
             f"data.num_classes is {num_classes}, but --source={root} has labels "
             f"0..{len(names) - 1}; set at least {len(names)}"

@@ -35,8 +35,9 @@ class RINBlock(nn.Module):
     """One read, `depth` compute layers, one write; depth 0 is a read alone.
 
     carry = (latents [B, M, E], interface [B, N, D]) -> the same. `cond_tokens` [B, any, any]
-    are read only: with the interface, or before it if `decoupled`. The first `num_tokens` of the
-    interface pass a convolution at the end if `conv_size`.
+    are read only: with the interface, or before it by a unit of their own if `cond_width`. The
+    first `num_tokens` of the interface pass a convolution at the end if `conv_size`. The inner
+    width of a unit is the smaller one of those that it joins.
     """
 
     depth: int
@@ -45,7 +46,7 @@ class RINBlock(nn.Module):
     latent_mlp_ratio: int
     interface_mlp_ratio: int
     norm_context: bool
-    decoupled: bool
+    cond_width: int
     dropout: float
     attention_dropout: float
     drop_path: float
@@ -65,12 +66,16 @@ class RINBlock(nn.Module):
             kept = {"prevent_cse": False, "policy": REMAT_POLICIES[self.remat]}
             cross, layer = nn.remat(cross, **kept), nn.remat(layer, static_argnums=(2,), **kept)
 
-        def route(name, mlp_ratio):
-            return cross(self.routing_heads, mlp_ratio, self.norm_context, self.dtype, name=name)
+        def route(name, mlp_ratio, other_width=interface.shape[-1]):
+            return cross(
+                min(latents.shape[-1], other_width), self.routing_heads, mlp_ratio,
+                self.norm_context, self.dtype, name=name,
+            )  # fmt: skip
 
         context = interface
-        if cond_tokens is not None and self.decoupled:
-            latents = route("read_cond", self.latent_mlp_ratio)(latents, cond_tokens)
+        if cond_tokens is not None and self.cond_width:
+            read_cond = route("read_cond", self.latent_mlp_ratio, self.cond_width)
+            latents = read_cond(latents, cond_tokens)
         elif cond_tokens is not None:
             context = jnp.concatenate([interface, cond_tokens], axis=1)
         latents = route("read", self.latent_mlp_ratio)(latents, context)
@@ -111,7 +116,9 @@ class Convolution(nn.Module):
         x = tokens.reshape(batch, side, side, width)
         x = Depthwise(self.size, self.dtype, name="depthwise")(x)
         groups = conv_groups(width)
-        norm = nn.GroupNorm(groups, 1e-5, dtype=self.dtype, use_fast_variance=False, name="norm")
+        norm = nn.GroupNorm(
+            groups, epsilon=1e-5, dtype=self.dtype, use_fast_variance=False, name="norm"
+        )
         x = nn.silu(norm(x))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         x = nn.Conv(width, (1, 1), kernel_init=near_zero, dtype=self.dtype, name="pointwise")(x)

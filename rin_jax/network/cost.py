@@ -13,17 +13,18 @@ def multiply_adds(rin: RIN) -> collections.Counter:
     (second matrix of an MLP) and all other "projections".
     """
     n, d, m, e = rin.num_tokens, rin.interface_dim, rin.num_latents, rin.latent_dim
-    c, r = rin.cond_dim or d, rin.num_cond_tokens
+    c, r = rin.outer_width, rin.num_cond_tokens
     if rin.sequence and not rin.sequence.on_latents and not rin.sequence.projected:
         c = rin.sequence.width
-    written = n + rin.num_frame_tokens - rin.num_read_only
+    written = rin.num_written
     if rin.cond_route == "write":
         written, r = written + r, 0
     r += rin.num_read_only
+    head = min(e, rin.outer_width) // rin.routing_heads
+    inner = head * rin.routing_heads  # of the unit that reads cond tokens apart
     count: collections.Counter = collections.Counter()
 
-    def layer(queries, width, context, context_width, ratio, times=1):  # attention, then an MLP
-        a = min(width, context_width)
+    def layer(queries, width, context, context_width, a, ratio, times=1):  # attention, then an MLP
         count["projections"] += times * 2 * (queries * width + context * context_width) * a
         count["scores"] += times * 2 * queries * context * a
         for matrix in ("projections", "ffn_out"):
@@ -31,17 +32,18 @@ def multiply_adds(rin: RIN) -> collections.Counter:
 
     for depth in rin.depths:
         if r and rin.cond_route == "decoupled":
-            layer(m, e, r, c, rin.latent_mlp_ratio)
+            layer(m, e, r, c, inner, rin.latent_mlp_ratio)
         read = written + r * (rin.cond_route != "decoupled")
-        layer(m, e, read, d, rin.latent_mlp_ratio)
-        layer(m, e, m, e, rin.latent_mlp_ratio, times=depth)
+        layer(m, e, read, d, min(e, d), rin.latent_mlp_ratio)
+        layer(m, e, m, e, e, rin.latent_mlp_ratio, times=depth)
         if depth:
-            layer(written, d, m, e, rin.interface_mlp_ratio)
-            count["projections"] += n * d * (rin.conv_size**2 + d) * (rin.conv_size > 0)
+            layer(written, d, m, e, min(e, d), rin.interface_mlp_ratio)
+            if rin.conv_size:
+                count["projections"] += rin.num_written * d * (rin.conv_size**2 + d)
 
     values = math.prod(rin.patch) * rin.example_shape[-1]  # of a patch
     count["outside"] = (2 * n + rin.num_frame_tokens) * values * d  # stem and readout
-    width = {name: e if on else rin.cond_dim or d for name, (_, on) in rin.cond_tokens.items()}
+    width = {name: e if on else rin.outer_width for name, (_, on) in rin.cond_tokens.items()}
     time, classes = width["time"], rin.num_classes
     count["outside"] += (time // 4) * time + time * time
     count["outside"] += classes * (time if rin.label_in_time else width.get("label", 0))

@@ -137,9 +137,10 @@ class CrossAttention(nn.Module):
     """One direction of routing: x attends to context, then passes its own MLP.
 
     x [B, Q, W], context [B, S, any] -> [B, Q, W]. The context is not normalised unless
-    `norm_context`. The inner width is the smaller of both widths. `mlp_ratio` 0: no MLP.
+    `norm_context`. `width` is the inner width. `mlp_ratio` 0: no MLP.
     """
 
+    width: int
     num_heads: int
     mlp_ratio: int
     norm_context: bool
@@ -147,11 +148,11 @@ class CrossAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, context: Array) -> Array:
-        width = min(x.shape[-1], context.shape[-1])
         queries = layer_norm("norm", self.dtype)(x)
         if self.norm_context:
             context = layer_norm("context_norm", self.dtype)(context)
-        x = x + Attention(self.num_heads, width, self.dtype, name="attention")(queries, context)
+        attention = Attention(self.num_heads, self.width, self.dtype, name="attention")
+        x = x + attention(queries, context)
         if self.mlp_ratio:
             x = MLP(self.mlp_ratio, self.dtype, name="mlp")(x)
         return x

@@ -70,7 +70,7 @@ class RIN(nn.Module):
     label_in_time: bool  # whether there is no class token: the class joins the embedding of gamma
     sequence: Sequence | None  # a condition of embedded tokens (a mapping will do); None: none
     cond_route: str  # "read", "write" or "decoupled": what happens to those that are not
-    cond_dim: int | None  # width of those that are not, if decoupled; else it is interface_dim
+    cond_dim: int | None  # width of those that are not, if decoupled; None: interface_dim
     time_scale: float  # gamma is multiplied by this before its sinusoids; also the span of sin_cos
     remat: str  # "none", "full" or "dots": what the backward pass computes again
     dtype: str  # compute dtype; parameters, norms, softmax and the prediction are float32
@@ -130,6 +130,16 @@ class RIN(nn.Module):
         """Interface tokens of conditioning frames that are read and not written."""
         return 0 if self.video is None or self.video.written else self.num_frame_tokens
 
+    @property
+    def num_written(self) -> int:
+        """Interface tokens of an example and its conditioning frames that are written."""
+        return self.num_tokens + self.num_frame_tokens - self.num_read_only
+
+    @property
+    def outer_width(self) -> int:
+        """Width of cond tokens that are not among the latents."""
+        return self.interface_dim if self.cond_dim is None else self.cond_dim
+
     def abstract_cond(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of the condition of a batch; `batch` may be symbolic."""
         frames = (self.cond_frames, *self.example_shape[1:]) if self.cond_frames else None
@@ -179,19 +189,20 @@ class RIN(nn.Module):
             latents += self._from_previous("latent", prev_latents["latents"], latents)
 
         written, read_only = [interface], []
-        (written if self.cond_route == "write" else read_only).extend(cond_tokens)
         if frames is not None:
             (written if self.video.written else read_only).append(frames)
+        (written if self.cond_route == "write" else read_only).extend(cond_tokens)
         interface = jnp.concatenate(written, axis=1)
         cond_tokens = jnp.concatenate(read_only, axis=1) if read_only else None
 
         carry = (latents, interface)
+        cond_width = self.outer_width if self.cond_route == "decoupled" else 0
         for group, (depth, blocks) in enumerate(itertools.groupby(self.depths)):
             block = RINBlock(
                 depth, self.num_heads, self.routing_heads, self.latent_mlp_ratio,
-                self.interface_mlp_ratio, self.norm_context, self.cond_route == "decoupled",
-                self.dropout, self.attention_dropout, self.drop_path, self.conv_size,
-                self.conv_dropout, self.num_tokens, self.remat, dtype, name=f"blocks_{group}",
+                self.interface_mlp_ratio, self.norm_context, cond_width, self.dropout,
+                self.attention_dropout, self.drop_path, self.conv_size, self.conv_dropout,
+                self.num_written, self.remat, dtype, name=f"blocks_{group}",
             )  # fmt: skip
             stack = scan_layers(lambda module, x: module(x, cond_tokens, train), len(list(blocks)))
             carry, _ = stack(block, carry, None)
@@ -214,8 +225,7 @@ class RIN(nn.Module):
         others: list[Array] = []
 
         def place(on_latents: bool) -> tuple[int, list[Array]]:
-            other_width = self.cond_dim or self.interface_dim
-            return (self.latent_dim, latents) if on_latents else (other_width, others)
+            return (self.latent_dim, latents) if on_latents else (self.outer_width, others)
 
         width, tokens = place(self.time_on_latents)
         beside = None

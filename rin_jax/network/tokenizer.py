@@ -4,7 +4,8 @@ An example is a token sequence [N, C], an image [H, W, C] or a video [T, H, W, C
 no axis, two (rows, columns) or three (frames, rows, columns). Tokens run over the grid of patches
 in the order of its axes, and so do the values of a patch, channels last: in the stem's kernel
 (*patch, C, D) as in the readout's features. A video whose frames are no multiple of the patch's is
-filled up with zeros at its end.
+filled up with zeros, as a convolution with padding "SAME" does: one frame that is missing comes at
+the end, two come at both ends. The first frames of what is read out are kept, as released.
 
 Source: arXiv 2212.11972 section 2.1; the authors' released code for videos and sequences.
 """
@@ -49,14 +50,15 @@ def patchify(x: Array, patch: Sizes) -> Array:
     grid, whole = grid_of(tuple(size), patch), len(size) - len(patch)
     padding = [g * p - n for g, p, n in zip(grid[whole:], patch, size[whole:], strict=True)]
     if any(padding):
-        x = jnp.pad(x, [(0, 0)] * (1 + whole) + [(0, n) for n in padding] + [(0, 0)])
+        ends = [(n // 2, n - n // 2) for n in padding]
+        x = jnp.pad(x, [(0, 0)] * (1 + whole) + ends + [(0, 0)])
     pairs = [n for pair in zip(grid[whole:], patch, strict=True) for n in pair]
     x = x.reshape(batch, *grid[:whole], *pairs, channels).transpose(_grid_first(whole, len(patch)))
     return x.reshape(batch, math.prod(grid), *patch, channels)
 
 
 def unpatchify(patches: Array, size: Sizes) -> Array:
-    """Puts patches [B, N, *patch, C] together to [B, *size, C]."""
+    """Puts patches [B, N, *patch, C] together to [B, *size, C], the first of more frames."""
     batch, _, *patch, channels = patches.shape
     grid, whole = grid_of(size, tuple(patch)), len(size) - len(patch)
     order = _grid_first(whole, len(patch))

@@ -1,15 +1,11 @@
 """What the attributes of a RIN must agree on, before any array exists."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
+
+from flax import linen as nn
 
 from rin_jax import ConfigError, one_of
 from rin_jax.network.blocks import REMAT_POLICIES, conv_groups
-
-if TYPE_CHECKING:
-    from rin_jax.network.rin import RIN
 
 # Where cond tokens go that are not among the latents.
 COND_ROUTES = (
@@ -20,14 +16,15 @@ COND_ROUTES = (
 INT32_LIMIT = 2**31
 
 
-def check(rin: RIN) -> None:
-    """Raises ConfigError, naming fields and values, if they disagree."""
+def check(rin: nn.Module) -> None:
+    """Raises ConfigError, naming fields and values, if those of a RIN disagree."""
     names = (
         "patch_size", "num_blocks", "num_latents", "latent_dim", "interface_dim", "num_heads",
         "routing_heads", "latent_mlp_ratio",
     )  # fmt: skip
     sizes = {name: getattr(rin, name) for name in names}
-    sizes |= {"size of an example": min(rin.example_shape)}
+    sizes |= {f"a side of an example {rin.example_shape}": min(rin.example_shape)}
+    sizes |= {} if rin.cond_dim is None else {"cond_dim": rin.cond_dim}
     for name, value in sizes.items():
         if not 1 <= value < INT32_LIMIT:
             raise ConfigError(f"{name} is {value}; it must be between 1 and {INT32_LIMIT - 1}.")
@@ -78,45 +75,55 @@ def check(rin: RIN) -> None:
         )
 
 
-def check_example(rin: RIN) -> None:
+def check_example(rin: nn.Module) -> None:
     """The same for the shape of an example and how it is cut."""
     *size, _ = rin.example_shape
     if (len(size) == 3) != (rin.video is not None):
-        wanted = "is not set, but examples are videos" if len(size) == 3 else "is set for no videos"
-        raise ConfigError(f"model.video {wanted} (shape {rin.example_shape}); set it for videos.")
+        wanted = "is not set, but they are videos" if len(size) == 3 else "is set, but they are not"
+        raise ConfigError(
+            f"model.video {wanted} (examples have shape {rin.example_shape}); set it for videos "
+            "and for nothing else."
+        )
     if rin.cond_frames < 0 or (rin.cond_frames and rin.video is None):
-        raise ConfigError(f"cond_frames is {rin.cond_frames}; only videos have such, at least 0.")
+        raise ConfigError(
+            f"cond_frames is {rin.cond_frames}; it cannot be negative, and only videos (examples "
+            f"have shape {rin.example_shape}) have more than 0."
+        )
     if any(side % rin.patch_size for side in size[-2:]) and len(size) > 1:
         raise ConfigError(
             f"model.patch_size {rin.patch_size} does not divide the image size "
             f"{size[-2]} x {size[-1]}; choose a divisor, or another data.image_size."
         )
-    tokens = rin.num_tokens + rin.num_frame_tokens
-    square = math.isqrt(tokens) ** 2 == tokens
-    if len(size) == 1 and rin.interface_positions != "learned" and not square:
+    if len(size) == 1 and rin.interface_positions != "learned" and not is_square(rin.num_tokens):
         raise ConfigError(
             f"model.interface_positions is {rin.interface_positions!r}, a code of a square grid, "
-            f"but there are {tokens} tokens; set 'learned'."
+            f"but there are {rin.num_tokens} tokens; set 'learned'."
         )
-    if rin.conv_size < 0 or (rin.conv_size and not square):
+    if rin.conv_size < 0 or (rin.conv_size and not is_square(rin.num_written)):
         raise ConfigError(
-            f"model.conv_size is {rin.conv_size} and there are {tokens} interface tokens; the "
-            "convolution takes them as a square image, so that must be a square; else set 0."
+            f"model.conv_size is {rin.conv_size} and {rin.num_written} interface tokens are "
+            "written; the convolution takes them as a square image, so that must be a square; "
+            "else set 0."
         )
-    if rin.conv_size and rin.interface_dim % conv_groups(rin.interface_dim):
+    groups = conv_groups(rin.interface_dim)
+    if rin.conv_size and (rin.interface_dim < 4 or rin.interface_dim % groups):
         raise ConfigError(
-            f"model.interface_dim is {rin.interface_dim}; with conv_size it must be a multiple of "
-            f"its {conv_groups(rin.interface_dim)} groups."
+            f"model.interface_dim is {rin.interface_dim}; with conv_size it must be at least 4 and "
+            f"a multiple of its {groups} groups; choose such a width, or set conv_size 0."
         )
 
 
-def check_cond_widths(rin: RIN) -> None:
+def is_square(number: int) -> bool:
+    """Whether a whole number is one times itself."""
+    return math.isqrt(number) ** 2 == number
+
+
+def check_cond_widths(rin: nn.Module) -> None:
     """The same for the widths of cond tokens."""
-    places = {True: ("latent_dim",), False: ("cond_dim", "interface_dim")}
 
     def width(on_latents: bool) -> tuple[str, int]:
-        fields = ((name, getattr(rin, name)) for name in places[on_latents])
-        return next((name, value) for name, value in fields if value is not None)
+        outer = "interface_dim" if rin.cond_dim is None else "cond_dim"
+        return ("latent_dim", rin.latent_dim) if on_latents else (outer, rin.outer_width)
 
     joined = rin.num_cond_tokens > 0 and rin.cond_route != "decoupled"
     if joined and rin.cond_dim not in (None, rin.interface_dim):
@@ -130,12 +137,19 @@ def check_cond_widths(rin: RIN) -> None:
             "of conditioning frames that are not written are read with the cond tokens; leave "
             "cond_dim unset, or set model.video.written."
         )
+    if rin.cond_route == "decoupled" and width(False)[1] < rin.routing_heads:
+        raise ConfigError(
+            f"model.{width(False)[0]} is {width(False)[1]} and routing_heads {rin.routing_heads}; "
+            "with cond_route 'decoupled' a head needs at least one feature; choose fewer heads."
+        )
     name, value = width(rin.time_on_latents)
     if value % 8:
         raise ConfigError(f"model.{name} is {value}; the embedding of gamma needs a multiple of 8.")
     if rin.sequence and not rin.sequence.projected:
         name, value = width(rin.sequence.on_latents)
-        if rin.sequence.width != value:
+        alone = rin.num_cond_tokens == rin.sequence.tokens and not rin.num_read_only
+        free = rin.cond_route == "decoupled" and not rin.sequence.on_latents and alone
+        if rin.sequence.width != value and not free:
             raise ConfigError(
                 f"model.sequence.width is {rin.sequence.width} and model.{name} {value}; they must "
                 "be equal, or set model.sequence.projected."

@@ -19,7 +19,7 @@ from rin_jax.experiment import Experiment
 from rin_jax.network import cost
 from rin_jax.runtime import chips, console, processes, sharding
 from rin_jax.runtime.preemption import Preempted, Watch
-from rin_jax.sampling import clips
+from rin_jax.sampling import moving_pictures
 from rin_jax.sampling.conditions import make_conditions
 from rin_jax.sampling.generate import make_generate
 from rin_jax.training import curves
@@ -87,7 +87,7 @@ def run_loop(
     """
     num_steps = experiment.train.num_steps
     generate = make_generate(experiment, mesh, experiment.seed)
-    conditions = make_conditions(experiment, clips.grid_labels(experiment.rin), source)
+    conditions = make_conditions(experiment, moving_pictures.grid_labels(experiment.rin), source)
     indices = np.arange(len(conditions))
     first_step = int(state.step)
     progress = console.Progress(first_step, num_steps, experiment.train.batch_size)
@@ -103,7 +103,7 @@ def run_loop(
         if due["sample"]:
             with progress.spending("samples"), watch.quiet(step, saver.wait):
                 images = generate(state.emas[shown], indices, conditions.of(indices))
-                writer.image(step, "progress", clips.picture(images, conditions, indices))
+                writer.image(step, "progress", moving_pictures.picture(images, conditions, indices))
         if due["trend"] and trend is not None:
             with progress.spending("evaluation"), watch.quiet(step, saver.wait):
                 writer.scalars(step, trend.measure(step, state.emas))

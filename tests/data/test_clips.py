@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 
 from rin_jax import ConfigError
-from rin_jax.data import clips
-from rin_jax.data.dataset import Clip
+from rin_jax.data import catalog, clips, shard_writer
+from rin_jax.data.dataset import Clip, Data
+from rin_jax.data.originals import open_folder
+from rin_jax.data.source import open_source
 from tests.data import video_files
 from tests.data.video_files import FRAMES, HEIGHT, WIDTH, numbered, numbers
 
@@ -32,7 +34,8 @@ def decode(path, frames, stride=1, window="first", name="a", channels=3):
     return clips.decode(path, name, Clip(frames, 0, stride, window), channels)
 
 
-each_file = pytest.mark.parametrize("file", [*video_files.VIDEOS, *video_files.ANIMATIONS])
+FILES = (*video_files.VIDEOS, *video_files.ANIMATIONS)
+each_file = pytest.mark.parametrize("file", FILES)
 
 
 @each_file
@@ -85,7 +88,7 @@ def test_files_have_b_frames(folder):
 
 
 def test_grey_is_luma(folder):
-    for file in (*video_files.VIDEOS, *video_files.ANIMATIONS):
+    for file in FILES:
         grey = decode(folder / file, 5, 2, channels=1)
         assert grey.shape == (5, HEIGHT, WIDTH, 1)
         luma = [Image.fromarray(frame).convert("L") for frame in numbered(9)[::2]]
@@ -228,3 +231,29 @@ def test_videos_of_others_as_opencv_reads_them(file, count):
         expected = cv2.cvtColor(frames[index], cv2.COLOR_BGR2RGB)
         assert np.abs(clip[index].astype(int) - expected).mean() < 2
     assert np.abs(frames[0].astype(int) - frames[-1]).mean() > 4  # the check tells them apart
+
+
+def test_a_folder_becomes_a_data_set(folder, tmp_path):
+    """Every kind of file; what is broken, too short or without pictures is left out and listed."""
+    (tmp_path / "mine").mkdir()
+    for path in folder.iterdir():
+        (tmp_path / "mine" / path.name).symlink_to(path)
+    (tmp_path / "mine" / "broken.avi").write_bytes(b"RIFF")
+    video_files.save_video(tmp_path / "mine" / "short.mp4", numbered(6))
+    clip = Clip(4, 1, 2, "random")
+    original = open_folder(str(tmp_path / "mine"), "mine", "train", None, 3, clip)
+    target = catalog.sized_folder("mine", str(tmp_path), 32, 4)
+    report = shard_writer.write(original, target, 32, 2, lambda done: None, clip)
+    assert {what: why.partition(": ")[0] for what, why in report["skipped"]} == dict.fromkeys(
+        ["broken.avi", "short.mp4", "sound.mp4"], "ClipError"
+    )
+    assert (report["written"], report["stride"]) == (len(FILES), 2)
+    source = open_source(Data("mine", "train", str(tmp_path), 32, clip, 3, 0, False, 1, 1))
+    kept = [file for file in original.files if file in FILES]
+    assert len(source) == len(kept) == len(FILES)
+    for index, file in enumerate(kept):
+        frames = clips.decode(folder / file, file, clip, 3)[:, :, 16:80]  # the central square
+        means = frames.reshape(4, 32, 2, 32, 2, 3).mean(axis=(2, 4))
+        record = source[index]
+        stored = np.concatenate([record["frames"], record["image"]])
+        assert np.abs(stored - means).max() <= 0.5, file

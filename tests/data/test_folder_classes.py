@@ -88,6 +88,7 @@ def test_kinetics(tmp_path, caplog):
     (tmp_path / "kinetics600_validate.csv").write_text(COLUMNS + VALIDATE)
     assert labels(opened(tmp_path)) == labels(train)
     assert opened(tmp_path).fingerprint == train.fingerprint
+    assert len(opened(tmp_path, num_classes=0)) == 2  # labels that nobody uses
     with pytest.raises(ConfigError, match=r"num_classes is 3, but .* set at least 4"):
         opened(tmp_path, num_classes=3)
 

@@ -15,6 +15,7 @@ from rin_jax.jobs.import_pix2seq import import_pix2seq
 from rin_jax.network.partitioning import param_shapes
 from rin_jax.sampling.weights import load_ema
 from tests import reference, tiny
+from tests.network import test_oracle
 from tests.network.small import distance, fill
 
 
@@ -65,7 +66,7 @@ def as_reference(params, rin) -> dict[str, np.ndarray]:
 
 @reference.needed
 @pytest.mark.parametrize("kind", ["name", "object"])
-@pytest.mark.parametrize("name", reference.names("arch_image_*"))
+@pytest.mark.parametrize("name", reference.names("arch_*"))
 def test_an_imported_checkpoint_has_the_parameters_of_the_reference(name, kind, tmp_path):
     """Those under which the network's forward pass is compared with the reference elsewhere."""
     arrays, _ = reference.load(name)
@@ -82,6 +83,19 @@ def test_an_imported_checkpoint_has_the_parameters_of_the_reference(name, kind, 
         assert all(not array.any() for array in found.params.values())
     rin, params = reference.network(name)
     assert distance(import_params(imported, rin), params) == 0
+
+
+def test_a_convolution_has_either_name_of_its_kernel(monkeypatch):
+    """Keras calls the kernel of a depthwise convolution by one name or the other."""
+    arrays, meta = test_oracle.file_of("convolution")
+    monkeypatch.setattr(reference, "load", lambda _: (arrays, meta))
+    rin, params = reference.network("convolution")
+    renamed = {
+        name.replace("/depthwise_kernel", "/kernel"): array
+        for name, array in reference.under(arrays, "w/").items()
+    }
+    assert renamed.keys() != reference.under(arrays, "w/").keys()
+    assert distance(import_params(renamed, rin), params) == 0
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,8 @@ SMALL = {
     "dtype": "float32",
 }  # fmt: skip
 BATCH = 3
+VIDEO = {"patch_frames": 2, "positions": "after", "written": True}
+SEQUENCE = {"tokens": 2, "width": 5, "projected": True, "on_latents": False}
 
 
 def small(**changes) -> RIN:
@@ -38,7 +40,8 @@ def inputs(rin: RIN, seed: int = 0) -> list:
         rng.uniform(0.05, 0.95, BATCH).astype(np.float32),
         {
             name: np.arange(BATCH, dtype=np.int32) % rin.num_classes
-            if name == "label" else rng.normal(size=shape.shape).astype(np.float32)
+            if name == "label"
+            else rng.normal(size=shape.shape).astype(np.float32)
             for name, shape in rin.abstract_cond(BATCH).items()
         },
         latents,

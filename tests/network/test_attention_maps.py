@@ -7,14 +7,18 @@ import pytest
 
 from rin_jax.network.attention_maps import apply_with_reads
 from rin_jax.network.layers import attention_weights
-from tests.network.small import inputs, param_shapes, random_params, small
+from rin_jax.network.tokenizer import patchify, unpatchify
+from tests.network.small import VIDEO, inputs, param_shapes, random_params, small
 
+CLIP = {"example_shape": (3, 4, 4, 2), "video": VIDEO}
 CASES = {
     "plain": {},
     "groups of blocks": {"num_blocks": 3, "depth": (1, 1, 0)},
     "more than ten groups": {"num_blocks": 12, "depth": (1, 0) * 6},
     "remat": {"remat": "full"},
     "cond tokens": {"time_on_latents": False, "label_on_latents": False},
+    "video": CLIP,
+    "frames before": CLIP | {"cond_frames": 1},
 }
 
 
@@ -46,9 +50,9 @@ def test_watching_changes_neither_parameters_nor_outputs(case):
         expected,
     )
     blocks = len(rin.depths)
-    assert reads.shape == (3, blocks, 2, 3)
-    sums = np.asarray(reads.sum((-2, -1)))
-    if case == "cond tokens":
+    assert reads.shape == (3, blocks, *((2, 2, 2) if "video" in CASES[case] else (2, 3)))
+    sums = np.asarray(reads.sum(range(2, reads.ndim)))
+    if case in ("cond tokens", "frames before"):
         assert (sums < 1 - 1e-3).all()
     else:
         np.testing.assert_allclose(sums, 1, rtol=1e-5)
@@ -69,17 +73,23 @@ def test_nothing_is_computed_for_those_who_do_not_ask():
     assert "weights" not in str(closed)
 
 
-def test_reads_lie_on_their_patches():
-    """Without positions the reads of a rearranged image are those of the image, rearranged."""
-    rin = small(interface_self_cond=False)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, CLIP | {"example_shape": (4, 4, 4, 2), "cond_frames": 1}],
+    ids=["image", "video"],
+)
+def test_reads_lie_on_their_patches(changes):
+    """Without positions the reads of a rearranged example are its reads, rearranged.
+
+    Its rows of patches are turned around, or the times of a video.
+    """
+    rin = small(**(changes | {"interface_self_cond": False}))
     params = random_params(rin)
     table = params["stem"]["positions"]["table"]
     flat = {**params, "stem": {**params["stem"], "positions": {"table": np.zeros_like(table)}}}
     xt, gamma, cond, latents = inputs(rin)
-    order = np.arange(6).reshape(2, 3)[::-1, ::-1]
-    patches = xt.reshape(3, 2, 2, 3, 2, 2).transpose(0, 1, 3, 2, 4, 5).reshape(3, 6, 2, 2, 2)
-    moved = patches[:, order.ravel()].reshape(3, 2, 3, 2, 2, 2).transpose(0, 1, 3, 2, 4, 5)
-    moved = moved.reshape(xt.shape)
+    order = np.arange(rin.num_tokens).reshape(rin.grid)[::-1].ravel()
+    moved = np.asarray(unpatchify(patchify(xt, rin.patch)[:, order], xt.shape[1:-1]))
 
     watched = jax.jit(lambda *x: apply_with_reads(rin, *x)[2])
 
@@ -87,9 +97,9 @@ def test_reads_lie_on_their_patches():
         return np.asarray(watched(params, images, gamma, cond, latents))
 
     np.testing.assert_allclose(
-        reads(flat, moved), reads(flat, xt)[:, :, ::-1, ::-1], rtol=1e-4, atol=1e-6
+        reads(flat, moved), reads(flat, xt)[:, :, ::-1], rtol=1e-4, atol=1e-6
     )
-    assert np.abs(reads(params, moved) - reads(params, xt)[:, :, ::-1, ::-1]).max() > 1e-3
+    assert np.abs(reads(params, moved) - reads(params, xt)[:, :, ::-1]).max() > 1e-3
     assert np.abs(reads(flat, moved) - reads(flat, xt)).max() > 1e-3
 
 

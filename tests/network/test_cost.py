@@ -6,17 +6,25 @@ import numpy as np
 import pytest
 
 from rin_jax.network.cost import forward_flops, training_flops
-from tests.network.small import BATCH, inputs, param_shapes, small
+from tests.network.small import BATCH, SEQUENCE, VIDEO, inputs, param_shapes, small
+
+CLIP = {
+    "example_shape": (3, 4, 6, 2), "cond_frames": 2, "video": VIDEO | {"written": False},
+    "interface_self_cond": False,
+}  # fmt: skip
 
 
 def matmul_flops(jaxpr) -> int:
-    """Two for each multiply-add of a program's matrix products, scans unrolled."""
+    """Two for each multiply-add of a program's matrix products and convolutions, scans unrolled."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             terms = np.prod([equation.invars[0].aval.shape[axis] for axis in contracted])
             total += 2 * int(terms) * equation.outvars[0].aval.size
+        if equation.primitive.name == "conv_general_dilated":  # its zeros outside are counted too
+            terms = equation.invars[1].aval.size // equation.outvars[0].aval.shape[-1]
+            total += 2 * terms * equation.outvars[0].aval.size
         times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
         for value in equation.params.values():
             if isinstance(value, jax.extend.core.ClosedJaxpr):
@@ -32,8 +40,15 @@ def matmul_flops(jaxpr) -> int:
         {"num_blocks": 4, "depth": (2, 2, 0, 1)},
         {"num_classes": 0, "latent_mlp_ratio": 3},
         {"interface_self_cond": False, "interface_mlp_ratio": 0},
+        CLIP,
+        CLIP | {"num_classes": 0, "cond_frames": 0, "interface_self_cond": True},
+        CLIP | {"label_in_time": True, "video": VIDEO, "sequence": SEQUENCE},
+        CLIP | {"cond_route": "decoupled", "sequence": SEQUENCE, "time_on_latents": False},
+        {"example_shape": (9, 2), "patch_size": 1, "conv_size": 2, "cond_route": "write",
+         "sequence": SEQUENCE, "depth": (1, 0)},
+        {"sequence": SEQUENCE | {"on_latents": True}, "num_latents": 6},
     ],
-)
+)  # fmt: skip
 def test_forward_flops_are_those_of_the_program(changes):
     rin = small(**changes)
     program = jax.make_jaxpr(rin.apply)({"params": param_shapes(rin)}, *inputs(rin))

@@ -28,11 +28,11 @@ def test_attention_is_softmax_of_scaled_products():
     assert distance(attention.apply({"params": params}, *args), expected) < 1e-5
 
 
-def _layer(drop_path, examples):
+def _layer(drop_path, examples, attention_dropout=0.0):
     """(apply(params, train), params) of a layer on copies of one example [M 3, E 8]."""
     x = np.random.default_rng(1).normal(size=(3, 8)).astype(np.float32)
     x = np.broadcast_to(x, (examples, 3, 8))
-    layer = layers.SelfAttentionLayer(2, 2, 0.0, drop_path, jnp.float32)
+    layer = layers.SelfAttentionLayer(2, 2, 0.0, attention_dropout, drop_path, jnp.float32)
     params = fill(jax.eval_shape(lambda k: layer.init(k, x, False), jax.random.key(0))["params"])
     return layer, params, x
 
@@ -65,10 +65,39 @@ def test_stochastic_depth_removes_whole_branches_per_example():
 
 
 def test_no_branch_is_dropped_outside_training():
-    layer, params, copies = _layer(0.9, 4)
+    layer, params, copies = _layer(0.9, 4, attention_dropout=0.9)
     plain, *_ = _layer(0.0, 4)
     expected = plain.apply({"params": params}, copies, True)
     assert distance(layer.apply({"params": params}, copies, False), expected) == 0
+
+
+def test_dropout_of_attention_removes_weights_and_keeps_their_mean():
+    """Of one head over 4096 keys of equal weight, whose values are ones."""
+    keys, rate = 4096, 0.25
+    context = np.ones((2, keys, 4), np.float32)
+    queries = np.ones((2, 3, 4), np.float32)
+    attention = layers.Attention(1, 4, jnp.float32, dropout=rate)
+    params = fill(jax.eval_shape(attention.init, jax.random.key(0), queries, context)["params"])
+    one = {"kernel": np.zeros((4, 1, 4), np.float32), "bias": np.ones((1, 4), np.float32)}
+    out = {"kernel": np.eye(4, dtype=np.float32)[None], "bias": np.zeros(4, np.float32)}
+    params |= {"value": one, "out": out}
+
+    def train(key):
+        key = {"dropout": jax.random.key(key)}
+        return np.asarray(attention.apply({"params": params}, queries, context, True, rngs=key))
+
+    first = train(0)
+    kept = first * (1 - rate) * keys  # how many weights were kept
+    np.testing.assert_allclose(kept, np.round(kept), atol=0.02)
+    assert distance(first, np.broadcast_to(first[..., :1], first.shape)) < 1e-5  # one weight a key
+    assert (np.abs(first - 1) < 5 * np.sqrt(rate / (1 - rate) / keys)).all()
+    assert len(np.unique(np.round(kept[..., 0]))) > 2  # each query draws its own
+    assert distance(first, train(1)) > 1e-3
+    assert distance(first, train(0)) == 0
+    plain = layers.Attention(1, 4, jnp.float32)
+    undropped = plain.apply({"params": params}, queries, context, True)
+    assert distance(undropped, np.ones_like(queries)) < 1e-5
+    assert distance(attention.apply({"params": params}, queries, context), undropped) == 0
 
 
 def test_dropout_acts_on_the_hidden_units():

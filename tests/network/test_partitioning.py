@@ -6,13 +6,14 @@ import pytest
 
 from rin_jax.network import partitioning
 from rin_jax.network.partitioning import param_shapes
-from tests.network.small import small
+from tests.network.small import SEQUENCE, small
 
 VARIANTS = (
     {},
     {"norm_context": True, "num_blocks": 3, "depth": (1, 1, 0)},
     {"time_on_latents": False, "label_on_latents": False, "cond_route": "decoupled"},
     {"num_classes": 0, "latent_self_cond": False, "interface_self_cond": False},
+    {"sequence": SEQUENCE, "conv_size": 3, "example_shape": (9, 2), "patch_size": 1},
 )
 
 
