@@ -27,6 +27,7 @@ from rin_jax.diffusion.samplers import Sampler
 from rin_jax.diffusion.schedules import make_schedule
 from rin_jax.evaluation import frames
 from rin_jax.evaluation.protocol import Evaluation
+from rin_jax.network import validation
 from rin_jax.network.rin import RIN
 from rin_jax.runtime import sharding
 from rin_jax.training.ema import Ema, Weight
@@ -108,6 +109,7 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
         RIN, "model", sections, example_shape=data.example_shape, cond_frames=data.cond_frames,
         num_classes=data.num_classes,
     )  # fmt: skip
+    validation.check_heads(rin)
     objective = make_objective(sections["diffusion"])
     sampler, guidance, generation = make_sampler(sections["sampler"], objective.process)
     check_guidance(guidance.scale, generation.guide, objective, data)

@@ -20,8 +20,12 @@ def multiply_adds(rin: RIN) -> collections.Counter:
     if rin.cond_route == "write":
         written, r = written + r, 0
     r += rin.num_read_only
-    head = min(e, rin.outer_width) // rin.routing_heads
-    inner = head * rin.routing_heads  # of the unit that reads cond tokens apart
+
+    def inner(width, other, heads):
+        return min(width, other) // heads * heads
+
+    apart = inner(e, rin.outer_width, rin.routing_heads)  # of the unit that reads cond tokens
+    routed = inner(e, d, rin.routing_heads)
     count: collections.Counter = collections.Counter()
 
     def layer(queries, width, context, context_width, a, ratio, times=1):  # attention, then an MLP
@@ -32,12 +36,12 @@ def multiply_adds(rin: RIN) -> collections.Counter:
 
     for depth in rin.depths:
         if r and rin.cond_route == "decoupled":
-            layer(m, e, r, c, inner, rin.latent_mlp_ratio)
+            layer(m, e, r, c, apart, rin.latent_mlp_ratio)
         read = written + r * (rin.cond_route != "decoupled")
-        layer(m, e, read, d, min(e, d), rin.latent_mlp_ratio)
-        layer(m, e, m, e, e, rin.latent_mlp_ratio, times=depth)
+        layer(m, e, read, d, routed, rin.latent_mlp_ratio)
+        layer(m, e, m, e, inner(e, e, rin.num_heads), rin.latent_mlp_ratio, times=depth)
         if depth:
-            layer(written, d, m, e, min(e, d), rin.interface_mlp_ratio)
+            layer(written, d, m, e, routed, rin.interface_mlp_ratio)
             if rin.conv_size:
                 count["projections"] += rin.num_written * d * (rin.conv_size**2 + d)
 

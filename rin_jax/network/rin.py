@@ -49,10 +49,10 @@ class RIN(nn.Module):
     num_blocks: int  # of read, compute and write
     depth: int | tuple[int, ...]  # compute layers of a block, or one number a block (0: read alone)
     num_latents: int  # M, the learned bank together with the cond tokens that are among the latents
-    latent_dim: int  # E, a multiple of 8 and of num_heads
+    latent_dim: int  # E, a multiple of 8
     interface_dim: int  # D
     num_heads: int  # of the compute layers
-    routing_heads: int  # of read and write; divides min(E, D)
+    routing_heads: int  # of read and write
     latent_mlp_ratio: int  # hidden width / width
     interface_mlp_ratio: int  # hidden width / width; 0: no MLP in write
     dropout: float  # rate of hidden units in the compute layers, in training

@@ -44,15 +44,6 @@ def check(rin: nn.Module) -> None:
             f"model.num_latents is {rin.num_latents}, but {rin.num_cond_latents} of the latents "
             f"are cond tokens ({', '.join(rin.cond_tokens)}); it must be larger."
         )
-    routed = min(rin.latent_dim, rin.interface_dim)
-    for field, heads, name, width in (
-        ("num_heads", rin.num_heads, "latent_dim", rin.latent_dim),
-        ("routing_heads", rin.routing_heads, "min(latent_dim, interface_dim)", routed),
-    ):
-        if width % heads:
-            raise ConfigError(
-                f"model.{field} {heads} does not divide {name} {width}; choose a divisor."
-            )
     check_cond_widths(rin)
     if not isinstance(rin.depth, int) and len(rin.depth) != rin.num_blocks:
         raise ConfigError(
@@ -73,6 +64,19 @@ def check(rin: nn.Module) -> None:
         raise ConfigError(
             f"model.interface_dim is {rin.interface_dim}; sin_cos positions need a multiple of 4."
         )
+
+
+def check_heads(rin: nn.Module) -> None:
+    """Raises ConfigError if heads would leave a part of a width unused, as the reference's may."""
+    routed = min(rin.latent_dim, rin.interface_dim)
+    for field, heads, name, width in (
+        ("num_heads", rin.num_heads, "latent_dim", rin.latent_dim),
+        ("routing_heads", rin.routing_heads, "min(latent_dim, interface_dim)", routed),
+    ):
+        if width % heads:
+            raise ConfigError(
+                f"model.{field} {heads} does not divide {name} {width}; choose a divisor."
+            )
 
 
 def check_example(rin: nn.Module) -> None:

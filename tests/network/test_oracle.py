@@ -47,6 +47,7 @@ VARIANTS = {
     "class written": (TAPE | WRITTEN, "class"),
     "class read apart": (TAPE | APART | {"cond_dim": 8}, "class"),
     "both read apart": (TAPE | OFF | APART | {"cond_dim": 32}, "class"),
+    "heads of a rounded width": (IMAGE | {"latent_num_heads": 3, "rw_num_heads": 5}, "class"),
     "contexts normalised": (TAPE | {"xattn_enc_ln": True}, "class"),
     "class as it is": (TAPE | RAW | APART, "class"),
     "write without MLP": (TAPE | {"tape_mlp_ratio": 0}, None),
