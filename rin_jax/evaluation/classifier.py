@@ -30,7 +30,7 @@ from rin_jax.evaluation.parts import write_arrays
 Params = dict[str, Any]
 
 RECIPE = 1  # number of the network and of its training: a cache of another is not read
-WIDTHS, FEATURES = (32, 64, 64), 128
+WIDTHS, WIDTHS_OF_CLIPS, FEATURES = (32, 64, 64), (16, 32, 64), 128
 BATCH, EPOCHS, FEWEST_STEPS, RATE, WARMUP = 128, 5, 1000, 2e-3, 100
 _BLOCK = 1000  # images that `accuracy` reads together
 
@@ -44,26 +44,29 @@ class _Network(nn.Module):
         # The default precision has fewer bits on a TPU and a GPU.
         dense = functools.partial(nn.Dense, precision="highest")
         x = images / 127.5 - 1
-        strides = (1, 2, 2) if x.shape[1] <= 16 else (2, 1, 2)
-        if x.ndim == 5:
-            strides = (2, 2, 2)
-        for width, stride in zip(WIDTHS, strides, strict=True):
+        if x.ndim == 4:
+            widths, strides = WIDTHS, (1, 2, 2) if x.shape[1] <= 16 else (2, 1, 2)
+        else:
+            widths, strides = WIDTHS_OF_CLIPS, ((2, 1, 1), 2, 2)
+        for width, stride in zip(widths, strides, strict=True):
             x = nn.relu(dense(width)(_patches(x, stride)))
+        if x.ndim == 5:  # what moves may be anywhere
+            x = x.max((2, 3))
         features = nn.relu(dense(FEATURES, name="hidden")(x.reshape(x.shape[0], -1)))
         return features, dense(self.num_classes, name="head")(features)
 
 
-def _patches(x: jax.Array, stride: int) -> jax.Array:
+def _patches(x: jax.Array, stride: int | tuple[int, ...]) -> jax.Array:
     """The neighbours of every or every second pixel: [B, H, W, C] to [B, h, w, 9 C].
 
-    Of clips [B, T, H, W, C] to [B, t, h, w, 27 C].
+    Of clips [B, T, H, W, C] to [B, t, h, w, 27 C]. `stride` is of all axes, or of each.
     """
     sizes = x.shape[1:-1]
+    strides = np.broadcast_to(stride, len(sizes)).tolist()
     padded = jnp.pad(x, ((0, 0), *((1, 1) for _ in sizes), (0, 0)))
-    corners = itertools.product(range(3), repeat=len(sizes))
     windows = [
-        tuple(slice(i, i + size, stride) for i, size in zip(corner, sizes, strict=True))
-        for corner in corners
+        tuple(map(slice, corner, np.add(corner, sizes).tolist(), strides))
+        for corner in itertools.product(range(3), repeat=len(sizes))
     ]
     return jnp.concatenate([padded[:, *window] for window in windows], axis=-1)
 

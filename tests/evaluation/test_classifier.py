@@ -137,8 +137,8 @@ def moving_bars(count, seed):
 @pytest.fixture(scope="module")
 def trained_on_clips():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(classifier, "FEWEST_STEPS", 150)
-        patch.setattr(classifier, "EPOCHS", 1)
+        for name, value in {"FEWEST_STEPS": 100, "EPOCHS": 1, "BATCH": 32}.items():
+            patch.setattr(classifier, name, value)
         return classifier.train(*moving_bars(512, 0), 2)
 
 
@@ -162,11 +162,12 @@ def test_distances_of_clips_see_the_order_of_frames(trained_on_clips):
     assert distance(shuffled) > 5 * distance(moving_bars(200, 2)[0])
 
 
-def test_products_of_patches_of_clips_are_convolutions():
+@pytest.mark.parametrize("strides", [(2, 2, 2), (2, 1, 1)])
+def test_products_of_patches_of_clips_are_convolutions(strides):
     x = np.random.default_rng(0).normal(size=(2, 5, 6, 7, 3)).astype(np.float32)
     kernel = np.random.default_rng(1).normal(size=(3, 3, 3, 3, 4)).astype(np.float32)
     expected = jax.lax.conv_general_dilated(
-        x, kernel, (2, 2, 2), [(1, 1)] * 3, dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+        x, kernel, strides, [(1, 1)] * 3, dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
     )
-    found = classifier._patches(x, 2) @ kernel.reshape(81, 4)
+    found = classifier._patches(x, strides) @ kernel.reshape(81, 4)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
