@@ -1,8 +1,11 @@
 """Curves: what resuming does to them."""
 
+import io
 import json
 
 import numpy as np
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rin_jax.training import curves
 
@@ -28,9 +31,22 @@ def test_a_line_that_was_cut_off_is_dropped(tmp_path):
     assert [line["step"] for line in lines] == [1, 3]
 
 
+def test_a_moving_picture_is_a_file_and_moves_in_tensorboard(tmp_path):
+    writer = curves.Writer(str(tmp_path), 0, active=True)
+    writer.moving(7, "progress", [np.full((6, 9, 3), 40 * t, np.uint8) for t in range(5)])
+    writer.close()
+    written = (tmp_path / "progress" / "00000007.gif").read_bytes()
+    events = EventAccumulator(str(tmp_path / "events")).Reload()
+    (event,) = events.Images("progress/moving")
+    assert (event.step, event.width, event.height) == (7, 9, 6)
+    assert event.encoded_image_string == written
+    assert Image.open(io.BytesIO(written)).n_frames == 5
+
+
 def test_other_processes_write_nothing(tmp_path):
     writer = curves.Writer(str(tmp_path / "run"), 0, active=False)
     writer.scalars(1, {"loss": 1.0})
     writer.image(1, "progress", np.zeros((4, 4, 3), np.uint8))
+    writer.moving(1, "progress", [np.zeros((4, 4, 3), np.uint8)])
     writer.close()
     assert not (tmp_path / "run").exists()
