@@ -70,6 +70,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
     config.optimizer.learning_rate = 1e-3  # [M]
 
+    config.evaluation.networks = ("i3d",)
+    config.evaluation.measures = ("frechet", "psnr", "ssim")
+
     config.train.batch_size = 1024  # [M]
     config.train.num_steps = 500_000  # [M]
 

@@ -56,6 +56,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.train.num_steps = 3000
 
     config.evaluation.num_samples = 2048
+    config.evaluation.measures = ("frechet", "agreement", "psnr", "ssim")
+    config.evaluation.real_samples = 2048
 
     if arg == "tiny":
         digits.shrink(config)

@@ -98,10 +98,13 @@ def recipe() -> ml_collections.ConfigDict:
     config.evaluation.labels = "random"  # [V]
     config.evaluation.networks = config_dict.placeholder(tuple)  # inception if its file is named
     config.evaluation.measures = ("frechet", "inception_score", "kid", "precision_recall")
+    config.evaluation.count_cond_frames = True  # of clips
     config.evaluation.inception_protocol = "rin_tfgan"  # [V]
     config.evaluation.inception_weights = config_dict.placeholder(str)  # a file
     config.evaluation.dinov2_weights = config_dict.placeholder(str)  # a file
+    config.evaluation.i3d_weights = config_dict.placeholder(str)  # a file
     config.evaluation.reference = config_dict.placeholder(str)  # statistics made elsewhere
+    config.evaluation.real_samples = config_dict.placeholder(int)  # all
     config.evaluation.every_steps = 50_000
     config.evaluation.trend_samples = 2000
     config.evaluation.keep_best = False

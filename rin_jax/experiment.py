@@ -25,6 +25,7 @@ from rin_jax.diffusion.objective import Objective
 from rin_jax.diffusion.process import Process
 from rin_jax.diffusion.samplers import Sampler
 from rin_jax.diffusion.schedules import make_schedule
+from rin_jax.evaluation import frames
 from rin_jax.evaluation.protocol import Evaluation
 from rin_jax.network import validation
 from rin_jax.network.rin import RIN
@@ -50,8 +51,9 @@ SINCE_FORMAT_2 = {
 # The section `evaluation` of configurations that were saved before it said how figures are made.
 OLD_EVALUATION = {
     "num_samples": 50_000, "labels": "random", "networks": None, "measures": ("frechet",),
-    "inception_protocol": "adm", "inception_weights": None, "dinov2_weights": None,
-    "reference": None, "every_steps": None, "trend_samples": 2000, "keep_best": False,
+    "count_cond_frames": True, "inception_protocol": "adm", "inception_weights": None,
+    "dinov2_weights": None, "i3d_weights": None, "reference": None, "real_samples": None,
+    "every_steps": None, "trend_samples": 2000, "keep_best": False,
 }  # fmt: skip
 
 
@@ -111,6 +113,9 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
     objective = make_objective(sections["diffusion"])
     sampler, guidance, generation = make_sampler(sections["sampler"], objective.process)
     check_guidance(guidance.scale, generation.guide, objective, data)
+    evaluation = section(Evaluation, "evaluation", sections)
+    if data.cond_frames and "ssim" in evaluation.measures:
+        frames.check_size(data.image_size)
     train = section(Train, "train", sections)
     optimizer, learning_rate = section(Optimizer, "optimizer", sections).make(train.num_steps)
     ema = section(Ema, "ema", sections)
@@ -121,7 +126,7 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
         optimizer=optimizer, learning_rate=learning_rate, train=train,
         ema=ema, averages=ema.weights(),
         checkpoint=section(Policy, "checkpoint", sections),
-        evaluation=section(Evaluation, "evaluation", sections),
+        evaluation=evaluation,
         mesh=section(sharding.MeshSizes, "mesh", sections),
     )  # fmt: skip
 

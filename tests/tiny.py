@@ -45,9 +45,10 @@ TINY = {
     "checkpoint": {"every_steps": 2, "keep": 2, "keep_every_steps": None, "keep_best": 0},
     "evaluation": {
         "num_samples": 20, "labels": "balanced", "networks": ("classifier",),
-        "measures": ("frechet", "agreement"), "inception_protocol": "adm",
-        "inception_weights": None, "dinov2_weights": None, "reference": None,
-        "every_steps": None, "trend_samples": 20, "keep_best": False,
+        "measures": ("frechet", "agreement"), "count_cond_frames": True,
+        "inception_protocol": "adm", "inception_weights": None, "dinov2_weights": None,
+        "i3d_weights": None, "reference": None, "real_samples": None, "every_steps": None,
+        "trend_samples": 20, "keep_best": False,
     },
     "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
 }  # fmt: skip

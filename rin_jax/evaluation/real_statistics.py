@@ -23,7 +23,7 @@ from rin_jax.evaluation.parts import write_arrays
 from rin_jax.evaluation.protocol import differences
 
 # What samples and real images must have in common, of a reference's description.
-COMPARED = ("features", "image_size", "channels", "preprocessing")
+COMPARED = ("features", "image_size", "channels", "preprocessing", "clip")
 ADM = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}  # names in files of ADM's evaluator
 
 
@@ -91,7 +91,7 @@ def check(path: epath.Path, found: Reference, wanted: Mapping[str, Any]) -> None
     What the file does not tell (one of ADM's evaluator has no size) is taken as fitting.
     """
     told = {name: found.description[name] for name in COMPARED if name in found.description}
-    ours = {name: wanted[name] for name in told}
+    ours = {name: wanted[name] for name in told if name in wanted}
     if "file" in found.description:  # the weights are not told either
         ours["features"] = {name: ours["features"].get(name) for name in told["features"]}
     if lines := differences(ours, told):

@@ -2,6 +2,7 @@
 
 Features come as blocks {"NETWORK/OUTPUT": float32 [B, F], "label": int [B]} in the order of the
 images, see `parts.Parts.blocks`; only one block is in memory, and of NEIGHBOURS images "pool".
+What `frames.compare` finds comes with them as "frames/MEASURE", float32 [B, T].
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,7 +15,7 @@ from rin_jax.evaluation import neighbours
 from rin_jax.evaluation.distances import frechet_distance
 from rin_jax.evaluation.protocol import OUTPUTS, Evaluation
 from rin_jax.evaluation.real_statistics import Reference
-from rin_jax.evaluation.statistics import InceptionScore, Sums
+from rin_jax.evaluation.statistics import InceptionScore, Sums, finite
 
 Block = Mapping[str, np.ndarray]
 NEIGHBOURS = 10_000  # images of either kind that KID and precision/recall compare
@@ -69,9 +70,13 @@ class Measures:
             for network, reference in references.items()
             for measure in _of_network(evaluation, network, reference, count)
         ]
+        self._measures.append(_Frames())
 
     def figures(self, blocks: Iterable[Block]) -> dict[str, float]:
-        """"NETWORK/MEASURE" in the order of the configuration; ConfigError: not finite."""
+        """"NETWORK/MEASURE" in the order of the configuration; ConfigError: not finite.
+
+        Then of predicted frames "MEASURE/first", "MEASURE/last" and "MEASURE/mean".
+        """
         for block in blocks:
             for measure in self._measures:
                 measure.add(block)
@@ -174,3 +179,27 @@ class _Agreement:
 
     def figures(self) -> dict[str, float]:
         return {f"{self._network}/agreement": self._right / self._count}
+
+
+class _Frames:
+    """Measures of predicted frames: means over the clips of the figures of single frames."""
+
+    def __init__(self):
+        self._totals: dict[str, np.ndarray] = {}
+        self._count = 0
+
+    def add(self, block: Block) -> None:
+        for entry, rows in block.items():
+            room, _, name = entry.partition("/")
+            if room == "frames":
+                total = finite(rows).sum(0)
+                self._totals[name] = self._totals.get(name, 0.0) + total
+        self._count += len(block["label"])
+
+    def figures(self) -> dict[str, float]:
+        found = {}
+        for name, total in self._totals.items():
+            frames = total / self._count
+            ends = {"first": frames[0], "last": frames[-1], "mean": frames.mean()}
+            found |= {f"{name}/{which}": float(value) for which, value in ends.items()}
+        return found

@@ -11,7 +11,7 @@ import dataclasses
 import datetime
 import importlib.metadata
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,8 +20,9 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
+from rin_jax import ConfigError
 from rin_jax.checkpointing.checksums import tree_checksums
-from rin_jax.data.source import open_source
+from rin_jax.data.source import Source, open_source
 from rin_jax.evaluation import protocol, records, sample_files
 from rin_jax.evaluation.parts import Parts
 from rin_jax.evaluation.protocol import Evaluation
@@ -32,7 +33,7 @@ from rin_jax.network.conditioning import NO_LABEL
 from rin_jax.runtime import console, processes
 from rin_jax.sampling import labels as label_rules
 from rin_jax.sampling import measuring, real_images
-from rin_jax.sampling.conditions import make_conditions
+from rin_jax.sampling.conditions import make_conditions, source_of
 from rin_jax.sampling.generate import guide_experiment, make_device_sampler
 from rin_jax.sampling.weights import load_ema
 
@@ -45,6 +46,8 @@ def evaluate(
 ) -> dict[str, Any]:  # fmt: skip
     """Measures `evaluation.num_samples` samples; writes, prints and returns the record.
 
+    Measures of predicted frames are left out, which is said, where the network is given no frames.
+
     `ema` and `checkpoint` as `load_ema`, `export` as `loading.load`. `samples`: a folder of images,
     all of which are measured instead.
 
@@ -53,16 +56,27 @@ def evaluate(
     """
     experiment = make_experiment(config)
     source, names = open_source(experiment.data), experiment.evaluation.chosen
+    if samples is not None and experiment.data.clip is not None:
+        raise ConfigError(
+            f"--samples={samples} is meant for a folder of images, but data.clip is set; measure "
+            "the clips of a checkpoint or of an export."
+        )
+    if experiment.evaluation.frame_measures and not experiment.data.cond_frames:
+        console.say(
+            f"{' and '.join(experiment.evaluation.frame_measures)} of evaluation.measures are left "
+            "out: the network is given no frames, so that no clip is the true one."
+        )
     for name in names:
         real_images.check_network(name, experiment, source)
     experiment.sampler.check_grid()
     guide_experiment(experiment)
     mesh = device_mesh(experiment)
     networks = [real_images.open_network(name, experiment, source, workdir) for name in names]
-    real = {x.name: real_images.find(experiment, source, x, workdir, mesh) for x in networks}
+    comparable = source_of(experiment, source)
+    real = {x.name: real_images.find(experiment, comparable, x, workdir, mesh) for x in networks}
     drawn = (
         of_folder(experiment, samples) if samples is not None
-        else of_model(experiment, mesh, workdir, ema, checkpoint, export, real)
+        else of_model(experiment, source, mesh, workdir, ema, checkpoint, export, real)
     )  # fmt: skip
     count, evaluation = len(drawn.labels), drawn.evaluation
     features = {
@@ -86,6 +100,7 @@ def evaluate(
     if processes.gather("a record", str(path.exists()))[0] != "True":
         outputs = [(x, evaluation.outputs_of(x.name)) for x in networks]
         programs = [measuring.make_features(x, wanted, mesh) for x, wanted in outputs]
+        programs += drawn.of_frames
         found = measuring.figures(
             evaluation, mesh, drawn.images, drawn.size, count, programs, real, parts
         )
@@ -107,13 +122,14 @@ class Samples(NamedTuple):
     evaluation: Evaluation
     description: dict[str, Any]  # all that the images depend on, JSON
     name: str  # in the record's file name
+    of_frames: Sequence[measuring.Features] = ()  # measures of predicted frames
 
 
 def of_model(
-    experiment: Experiment, mesh: Mesh, workdir: str, ema: str | None, checkpoint: int | None,
-    export: str | None, real: Mapping[str, Reference],
+    experiment: Experiment, source: Source, mesh: Mesh, workdir: str, ema: str | None,
+    checkpoint: int | None, export: str | None, real: Mapping[str, Reference],
 ) -> Samples:  # fmt: skip
-    """Samples of a run's checkpoint or of an export, under labels by the rule."""
+    """Samples of a run's checkpoint or of an export, under labels by the rule or given frames."""
     if export is None:
         step, name, params = load_ema(experiment, mesh, workdir, ema, checkpoint)
     else:
@@ -124,18 +140,20 @@ def of_model(
     labels = label_rules.by_rule(
         evaluation.labels, evaluation.num_samples, known, seed, histogram[:known]
     )
-    conditions, config = make_conditions(experiment, labels), experiment.config
+    conditions, config = make_conditions(experiment, labels, source), experiment.config
+    images = make_device_sampler(experiment, mesh, seed)(params, conditions)
+    images, of_frames = measuring.of_clips(experiment, images, conditions)
     description = {
         "step": step, "ema": name, "seed": seed, "labels": evaluation.labels if known else "none",
         "weights": protocol.digest(tree_checksums({"params": params})),
         "sampler": config.sampler.to_dict(), "process": config.diffusion.to_dict(),
         "model": config.model.to_dict(), "evaluations": experiment.sampler.num_evaluations,
         "guidance_scale": config.sampler.guidance_scale,
+        **real_images.describe_samples(experiment, source),
     }  # fmt: skip
     return Samples(
-        make_device_sampler(experiment, mesh, seed)(params, conditions),
-        experiment.generation.images_per_device, conditions.labels, evaluation,
-        json.loads(json.dumps(description)), f"{step:08d}-{name}",
+        images, experiment.generation.images_per_device, conditions.labels, evaluation,
+        json.loads(json.dumps(description)), f"{step:08d}-{name}", of_frames,
     )  # fmt: skip
 
 

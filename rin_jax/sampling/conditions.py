@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from rin_jax.data import pipeline
 from rin_jax.data.source import Source, open_source
 from rin_jax.experiment import Experiment
 from rin_jax.network.conditioning import NO_LABEL
@@ -22,7 +23,7 @@ class Conditions:
     """The conditions of N samples; indices are int [B], in 0..N-1."""
 
     labels: np.ndarray  # int32 [N], NO_LABEL where there is no class
-    clips: Source | None  # of the given frames; None: no frames are given
+    clips: pipeline.Reader | None  # of the given frames; None: no frames are given
     num_classes: int  # of the network
     input_scale: float  # of the process
 
@@ -38,17 +39,17 @@ class Conditions:
         """The condition of the network for these samples."""
         cond = {"label": self.labels[indices]} if self.num_classes else {}
         if self.clips is not None:
-            frames = np.stack([record["frames"] for record in self._records(indices)])
+            frames = self._records(indices)["frames"]
             cond["frames"] = scaled_frames(frames, self.input_scale)
         return cond
 
     def truth(self, indices: np.ndarray) -> np.ndarray:
         """The clips whose first frames are given, uint8 [B, T, H, W, C]."""
-        pairs = ((record["frames"], record["image"]) for record in self._records(indices))
-        return np.stack([np.concatenate(pair) for pair in pairs])
+        records = self._records(indices)
+        return np.concatenate([records["frames"], records["image"]], axis=1)
 
-    def _records(self, indices: np.ndarray) -> list[dict]:
-        return [self.clips[int(i) % len(self.clips)] for i in indices]
+    def _records(self, indices: np.ndarray) -> pipeline.Batch:
+        return self.clips(np.asarray(indices) % self.clips.num_records)
 
 
 def scaled_frames(frames: Any, input_scale: float) -> Any:
@@ -66,9 +67,16 @@ def make_conditions(
     """
     labels, num_classes, clips = np.asarray(labels, np.int32), experiment.rin.num_classes, None
     if experiment.rin.cond_frames:
-        source = source or open_source(experiment.data)
-        clips = source.other_split(HELD_OUT) or source
-        known = clips.info.num_classes and num_classes
-        own = [clips.label(i % len(clips)) if known else NO_LABEL for i in range(len(labels))]
+        source = source_of(experiment, source or open_source(experiment.data))
+        clips, known = pipeline.Reader(source), source.info.num_classes > 0
+        own = [source.label(i % len(source)) if known else NO_LABEL for i in range(len(labels))]
         labels = np.array(own, np.int32)
     return Conditions(labels, clips, num_classes, experiment.objective.process.input_scale)
+
+
+def source_of(experiment: Experiment, source: Source) -> Source:
+    """The records that samples belong to, where `source` is what the network learns from.
+
+    They are those of HELD_OUT, where there are any, if frames are given; else those of `source`.
+    """
+    return (source.other_split(HELD_OUT) if experiment.rin.cond_frames else None) or source

@@ -14,20 +14,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rin_jax.evaluation import summary
+from rin_jax.evaluation import frames, summary
 from rin_jax.evaluation.feature_networks import FeatureNetwork
 from rin_jax.evaluation.parts import Parts, missing, runs
 from rin_jax.evaluation.protocol import Evaluation
 from rin_jax.evaluation.real_statistics import Reference
+from rin_jax.experiment import Experiment
 from rin_jax.runtime import console, processes
+from rin_jax.sampling.conditions import Conditions
 
 Array = jax.Array
-# (device, indices [B]) -> images [size, H, W, C] in 0..255 on it, image i in row i modulo size, and
-# their labels int32 [B]
+# (device, indices [B]) -> images or clips [size, .., C] in 0..255 on it, image i in row i modulo
+# size, and their labels int32 [B]
 Images = Callable[[jax.Device, np.ndarray], tuple[Array, np.ndarray]]
-# (device, images on it, rows [B]) -> {"NETWORK/OUTPUT": float32 [B, F]} of these rows
+# (device, images as above, indices [B]) -> {"NETWORK/OUTPUT": float32 [B, F]} of these images
 Features = Callable[[jax.Device, Array, np.ndarray], dict[str, np.ndarray]]
-AT_ONCE = 64  # images that a feature network takes
+AT_ONCE = 64  # images that are read from the host
 WRITE_SECONDS, SAY_SECONDS = 60.0, 10.0
 WRITE_IMAGES = 2000  # at the latest, so that memory does not grow with the number of images
 
@@ -37,7 +39,7 @@ def extract(
 ) -> None:
     """Adds to `parts` the features that it lacks of images 0..count-1, and "label"; all processes.
 
-    `features` are those of `make_features`, one for each network.
+    `features` are those of `make_features`, one for each network, and perhaps `of_frames`.
     """
     ranges = json.loads(processes.gather("features so far", json.dumps(parts.ranges()))[0])
     todo = missing(ranges, count)
@@ -50,7 +52,7 @@ def extract(
         pixels, labels = images(device, indices)
         found = {"label": labels}
         for of in features:
-            found |= of(device, pixels, indices % size)
+            found |= of(device, pixels, indices)
         return found
 
     devices = mesh.local_devices
@@ -75,7 +77,7 @@ def extract(
 
 
 def from_host(read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]) -> Images:
-    """Images AT_ONCE a batch from read(indices) -> (images [B, H, W, C] in 0..255, labels [B])."""
+    """Images AT_ONCE a batch from read(indices) -> (images [B, .., C] in 0..255, labels [B])."""
 
     def images(device: jax.Device, indices: np.ndarray) -> tuple[Array, np.ndarray]:
         pixels, labels = read(indices)
@@ -112,18 +114,59 @@ def make_features(network: FeatureNetwork, outputs: Sequence[str], mesh: Mesh) -
         if network.rounds:
             images = jnp.round(images)
         if network.colour:
-            images = jnp.broadcast_to(images, (*images.shape[:3], 3))
+            images = jnp.broadcast_to(images, (*images.shape[:-1], 3))
         found = network.extract(params, images)
         return {f"{network.name}/{output}": found[output] for output in outputs}
 
-    def features(device: jax.Device, images: Array, rows: np.ndarray) -> dict[str, np.ndarray]:
+    def features(device: jax.Device, images: Array, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Whole pieces of the images, those in which there is a row that is wanted."""
-        count = min(AT_ONCE, len(images))
-        images = jnp.pad(images, ((0, -len(images) % count), (0, 0), (0, 0), (0, 0)))
+        rows, count = indices % len(images), min(network.at_once, len(images))
+        padding = [(0, -len(images) % count), *[(0, 0)] * (images.ndim - 1)]
+        images = jnp.pad(images, padding)
         at = {int(first): i for i, first in enumerate(np.unique(rows // count))}
         pieces = [program(local[device], images[i * count : (i + 1) * count]) for i in at]
         wanted = np.array([at[row // count] * count + row % count for row in rows])
         return jax.tree.map(lambda *piece: np.concatenate(piece)[wanted], *pieces)
+
+    return features
+
+
+def of_clips(
+    experiment: Experiment, images: Images, conditions: Conditions
+) -> tuple[Images, list[Features]]:
+    """What is compared of sampled clips, and what measures their frames; images are as they were.
+
+    The frames that the network was given are a part of it where `evaluation.count_cond_frames` is.
+    """
+    cond_frames, measures = experiment.data.cond_frames, experiment.evaluation.frame_measures
+    if not cond_frames:
+        return images, []
+    if experiment.evaluation.count_cond_frames:
+        images = with_cond_frames(images, conditions, cond_frames)
+    return images, [of_frames(measures, conditions, cond_frames)] if measures else []
+
+
+def with_cond_frames(images: Images, conditions: Conditions, cond_frames: int) -> Images:
+    """The same clips with the frames before them that the network was given."""
+
+    def whole(device: jax.Device, indices: np.ndarray) -> tuple[Array, np.ndarray]:
+        clips, labels = images(device, indices)
+        given = np.zeros((len(clips), cond_frames, *clips.shape[2:]), np.float32)
+        given[indices % len(clips)] = conditions.truth(indices)[:, :cond_frames]
+        return jnp.concatenate([jax.device_put(given, device), clips], axis=1), labels
+
+    return whole
+
+
+def of_frames(measures: Sequence[str], conditions: Conditions, cond_frames: int) -> Features:
+    """What `frames.compare` finds of predicted clips, which the true ones follow by their index."""
+
+    def features(device: jax.Device, clips: Array, indices: np.ndarray) -> dict[str, np.ndarray]:
+        truth = conditions.truth(indices)
+        predicted = clips[:, cond_frames - truth.shape[1] :]
+        rounded = np.round(np.asarray(predicted)[indices % len(clips)])
+        found = frames.compare(measures, rounded, truth, cond_frames)
+        return {f"frames/{name}": x.astype(np.float32) for name, x in found.items()}
 
     return features
 

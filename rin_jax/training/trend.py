@@ -23,7 +23,7 @@ from rin_jax.experiment import Experiment
 from rin_jax.runtime import console, processes
 from rin_jax.sampling import labels as label_rules
 from rin_jax.sampling import measuring, real_images
-from rin_jax.sampling.conditions import make_conditions
+from rin_jax.sampling.conditions import make_conditions, source_of
 from rin_jax.sampling.generate import make_device_sampler
 from rin_jax.training import curves
 
@@ -45,6 +45,8 @@ class Trend:
         self._features: list[measuring.Features] = []
         self._sampler = make_device_sampler(experiment, mesh, experiment.seed)
         self._references: dict[str, real_images.Reference] = {}
+        measures = experiment.evaluation.frame_measures
+        self._measures_frames = bool(experiment.data.cond_frames and measures)
         self._best = None  # where the average with the lowest figure so far is kept
         if experiment.evaluation.keep_best:
             self._best = Checkpoints(folder(workdir, "best"), only_best=True)
@@ -69,7 +71,7 @@ class Trend:
 
     def measure(self, step: int, emas: Mapping[str, Any]) -> dict[str, float]:
         """The figures of a step's averages, said; the best average by them is kept."""
-        if not self._names:
+        if not (self._names or self._measures_frames):
             return {}
         figures = self.figures(step, emas)
         lines = [f"  {name.removeprefix(PREFIX):50} {value:.4g}" for name, value in figures.items()]
@@ -82,22 +84,29 @@ class Trend:
         return figures
 
     def figures(self, step: int, emas: Mapping[str, Any]) -> dict[str, float]:
-        """"trend/NETWORK/MEASURE/EMA/nNUM" of each average; every process has them."""
+        """"trend/NETWORK/MEASURE/EMA/nNUM" of each average; every process has them.
+
+        Of predicted frames "trend/MEASURE/FRAME/EMA/nNUM".
+        """
         if not self._features:
             self._open()
-        evaluation, seed = self._evaluation, self._experiment.seed
-        known, count = self._experiment.rin.num_classes, self._evaluation.trend_samples
-        histogram = next(iter(self._references.values())).histogram[:known]
-        labels = label_rules.by_rule(evaluation.labels, count, known, seed, histogram)
-        conditions = make_conditions(self._experiment, labels, self._source)
-        found, config = {}, protocol.digest(self._experiment.config.to_dict())
+        experiment, evaluation = self._experiment, self._evaluation
+        known, count = experiment.rin.num_classes, evaluation.trend_samples
+        histograms = [x.histogram[:known] for x in self._references.values()] or [None]
+        labels = label_rules.by_rule(
+            evaluation.labels, count, known, experiment.seed, histograms[0]
+        )
+        conditions = make_conditions(experiment, labels, self._source)
+        found, config = {}, protocol.digest(experiment.config.to_dict())
         for name, params in emas.items():
             kept = f"trend-{step}-{name}-{config}"
             path = epath.Path(self._workdir) / "evaluation" / "parts" / kept
             images = self._sampler(params, conditions)
-            size, parts = self._experiment.generation.images_per_device, Parts(path)
+            images, of_frames = measuring.of_clips(experiment, images, conditions)
+            size, parts = experiment.generation.images_per_device, Parts(path)
+            features = self._features + of_frames
             figures = measuring.figures(
-                evaluation, self._mesh, images, size, count, self._features, self._references, parts
+                evaluation, self._mesh, images, size, count, features, self._references, parts
             )
             if figures:  # process 0 has them
                 parts.remove()
@@ -109,6 +118,7 @@ class Trend:
             network = real_images.open_network(name, self._experiment, self._source, self._workdir)
             outputs = self._evaluation.outputs_of(name)
             self._features.append(measuring.make_features(network, outputs, self._mesh))
+            real = source_of(self._experiment, self._source)
             self._references[name] = real_images.find(
-                self._experiment, self._source, network, self._workdir, self._mesh
+                self._experiment, real, network, self._workdir, self._mesh
             )

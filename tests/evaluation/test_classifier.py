@@ -122,3 +122,51 @@ def test_what_is_not_learned_from():
     for labels, words in (([0, 1, 2], "0 to 2"), ([-1, 0, 1], "-1 to 1")):
         with pytest.raises(ConfigError, match=f"are {words}; for data.num_classes 2 .* 0 to 1"):
             classifier.train(images, np.array(labels), 2)
+
+
+def moving_bars(count, seed):
+    """Clips uint8 [count, 6, 12, 12, 1] of a bar that goes left (0) or right (1), and labels."""
+    rng = np.random.default_rng(seed)
+    labels, start = rng.integers(0, 2, count), rng.integers(0, 12, count)
+    column = start[:, None] + np.arange(6) * (2 * labels - 1)[:, None]
+    seen = np.arange(12) == column[..., None] % 12
+    clips = np.broadcast_to(seen[:, :, None, :, None] * 255, (count, 6, 12, 12, 1))
+    return clips.astype(np.uint8), labels
+
+
+@pytest.fixture(scope="module")
+def trained_on_clips():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classifier, "FEWEST_STEPS", 150)
+        patch.setattr(classifier, "EPOCHS", 1)
+        return classifier.train(*moving_bars(512, 0), 2)
+
+
+def test_clips_are_read_by_the_order_of_their_frames(trained_on_clips):
+    """No single frame tells the label."""
+    clips, labels = moving_bars(200, 1)
+    assert classifier.accuracy(trained_on_clips, clips, labels) > 0.95
+    assert classifier.accuracy(trained_on_clips, clips[:, ::-1], 1 - labels) > 0.95
+
+
+def test_distances_of_clips_see_the_order_of_frames(trained_on_clips):
+    clips, _ = moving_bars(200, 1)
+    rng = np.random.default_rng(0)
+    shuffled = np.stack([clip[rng.permutation(len(clip))] for clip in clips])
+    target = moments(features(trained_on_clips, clips))
+
+    def distance(some):
+        return frechet_distance(moments(features(trained_on_clips, some)), target)
+
+    assert distance(clips) < 1e-6 * distance(shuffled)
+    assert distance(shuffled) > 5 * distance(moving_bars(200, 2)[0])
+
+
+def test_products_of_patches_of_clips_are_convolutions():
+    x = np.random.default_rng(0).normal(size=(2, 5, 6, 7, 3)).astype(np.float32)
+    kernel = np.random.default_rng(1).normal(size=(3, 3, 3, 3, 4)).astype(np.float32)
+    expected = jax.lax.conv_general_dilated(
+        x, kernel, (2, 2, 2), [(1, 1)] * 3, dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+    )
+    found = classifier._patches(x, 2) @ kernel.reshape(81, 4)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

