@@ -36,6 +36,12 @@ SAMPLES = flags.DEFINE_string(
     "samples", None, "--mode=evaluate: measure all images of this folder, whatever made them.")
 PICTURES = flags.DEFINE_bool(
     "pictures", False, "--mode=sample: also draw the way of the first images and what was read.")
+ROLLOUT = flags.DEFINE_integer(
+    "rollout", None, "--mode=sample: continue each clip to so many windows of the network, each of "
+    "which is given the last frames of the one before; one window if not given.")
+ROLLOUT_LATENTS = flags.DEFINE_enum(
+    "rollout_latents", "reset", ("carry", "reset"), "--mode=sample: whether the first step of a "
+    "window of --rollout starts from the last latents of the window before, or from zeros.")
 EMA = flags.DEFINE_string(
     "ema", None, "--mode=sample, evaluate, export: the average whose weights are used, "
     "decay_0.9999 or power_0.05, or best (see evaluation.keep_best); the first that the run keeps "
@@ -65,7 +71,7 @@ PUSH = flags.DEFINE_string(
 # what each job reads beside --config, in the order of its arguments
 READS = {
     "train": (WORKDIR,),
-    "sample": (WORKDIR, NUM, CLASSES, EMA, CHECKPOINT, EXPORT, PICTURES),
+    "sample": (WORKDIR, NUM, CLASSES, EMA, CHECKPOINT, EXPORT, PICTURES, ROLLOUT, ROLLOUT_LATENTS),
     "evaluate": (WORKDIR, EMA, CHECKPOINT, EXPORT, SAMPLES),
     "reference": (WORKDIR,),
     "reconstruct": (WORKDIR, LENGTH),
@@ -128,6 +134,8 @@ def check_flags(mode: str) -> None:
                 f"--{flag.name} names weights, but --samples={SAMPLES.value} are images already; "
                 "leave one of the two out."
             )
+    if ROLLOUT_LATENTS.present and ROLLOUT.value is None:
+        raise ConfigError("--rollout_latents is of the windows of --rollout=NUM; give both.")
     if mode == "reconstruct" and LENGTH.value is None:
         raise ConfigError("--mode=reconstruct needs --length, as 0.08: see docs/checkpoints.md.")
 

@@ -43,6 +43,8 @@ def command(*arguments: str, workdir) -> subprocess.CompletedProcess:
         (["--config=configs/digits.py", "--mode=import_pix2seq"],
          ["--mode=import_pix2seq needs --source=DIR"]),
         (["--config=configs/digits.py", "--onnx"], ["error: --onnx is for --mode=export"]),
+        (["--config=configs/digits.py", "--mode=sample", "--workdir=a", "--rollout_latents=carry"],
+         ["error: --rollout_latents is of the windows of --rollout=NUM; give both."]),
         (["--config=configs/digits.py", "--export=a"], ["error: --export is for --mode=sample"]),
         (["--config=configs/digits.py", "--mode=sample", "--export=a", "--checkpoint=3"],
          ["error: --checkpoint is of a run, but --export=a has one average of one step"]),

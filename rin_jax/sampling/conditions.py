@@ -6,6 +6,7 @@ else of its own, in storage order; and the class of sample i is that record's.
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -29,12 +30,17 @@ class Conditions:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def cond_frames(self) -> int:
+        """How many frames are given to the network."""
+        return 0 if self.clips is None else self.clips.data.cond_frames
+
     def of(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """The condition of the network for these samples."""
         cond = {"label": self.labels[indices]} if self.num_classes else {}
         if self.clips is not None:
             frames = self._records(indices)["frames"]
-            cond["frames"] = (frames / np.float32(127.5) - 1) * np.float32(self.input_scale)
+            cond["frames"] = scaled_frames(frames, self.input_scale)
         return cond
 
     def truth(self, indices: np.ndarray) -> np.ndarray:
@@ -44,6 +50,11 @@ class Conditions:
 
     def _records(self, indices: np.ndarray) -> pipeline.Batch:
         return self.clips(np.asarray(indices) % self.clips.num_records)
+
+
+def scaled_frames(frames: Any, input_scale: float) -> Any:
+    """uint8 frames, on the host or a device, as the condition has them: float32."""
+    return (frames / np.float32(127.5) - 1) * np.float32(input_scale)
 
 
 def make_conditions(

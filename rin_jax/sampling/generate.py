@@ -32,12 +32,12 @@ from rin_jax.sampling.denoiser import denoiser, guided
 from rin_jax.sampling.weights import abstract_params, load_ema, on_device, whole
 
 Array = jax.Array
-# generate(params, indices [B], cond of [B]) -> uint8 images [B, H, W, C] on the host
+# generate(params, indices [B], cond of [B]) -> uint8 images [B, ..., H, W, C] on the host
 Generate = Callable[[dict, np.ndarray, Cond], np.ndarray]
 # What a guide must have in common with the network that it guides.
 SAME_AS_GUIDE = (
-    "data.image_size", "data.channels", "data.num_classes", "diffusion.prediction_type",
-    "diffusion.input_scale", "diffusion.normalize_input",
+    "data.image_size", "data.clip", "data.channels", "data.num_classes",
+    "diffusion.prediction_type", "diffusion.input_scale", "diffusion.normalize_input",
 )  # fmt: skip
 
 
@@ -49,7 +49,7 @@ class Guide(NamedTuple):
 
 
 def jit_sampler(experiment: Experiment, guide: RIN | None = None, rounded: bool = True):
-    """The program of one device: (params, key, indices [B], cond of [B]) -> uint8 [B, H, W, C].
+    """The program of one device: (params, key, indices [B], cond of [B]) -> uint8 [B, ...].
 
     With a guide `params` is the pair of both networks' parameters. `key` is that of the seed. If
     not `rounded`, images are the same numbers 0..255 in float32 before they are rounded.
@@ -90,14 +90,17 @@ def compile_sampler(experiment: Experiment, mesh: Mesh, batch_size: int):
     return jit_sampler(experiment, guide and guide.rin).lower(*arguments).compile()
 
 
-def make_generate(experiment: Experiment, mesh: Mesh, seed: int) -> Generate:
+def make_generate(
+    experiment: Experiment, mesh: Mesh, seed: int, make_program: Callable = jit_sampler
+) -> Generate:
     """A function that samples images `indices` of `seed` under their conditions.
 
+    `make_program` is `jit_sampler`, or makes a program of the same arguments from the same.
     Raises ConfigError at more steps than the grid allows, or at a guide that does not fit.
     """
     experiment.sampler.check_grid()
     guide = load_guide(experiment, mesh)
-    program = jit_sampler(experiment, guide and guide.experiment.rin)
+    program = make_program(experiment, guide and guide.experiment.rin)
     size, key = experiment.generation.images_per_device, jax.random.key(seed)
 
     def generate(params, indices, cond):
@@ -150,10 +153,11 @@ def make_device_sampler(
 
 
 def generate_all(
-    experiment: Experiment, mesh: Mesh, seed: int, params: dict, conditions: Conditions, part: int
-) -> np.ndarray:
+    experiment: Experiment, mesh: Mesh, seed: int, params: dict, conditions: Conditions, part: int,
+    make_program: Callable = jit_sampler,
+) -> np.ndarray:  # fmt: skip
     """Images 0, 1, .. of `seed` under N conditions, `part` of them at a time, a line for each."""
-    generate = make_generate(experiment, mesh, seed)
+    generate = make_generate(experiment, mesh, seed, make_program)
     progress = console.Progress(0, len(conditions), 1)
     images = []
     for first in range(0, len(conditions), part):

@@ -21,12 +21,17 @@ def grid_labels(num_classes: int) -> np.ndarray:
     return classes.astype(np.int32).repeat(COLUMNS)
 
 
+def chosen(count: int, most: int) -> np.ndarray:
+    """At most `most` of 0..count-1, evenly spaced, with both ends."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
+
+
 def grid(images: np.ndarray, columns: int, smallest: int = 48) -> np.ndarray:
     """uint8 images [B, H, W, C] row by row as one picture with white gaps.
 
     Small images are enlarged by whole factors until their side is at least `smallest`.
     """
-    images = _enlarge(images, smallest)
+    images = enlarge(images, smallest)
     batch, height, width, channels = images.shape
     gap, rows = 2, -(-batch // columns)
     cells = np.full((rows * columns, height + gap, width + gap, channels), 255, np.uint8)
@@ -36,7 +41,7 @@ def grid(images: np.ndarray, columns: int, smallest: int = 48) -> np.ndarray:
     return np.pad(canvas, ((0, gap), (0, gap), (0, 0)), constant_values=255)
 
 
-def _enlarge(images: np.ndarray, smallest: int) -> np.ndarray:
+def enlarge(images: np.ndarray, smallest: int) -> np.ndarray:
     """Images [B, H, W, C] by the whole factor that makes them at least `smallest` high."""
     factor = max(1, -(-smallest // images.shape[1]))
     return images.repeat(factor, axis=1).repeat(factor, axis=2)
@@ -44,7 +49,7 @@ def _enlarge(images: np.ndarray, smallest: int) -> np.ndarray:
 
 def captioned_grid(images: np.ndarray, captions: Sequence[str], columns: int) -> np.ndarray:
     """uint8 images [B, H, W, C] as `grid`, in colour, with a line of text below each."""
-    images = _enlarge(images, 96)
+    images = enlarge(images, 96)
     images = np.broadcast_to(images, (*images.shape[:3], 3))
     width, line = images.shape[2], 14
     strips = [_text(caption[: width // 6], width, line) for caption in captions]

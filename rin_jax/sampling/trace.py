@@ -3,14 +3,12 @@
 Only for a few images of a seed: they equal those of the same indices in generate.py up to rounding.
 """
 
-import io
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
-from PIL import Image
 
 from rin_jax.experiment import Experiment
 from rin_jax.network.conditioning import Cond
@@ -20,17 +18,18 @@ from rin_jax.sampling.denoiser import denoiser, guided, reading_denoiser, withou
 from rin_jax.sampling.generate import load_guide, seeded_noise, to_uint8
 from rin_jax.sampling.weights import local_copy
 
-COLUMNS = 10  # steps in a still picture
+COLUMNS = 10  # steps in a still picture, or frames of a video
 FRAMES = 60  # and in a moving one
-READ_ROWS = 3  # images whose reads are shown
+READ_ROWS = 3  # samples whose reads are shown
+READ_STEP = 2 / 3  # of the sampling, at which those of a video are
 HEAT = np.array([255.0, 40.0, 0.0])
 
 
 class Trajectory(NamedTuple):
     """What happened in N steps of B samples, on the host."""
 
-    x0: np.ndarray  # estimates, uint8 [N, B, H, W, C]
-    reads: np.ndarray  # shares of the read attention, [N, B, blocks, rows, columns] of patches
+    x0: np.ndarray  # estimates, uint8 [N, B, H, W, C], of videos [N, B, T, H, W, C]
+    reads: np.ndarray  # shares of the read attention of patches, [N, B, blocks, *rin.grid]
 
 
 def trace(
@@ -57,53 +56,49 @@ def trace(
 
 
 def write(folder: epath.Path, trajectory: Trajectory) -> None:
-    """trajectory.png and .gif: x0 of each image over the steps; reads.png: see `reads_picture`."""
+    """trajectory.png and .gif: x0 over the steps, of videos their middle frame; reads.png."""
     x0 = trajectory.x0
-    still = x0[chosen(len(x0), COLUMNS)]
+    if x0.ndim == 6:
+        x0 = x0[:, :, x0.shape[2] // 2]
+    still = x0[grids.chosen(len(x0), COLUMNS)]
     rows = still.swapaxes(0, 1).reshape(-1, *x0.shape[2:])
     files.write_png(folder / "trajectory.png", grids.grid(rows, len(still)))
-    frames = [grids.grid(x0[i], x0.shape[1]) for i in chosen(len(x0), FRAMES)]
-    write_gif(folder / "trajectory.gif", frames)
+    frames = [grids.grid(x0[i], x0.shape[1]) for i in grids.chosen(len(x0), FRAMES)]
+    files.write_gif(folder / "trajectory.gif", frames)
     files.write_png(folder / "reads.png", reads_picture(trajectory))
 
 
 def reads_picture(trajectory: Trajectory) -> np.ndarray:
-    """A row of x0 over the steps for each image, and below it a row for each block's reads.
+    """For each of some samples a row of x0, and below it a row for each block's reads.
 
-    Heat is the share of the attention over the largest share in the same panel.
+    Of images a row shows the steps, of videos the frames at one step. Heat is the share of the
+    attention over the largest share in the same image or video.
     """
-    steps = chosen(len(trajectory.x0), COLUMNS)
     panels = []
     for b in range(min(READ_ROWS, trajectory.x0.shape[1])):
-        images = trajectory.x0[steps, b]
+        images, reads = panels_of(trajectory, b)
         panels.append(np.broadcast_to(images, (*images.shape[:-1], 3)))
-        panels.extend(
-            np.stack([heat(trajectory.x0[i, b], trajectory.reads[i, b, block]) for i in steps])
-            for block in range(trajectory.reads.shape[2])
-        )
-    return grids.grid(np.concatenate(panels), len(steps))
+        panels.extend(np.stack([heat(*one) for one in zip(images, row, strict=True)])
+                      for row in reads)  # fmt: skip
+    return grids.grid(np.concatenate(panels), len(panels[0]))
 
 
-def heat(image: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Shares [rows, columns] of patches as red on a grey copy of a uint8 image [H, W, C]."""
-    patch = image.shape[0] // share.shape[0]
-    strength = (share / share.max()).repeat(patch, axis=0).repeat(patch, axis=1)[..., None]
+def panels_of(trajectory: Trajectory, b: int) -> tuple[np.ndarray, np.ndarray]:
+    """x0 [L, H, W, C] of a sample at L steps or frames, and shares [blocks, L, rows, columns]."""
+    steps, x0, reads = len(trajectory.x0), trajectory.x0[:, b], trajectory.reads[:, b]
+    if x0.ndim == 4:
+        at = grids.chosen(steps, COLUMNS)
+        reads = reads[at].swapaxes(0, 1)
+        return x0[at], reads / reads.max((2, 3), keepdims=True)
+    x0, reads = (x[round(READ_STEP * (steps - 1))] for x in (x0, reads))
+    reads = reads.repeat(len(x0) // reads.shape[1], axis=1)
+    at = grids.chosen(len(x0), COLUMNS)
+    return x0[at], (reads / reads.max((1, 2, 3), keepdims=True))[:, at]
+
+
+def heat(image: np.ndarray, strength: np.ndarray) -> np.ndarray:
+    """Strengths [rows, columns] of patches, up to 1, as red on a grey copy of uint8 [H, W, C]."""
+    patch = image.shape[0] // strength.shape[0]
+    strength = strength.repeat(patch, axis=0).repeat(patch, axis=1)[..., None]
     grey = image.mean(-1, keepdims=True)
     return np.rint(grey + 0.8 * strength * (HEAT - grey)).astype(np.uint8)
-
-
-def chosen(count: int, most: int) -> np.ndarray:
-    """At most `most` of 0..count-1, evenly spaced, with both ends."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
-
-
-def write_gif(path: epath.Path, frames: list[np.ndarray]) -> None:
-    """uint8 pictures [H, W, 1 or 3] as a GIF of 12 pictures a second that rests on the last."""
-    pictures = [Image.fromarray(f[..., 0] if f.shape[-1] == 1 else f) for f in frames]
-    durations = [80] * (len(pictures) - 1) + [1500]
-    buffer = io.BytesIO()
-    pictures[0].save(
-        buffer, "GIF", save_all=True, loop=0, append_images=pictures[1:], duration=durations
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(buffer.getvalue())

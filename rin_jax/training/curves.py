@@ -5,12 +5,12 @@ line with the step first.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from etils import epath
 
-from rin_jax.runtime.files import write_png
+from rin_jax.runtime.files import encode_gif, write_png
 
 
 class Writer:
@@ -48,6 +48,22 @@ class Writer:
             return
         write_png(image_path(self._workdir, name, step), image)
         self._events.add_image(name, image, step, dataformats="HWC")
+
+    def moving(self, step: int, name: str, pictures: Sequence[np.ndarray]) -> None:
+        """uint8 pictures [H, W, C] as WORKDIR/NAME/STEP.gif and, moving, in the event file."""
+        if not self._active:
+            return
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        path = image_path(self._workdir, name, step).with_suffix(".gif")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded := encode_gif(pictures))
+        height, width, channels = pictures[0].shape
+        image = Summary.Image(
+            height=height, width=width, colorspace=channels, encoded_image_string=encoded
+        )  # add_video needs moviepy
+        value = Summary.Value(tag=f"{name}/moving", image=image)
+        self._events.file_writer.add_summary(Summary(value=[value]), step)
 
     def lacks(self, step: int, name: str) -> bool:
         """Whether the image of a step is not there; False where nothing is written."""

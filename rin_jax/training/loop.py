@@ -19,8 +19,8 @@ from rin_jax.experiment import Experiment
 from rin_jax.network import cost
 from rin_jax.runtime import chips, console, processes, sharding
 from rin_jax.runtime.preemption import Preempted, Watch
-from rin_jax.sampling import moving_pictures
-from rin_jax.sampling.conditions import make_conditions
+from rin_jax.sampling import grids, moving_pictures
+from rin_jax.sampling.conditions import Conditions, make_conditions
 from rin_jax.sampling.generate import make_generate
 from rin_jax.training import curves
 from rin_jax.training.metrics import Window, module_figures
@@ -103,7 +103,7 @@ def run_loop(
         if due["sample"]:
             with progress.spending("samples"), watch.quiet(step, saver.wait):
                 images = generate(state.emas[shown], indices, conditions.of(indices))
-                writer.image(step, "progress", moving_pictures.picture(images, conditions, indices))
+                show(writer, step, images, conditions)
         if due["trend"] and trend is not None:
             with progress.spending("evaluation"), watch.quiet(step, saver.wait):
                 writer.scalars(step, trend.measure(step, state.emas))
@@ -148,6 +148,16 @@ def run_loop(
     finally:
         pool.shutdown(wait=False)  # it may hang in a read
     return state
+
+
+def show(writer: curves.Writer, step: int, images: np.ndarray, conditions: Conditions) -> None:
+    """The samples of a step as "progress": a grid of images; of clips their frames and a GIF."""
+    if images.ndim == 4:
+        writer.image(step, "progress", grids.grid(images, grids.COLUMNS))
+        return
+    strips = moving_pictures.strips(images, conditions, np.arange(len(images)))
+    writer.moving(step, "progress", moving_pictures.moving(strips))
+    writer.image(step, "progress", moving_pictures.still(strips))  # last: `lacks` looks for it
 
 
 def due_at(step: int, experiment: Experiment) -> dict[str, bool]:

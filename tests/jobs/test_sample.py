@@ -23,6 +23,7 @@ SMALL = {"sampler__images_per_device": 4, "sampler__num_steps": 2}
 def run(config, workdir, **flags):
     plain = {
         "num": 6, "classes": [], "ema": None, "checkpoint": None, "export": None, "show": False,
+        "windows": None, "rollout_latents": "reset",
     }  # fmt: skip
     return sample.sample(config, str(workdir), **plain | flags)
 

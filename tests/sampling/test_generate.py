@@ -1,5 +1,7 @@
 """Sampling programs: image i is image i, to the last bit; weights and guides that do not fit."""
 
+import types
+
 import jax
 import ml_collections
 import numpy as np
@@ -14,6 +16,7 @@ from rin_jax.sampling.generate import make_generate, places
 from rin_jax.sampling.weights import abstract_params, load_ema, whole
 from rin_jax.training.state import create_state
 from tests import tiny
+from tests.sampling import videos
 
 SIZE = 5
 SAMPLER = {
@@ -183,6 +186,19 @@ def test_a_guide_that_does_not_fit(tmp_path, guide, changes, words):
     experiment = make_experiment(guided(tmp_path, **changes))
     with pytest.raises(ConfigError, match=words):
         make_generate(experiment, mesh_of(1), seed=0)
+
+
+def test_a_guide_of_other_clips_does_not_fit(monkeypatch):
+    guide = {"sampler__guide": "a", "sampler__guidance_scale": 1.0}
+    experiment = videos.experiment("/nowhere", **guide)
+    for frames in (6, 4):
+        saved = videos.config("/nowhere", data__clip__frames=frames).to_dict()
+        found = [types.SimpleNamespace(step=1, config=saved)]
+        monkeypatch.setattr(generate, "find_checkpoints", lambda *wanted, found=found: found)
+        if frames == 6:
+            with pytest.raises(ConfigError, match="(?s)data.clip is .*frames: 4.* and .*frames: 6"):
+                generate.guide_experiment(experiment)
+    assert generate.guide_experiment(experiment).rin == experiment.rin
 
 
 def test_weights_are_made_whole_by_one_program_however_often():

@@ -80,3 +80,27 @@ def test_files_show_the_chosen_steps(tmp_path):
     np.testing.assert_array_equal(frame[2:50:6, 2:50:6], x0[69, 0, :, :, 0])
     reads = np.asarray(Image.open(tmp_path / "reads.png"))
     assert reads.shape == (8 * side + 2, 10 * side + 2, 3)  # an image and three blocks, twice
+
+
+def test_reads_of_a_video_are_those_of_its_frames():
+    """At two thirds of the steps, over the largest share in the clip; a patch has 2 frames."""
+    x0 = np.random.default_rng(0).integers(0, 256, (7, 1, 4, 8, 8, 1), dtype=np.uint8)
+    reads = np.full((7, 1, 3, 2, 2, 2), 1e-9)
+    reads[4, 0, 1, 1, 0, 1] = 0.4  # block 1, frames 2 and 3, on the upper right
+    reads[4, 0, 1, 0, 1, 0] = 0.2  # frames 0 and 1, lower left, half as much
+    images, shares = trace.panels_of(trace.Trajectory(x0, reads), 0)
+    np.testing.assert_array_equal(images, x0[4, 0])
+    assert shares.shape == (3, 4, 2, 2)
+    np.testing.assert_allclose(shares[1, :, 0, 1], [0, 0, 1, 1], atol=1e-6)
+    np.testing.assert_allclose(shares[1, :, 1, 0], [0.5, 0.5, 0, 0], atol=1e-6)
+    picture = trace.reads_picture(trace.Trajectory(x0, reads))
+    assert picture.shape == (4 * 50 + 2, 4 * 50 + 2, 3)  # frames and three blocks, four frames each
+
+
+def test_files_of_a_video_show_its_middle_frame(tmp_path):
+    x0 = np.random.default_rng(0).integers(0, 256, (5, 2, 4, 8, 8, 1), dtype=np.uint8)
+    trace.write(tmp_path, trace.Trajectory(x0, np.ones((5, 2, 1, 2, 2, 2))))
+    strip = np.asarray(Image.open(tmp_path / "trajectory.png"))
+    np.testing.assert_array_equal(strip[52:100:6, 2:50:6], x0[0, 1, 2, :, :, 0])
+    moving = Image.open(tmp_path / "trajectory.gif")
+    assert moving.n_frames == 5

@@ -1,10 +1,15 @@
 """Curves: what resuming does to them."""
 
+import io
 import json
 
 import numpy as np
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from rin_jax.sampling.conditions import Conditions
 from rin_jax.training import curves
+from rin_jax.training.loop import show
 
 
 def test_resuming_takes_back_what_came_after_the_checkpoint(tmp_path):
@@ -28,9 +33,35 @@ def test_a_line_that_was_cut_off_is_dropped(tmp_path):
     assert [line["step"] for line in lines] == [1, 3]
 
 
+def test_a_moving_picture_is_a_file_and_moves_in_tensorboard(tmp_path):
+    writer = curves.Writer(str(tmp_path), 0, active=True)
+    writer.moving(7, "progress", [np.full((6, 9, 3), 40 * t, np.uint8) for t in range(5)])
+    writer.close()
+    written = (tmp_path / "progress" / "00000007.gif").read_bytes()
+    events = EventAccumulator(str(tmp_path / "events")).Reload()
+    (event,) = events.Images("progress/moving")
+    assert (event.step, event.width, event.height) == (7, 9, 6)
+    assert event.encoded_image_string == written
+    assert Image.open(io.BytesIO(written)).n_frames == 5
+
+
+def test_clips_of_a_run_are_shown_still_and_moving(tmp_path):
+    writer = curves.Writer(str(tmp_path), 0, active=True)
+    conditions = Conditions(np.full(8, -1), None, 0, 1.0)
+    show(writer, 1, np.zeros((8, 8, 8, 1), np.uint8), conditions)
+    assert [path.name for path in (tmp_path / "progress").iterdir()] == ["00000001.png"]
+    clips = np.random.default_rng(0).integers(0, 256, (8, 5, 8, 8, 1), dtype=np.uint8)
+    show(writer, 2, clips, conditions)
+    writer.close()
+    assert not writer.lacks(2, "progress")
+    assert Image.open(tmp_path / "progress" / "00000002.gif").n_frames == 5
+    assert Image.open(tmp_path / "progress" / "00000002.png").size == (5 * 54 + 2, 8 * 54 + 2)
+
+
 def test_other_processes_write_nothing(tmp_path):
     writer = curves.Writer(str(tmp_path / "run"), 0, active=False)
     writer.scalars(1, {"loss": 1.0})
     writer.image(1, "progress", np.zeros((4, 4, 3), np.uint8))
+    writer.moving(1, "progress", [np.zeros((4, 4, 3), np.uint8)])
     writer.close()
     assert not (tmp_path / "run").exists()
