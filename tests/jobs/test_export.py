@@ -170,7 +170,7 @@ def test_the_card_says_what_is_known(exported):
     picture = (exported / "samples.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     description = json.loads((exported / "config.json").read_text())
-    bare = card.card("x", description, [], picture=False, onnx=False)
+    bare = card.card("x", description, [], picture=False, onnx=False, clips=False)
     assert "not measured for these weights" in bare
     assert "No sample grid" in bare
 
@@ -310,7 +310,7 @@ def test_every_published_experiment_exports_and_loads(name, tmp_path):
     theirs = rin_torch.load(str(tmp_path))
     assert sum(p.numel() for p in theirs.parameters()) == test_configs.count_parameters(rin)
     description = json.loads((tmp_path / "config.json").read_text())
-    assert name in card.card(name, description, [], picture=False, onnx=True)
+    assert name in card.card(name, description, [], picture=False, onnx=True, clips=False)
 
 
 def test_the_package_itself_stays_light(tmp_path):
