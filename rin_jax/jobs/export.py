@@ -151,15 +151,20 @@ def checkpoint_model(config: ml_collections.ConfigDict, workdir: str, ema: str |
         own.sampler, own.mesh = experiment.config.sampler.to_dict(), ANY_DEVICES
         own.data.data_dir = None
         experiment = make_experiment(own)
+    check_exportable(experiment)
+    mesh = device_mesh(experiment, jax.local_devices()[:1])
+    found_ema = load_ema(experiment, mesh, workdir, ema)
+    return Model(experiment, found_ema.params, mesh, names, found_ema.step, found_ema.name)
+
+
+def check_exportable(experiment: Experiment) -> None:
+    """Raises ConfigError at what the programs of an export do not have."""
     if (guide := experiment.generation.guide) is not None:
         text = f"sampler.guide is {guide}, but an export holds one network"
         raise ConfigError(f"{text}; leave the guide out.")
     if experiment.rin.sequence is not None:
         text = "model.sequence is set, but the programs of an export take no sequence"
         raise ConfigError(f"{text}; use the run's checkpoints.")
-    mesh = device_mesh(experiment, jax.local_devices()[:1])
-    found_ema = load_ema(experiment, mesh, workdir, ema)
-    return Model(experiment, found_ema.params, mesh, names, found_ema.step, found_ema.name)
 
 
 def class_names(data: Data) -> tuple[str, ...] | None:
