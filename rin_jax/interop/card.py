@@ -73,7 +73,7 @@ the network, the process, the sampler and the class names.{frames_note}
 samples = model.sample(4{keyword}{keyword_frames})  # uint8 {shape}
 ```
 
-**PyTorch**, with `rin_torch.py` from this folder and no other package.{note}
+**PyTorch**, with `rin_torch.py` from this folder and no other package{read_by}.{note}
 
 ```python
 {numpy}import torch
@@ -205,7 +205,7 @@ def _frames(network: Mapping[str, Any], clips: bool, bound: float) -> dict[str, 
     """The parts of the card and its code that are about given frames; empty without."""
     number, (_, *shape) = network["cond_frames"], network["example_shape"]
     names = ("numpy", "frames", "frames_note", "keyword_frames", "tensor_frames",
-             "denoiser_frames", "onnx_frames")  # fmt: skip
+             "denoiser_frames", "onnx_frames", "read_by")  # fmt: skip
     if not number:
         return dict.fromkeys(names, "")
     sizes = ", ".join(map(str, (number, *shape)))
@@ -219,6 +219,7 @@ def _frames(network: Mapping[str, Any], clips: bool, bound: float) -> dict[str, 
         ", frames=torch.tensor(frames)",
         " It takes `frames=` too, float32 in the range of xt without noise.",
         f"frames = {source}\nframes = np.float32((frames / 127.5 - 1) * {bound})\n",
+        " (numpy is for the frames)",
     )  # fmt: skip
     return dict(zip(names, values, strict=True))
 
