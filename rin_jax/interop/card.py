@@ -15,6 +15,7 @@ PLAIN = {
     "eta": 0.0, "latents": "carry", "refresh": 0, "guidance_interval": [0.0, 1.0],
     "guidance_latents": "shared",
 }  # fmt: skip
+FRAMES_OF_ONNX = ('"frames": frames', '"frames": np.zeros_like(frames)')  # given, and null
 X0 = {  # the card's expression of x0, by what the network predicts
     "eps": "(xt - np.sqrt(1 - gamma) * prediction) / np.sqrt(gamma)",
     "x0": "prediction",
@@ -23,7 +24,7 @@ X0 = {  # the card's expression of x0, by what the network predicts
 
 CARD = """---
 library_name: rin_jax
-pipeline_tag: unconditional-image-generation
+pipeline_tag: {task}
 license: unknown  # stated by whoever publishes the weights
 tags: [diffusion, rin, jax, pytorch]
 ---
@@ -38,11 +39,11 @@ A Recurrent Interface Network (arXiv 2212.11972) in pixel space, exported by rin
 
 |  |  |
 | --- | --- |
-| images | {height} x {width} x {channels} |
+| {noun} | {size} |
 | classes | {classes} |
 | data | {data[name]}, split {data[split]} |
 | training steps | {step:,} of {train[num_steps]:,} |
-| batch | {train[batch_size]:,} images |
+| batch | {train[batch_size]:,} {noun} |
 | weights | running average {ema} |
 | sampler | {sampler} |
 | compute dtype | {network[dtype]} |
@@ -53,39 +54,40 @@ A Recurrent Interface Network (arXiv 2212.11972) in pixel space, exported by rin
 
 ## Intended use
 
-Research on generative models: drawing images like those of the data set named above, and training \
-on from here. It knows nothing else. What it draws may resemble training images and carries over \
+Research on generative models: drawing {noun} like those of the data set named above, and training \
+on from here. It knows nothing else. What it draws may resemble training {noun} and carries over \
 their biases; neither was examined. Whoever publishes the weights states the licence at the top of \
 this file; the licence of the data is that of its owners.
 
 ## Use
 
-Labels count from 0, -1 is no class. Images are [batch, height, width, channel]; `config.json` has \
-the network, the process, the sampler and the class names.
+Labels count from 0, -1 is no class. {layout}; `config.json` has \
+the network, the process, the sampler and the class names.{frames_note}
 
 **rin_jax**, on CPU, GPU or TPU:
 
 ```python
-import rin_jax
+{numpy}import rin_jax
 
-model = rin_jax.load(".")
-images = model.sample(4{keyword})  # uint8 [4, {height}, {width}, {channels}]
+{frames}model = rin_jax.load(".")
+samples = model.sample(4{keyword}{keyword_frames})  # uint8 {shape}
 ```
 
-**PyTorch**, with `rin_torch.py` from this folder and no other package.{note}
+**PyTorch**, with `rin_torch.py` from this folder and no other package{read_by}.{note}
 
 ```python
-import torch
+{numpy}import torch
 import rin_torch
 
-model = rin_torch.load(".")
-noise = torch.randn(4, *model.image_shape)
-images = model.sample(noise{tensor}, {plain})  # in [-1, 1]
+{frames}model = rin_torch.load(".")
+noise = torch.randn(4, *model.example_shape)
+samples = model.sample(noise{tensor}{tensor_frames}, {plain})  # in [-1, 1]
 ```
 
 **JAX without rin_jax** (`pip install jax flatbuffers safetensors`): `sampler.stablehlo` holds the \
 sampler named above. `denoiser.stablehlo` is one pass: (weights, xt, gamma [B], labels, latents) \
--> (prediction, latents), with zeros as the first latents, {latents}. DDIM does not read `keys`.
+-> (prediction, latents), with zeros as the first latents, {latents}.{denoiser_frames} DDIM does \
+not read `keys`.
 
 ```python
 import jax
@@ -96,9 +98,10 @@ from safetensors.numpy import load_file
 with open("sampler.stablehlo", "rb") as file:
     sampler = jax.jit(export.deserialize(file.read()).call)
 random = np.random.default_rng(0)
-noise = random.standard_normal((4, {height}, {width}, {channels}), np.float32)
+noise = random.standard_normal({shape}, np.float32)
 labels, keys = np.array({labels}, np.int32), random.integers(0, 2**32, (4, 2), np.uint32)
-images = sampler(load_file("model.safetensors"), noise, labels, keys)  # in [-1, 1]
+{frames}weights = load_file("model.safetensors")
+samples = sampler(weights, noise, labels, keys{keyword_frames})  # in [-1, 1]
 ```
 """
 
@@ -111,14 +114,15 @@ import onnxruntime
 from numpy import cos, exp, log, pi
 
 denoiser = onnxruntime.InferenceSession("denoiser.onnx")
-noise = np.random.default_rng(0).standard_normal((4, {height}, {width}, {channels}), np.float32)
+noise = np.random.default_rng(0).standard_normal({shape}, np.float32)
 labels, steps, guidance = np.array({labels}, np.int32), {ddim_steps}, {guidance}
+{onnx_frames}cond, null = {{{cond}}}, {{{null}}}
 
 
 {gamma_of}
 
-def denoise(xt, gamma, labels, latents):
-    inputs = dict(zip(carried, latents), xt=xt, gamma=np.full(len(xt), gamma)){label_input}
+def denoise(xt, gamma, cond, latents):
+    inputs = dict(zip(carried, latents), xt=xt, gamma=np.full(len(xt), gamma), **cond)
     prediction, *latents = denoiser.run(None, inputs)
     return prediction, latents
 
@@ -129,49 +133,95 @@ latents = [np.zeros((len(noise), *sizes[name]), np.float32) for name in carried]
 xt = noise
 for i in range(steps):
     gamma, gamma_next = (gamma_of(1 - np.float32(j) / steps) for j in (i, i + 1))
-    prediction, carry = denoise(xt, gamma, labels, latents)
+    prediction, carry = denoise(xt, gamma, cond, latents)
     if guidance:
-        without, _ = denoise(xt, gamma, np.full_like(labels, -1), latents)
+        without, _ = denoise(xt, gamma, null, latents)
         prediction = (1 + guidance) * prediction - guidance * without
     latents = carry
     x0 = np.clip({x0}, -{bound}, {bound})
     eps = (xt - np.sqrt(gamma) * x0) / np.sqrt(max(1 - gamma, np.float32(1e-9)))
     xt = np.sqrt(gamma_next) * x0 + np.sqrt(1 - gamma_next) * eps
-images = x0 / {bound}  # in [-1, 1]
+samples = x0 / {bound}  # in [-1, 1]
 ```
 """
 
 
 def card(
     title: str, description: Mapping[str, Any], records: Sequence[Mapping[str, Any]],
-    picture: bool, onnx: bool,
+    picture: bool, onnx: bool, clips: bool,
 ) -> str:  # fmt: skip
     """The text of README.md, from config.json and the evaluations of these weights' checkpoint.
 
-    `picture` and `onnx` tell whether samples.png and denoiser.onnx are there.
+    `picture`, `onnx` and `clips` tell whether samples.png, denoiser.onnx and frames.npz are there.
     """
     config, network = description["config"], description["network"]
     sampler, known = config["sampler"], network["num_classes"]
     labels = [i % known if known else -1 for i in range(4)]
     plain, note = _plain(sampler)
-    height, width, channels = network["example_shape"]
+    bound = float(config["diffusion"]["input_scale"])
     samples = "![Samples](samples.png)" if picture else "No sample grid was drawn at the export."
-    values = {
+    labelled = ('"labels": labels', '"labels": np.full_like(labels, -1)')
+    pairs = [labelled] * bool(known) + [FRAMES_OF_ONNX] * bool(network["cond_frames"])
+    values = _examples(network) | _frames(network, clips, bound) | {
         "title": title, "samples": samples, "measured": _measured(records), "network": network,
         "data": config["data"], "train": config["train"], "sampler": _sampler(sampler),
         "step": description["step"], "ema": description["ema"],
         "classes": _classes(known, description["class_names"]),
         "labels": labels, "keyword": f", labels={labels}" if known else "",
         "tensor": f", torch.tensor({labels})" if known else "",
-        "height": height, "width": width, "channels": channels, "latents": _latents(network),
+        "latents": _latents(network),
         "ddim_steps": sampler["num_steps"] if sampler["name"] == "ddim" else 50,
         "guidance": float(sampler["guidance_scale"]), "plain": plain, "note": note,
         "gamma_of": formulas.function(**sampler["schedule"]),
         "x0": X0[config["diffusion"]["prediction_type"]],
-        "bound": float(config["diffusion"]["input_scale"]),
-        "label_input": "\n    inputs[\"labels\"] = labels" if known else "",
+        "bound": bound,
+        "cond": ", ".join(given for given, _ in pairs),
+        "null": ", ".join(nothing for _, nothing in pairs),
     }  # fmt: skip
     return (CARD + ONNX if onnx else CARD).format(**values)
+
+
+def _examples(network: Mapping[str, Any]) -> dict[str, str]:
+    """What the card says of the examples of a network: images or videos."""
+    *frames, height, width, channels = network["example_shape"]
+    size = f"{height} x {width} x {channels}"
+    shape = f"[4, {', '.join(map(str, network['example_shape']))}]"
+    if not frames:
+        return {
+            "noun": "images", "size": size, "shape": shape,
+            "layout": "Images are [batch, height, width, channel]",
+            "task": "unconditional-image-generation",
+        }  # fmt: skip
+    given = network["cond_frames"]
+    follow = f", which follow {given} that are given" if given else ""
+    return {
+        "noun": "videos", "size": f"{frames[0]} frames of {size}{follow}", "shape": shape,
+        "layout": "Videos are [batch, frame, height, width, channel]",
+        "task": "video-to-video" if given else "other",
+    }  # fmt: skip
+
+
+def _frames(network: Mapping[str, Any], clips: bool, bound: float) -> dict[str, str]:
+    """The parts of the card and its code that are about given frames; empty without."""
+    number, (_, *shape) = network["cond_frames"], network["example_shape"]
+    names = ("numpy", "frames", "frames_note", "keyword_frames", "tensor_frames",
+             "denoiser_frames", "onnx_frames", "read_by")  # fmt: skip
+    if not number:
+        return dict.fromkeys(names, "")
+    sizes = ", ".join(map(str, (number, *shape)))
+    source = f"np.zeros((4, {sizes}), np.uint8)  # put the first frames of your videos here"
+    note = f" The network is given the first {number} frames, uint8 [batch, {sizes}]"
+    if clips:
+        source = 'np.load("frames.npz")["frames"][:4]'
+        note += "; `frames.npz` has those of some real videos, with their labels"
+    values = (
+        "import numpy as np\n", f"frames = {source}\n", f"{note}.", ", frames=frames",
+        ", frames=torch.tensor(frames)",
+        " It takes `frames=` too, float32 in the range of xt without noise.",
+        f"frames = {source}\nframes = np.float32((frames / 127.5 - 1) * {bound})\n",
+        " (numpy is for the frames)",
+    )  # fmt: skip
+    return dict(zip(names, values, strict=True))
 
 
 def _classes(num_classes: int, names: Sequence[str] | None) -> str:
@@ -221,6 +271,8 @@ def _latents(network: Mapping[str, Any]) -> str:
     latents = f"[B, {network['num_latents']}, {network['latent_dim']}]"
     if not network["interface_self_cond"]:
         return latents
-    height, width, _ = network["example_shape"]
-    interface = [height * width // network["patch_size"] ** 2, network["interface_dim"]]
-    return f'{{"latents": {latents}, "interface": [B, {interface[0]}, {interface[1]}]}}'
+    *frames, height, width, _ = network["example_shape"]
+    tokens = height * width // network["patch_size"] ** 2
+    if frames:
+        tokens *= -(-frames[0] // network["video"]["patch_frames"])
+    return f'{{"latents": {latents}, "interface": [B, {tokens}, {network["interface_dim"]}]}}'

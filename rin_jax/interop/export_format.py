@@ -52,7 +52,7 @@ def network_fields(rin: RIN) -> dict[str, Any]:
     """All attributes of a network, as JSON keeps them."""
     names = (field.name for field in dataclasses.fields(rin) if field.init)
     fields = {name: getattr(rin, name) for name in names if name not in ("parent", "name")}
-    return json.loads(json.dumps(fields))
+    return json.loads(json.dumps(fields, default=dataclasses.asdict))
 
 
 def flatten(params: Mapping[str, Any]) -> dict[str, Any]:

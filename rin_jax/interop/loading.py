@@ -3,6 +3,11 @@
     model = rin_jax.load("exports/digits")
     images = model.sample(10, labels=range(10))
     prediction, latents = model.denoise(xt, gamma, labels)
+    clips = rin_jax.load("exports/moving_digits").sample(10, frames=frames)
+
+Where the network is given the first frames of a video, every method takes them as `frames`,
+[c, H, W, C] for all samples or [B, c, H, W, C]: uint8, and for one pass float in the range of x0.
+ConfigError if they are missing or do not fit, or if the network is given none.
 
 The mesh of the training run plays no part: the weights lie whole on every device that is there,
 and the batch is split over them.
@@ -10,6 +15,8 @@ and the batch is split over them.
 
 import dataclasses
 import functools
+import io
+import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +29,7 @@ from jax.sharding import Mesh
 
 from rin_jax import ConfigError
 from rin_jax.experiment import (
+    SINCE_FORMAT_2,
     Experiment,
     check_architecture,
     device_mesh,
@@ -31,9 +39,11 @@ from rin_jax.experiment import (
 from rin_jax.interop import export_format, hub, stablehlo
 from rin_jax.network.conditioning import NO_LABEL, of_labels
 from rin_jax.runtime import sharding
+from rin_jax.sampling.conditions import scaled_frames
 from rin_jax.sampling.generate import make_generate
 
 Array = jax.Array
+GIVEN_FRAMES = "frames.npz"  # `Model.clips`
 ANY_DEVICES = {"data": -1, "fsdp": 1, "tensor": 1}  # the mesh section of an export
 
 
@@ -47,6 +57,8 @@ class Model:
     class_names: tuple[str, ...] | None  # one name a class; None where they are not known
     step: int  # training steps taken
     ema: str  # which running average of the weights this is
+    # of some real clips "frames" uint8 [N, c, H, W, C] and "labels" [N]; None where there are none
+    clips: Mapping[str, np.ndarray] | None = None
 
     @property
     def config(self) -> ml_collections.FrozenConfigDict:
@@ -64,40 +76,74 @@ class Model:
         experiment = make_experiment(ml_collections.ConfigDict(sections))
         return dataclasses.replace(self, experiment=experiment)
 
-    def sample(self, num: int, labels: int | Sequence[int] | None = None, seed: int = 0):
-        """Images 0..num-1 of a seed: uint8 [num, H, W, C], as --mode=sample makes them.
+    def sample(
+        self, num: int, labels: int | Sequence[int] | None = None, seed: int = 0,
+        frames: Array | None = None,
+    ) -> np.ndarray:  # fmt: skip
+        """Samples 0..num-1 of a seed: uint8 [num, *example_shape], as --mode=sample makes them.
 
-        Image i is the same whatever `num` is. `labels` is a class for all or one for each; None
-        takes the classes in turn. ConfigError at labels that the model does not know, or not `num`
-        of them: so in all methods.
+        Sample i is the same whatever `num` is. `labels` is a class for all or one for each; None
+        takes the classes in turn. Where the network is given frames and none are passed, they and
+        the classes are those of `clips` in turn. ConfigError at labels that the model does not
+        know, or not `num` of them: so in all methods.
         """
         known = self.experiment.rin.num_classes
+        if self.clips is not None and frames is None:
+            turn = np.arange(num) % len(self.clips["frames"])
+            frames = self.clips["frames"][turn]
+            labels = self.clips["labels"][turn] if labels is None else labels
         if labels is None and known:
             labels = np.arange(num) % known
         cond = of_labels(self._labels(labels, num), known)
+        scale = self.experiment.sampler.process.input_scale
+        for name, values in self._frames(frames, num, sampler=True).items():
+            cond[name] = scaled_frames(values, scale)
         return self._generate(seed)(self.params, np.arange(num), cond)
 
-    def sample_from(self, noise: Array, labels=None, keys: Array | None = None) -> Array:
-        """Images float32 [B, H, W, C] in [-1, 1], not clipped, from standard normal noise.
+    def sample_from(
+        self, noise: Array, labels=None, keys: Array | None = None, frames: Array | None = None
+    ) -> Array:
+        """Samples float32 [B, ...] in [-1, 1], not clipped, from standard normal noise [B, ...].
 
         `labels` is a class for all or one for each; None: no class. DDPM draws its fresh noise from
         `keys`, uint32 [B, 2]; DDIM needs none.
         """
         batch = noise.shape[0]
         keys = jnp.zeros((batch, 2), jnp.uint32) if keys is None else keys
-        return self._on_all_devices(self._sampler, noise, self._labels(labels, batch), keys)
+        labels, frames = self._labels(labels, batch), self._frames(frames, batch, sampler=True)
+        return self._on_all_devices(self._sampler, noise, labels, keys, **frames)
 
-    def denoise(self, xt: Array, gamma: Array, labels=None, latents=None) -> tuple[Array, Any]:
-        """One pass of the network: (prediction [B, H, W, C], latents) in float32.
+    def denoise(
+        self, xt: Array, gamma: Array, labels=None, latents=None, frames: Array | None = None
+    ) -> tuple[Array, Any]:
+        """One pass of the network: (prediction [B, ...], latents) in float32.
 
-        xt: noisy images [B, H, W, C], as the process has them. gamma: signal power [B] in (0, 1].
+        xt: noisy examples [B, ...], as the process has them. gamma: signal power [B] in (0, 1].
         labels: as in `sample_from`. latents: what the pass before returned; None at first.
         """
         batch = xt.shape[0]
         if latents is None:
             shapes = self.experiment.rin.abstract_latents(batch)
             latents = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        return self._on_all_devices(self._denoiser, xt, gamma, self._labels(labels, batch), latents)
+        labels, frames = self._labels(labels, batch), self._frames(frames, batch, sampler=False)
+        return self._on_all_devices(self._denoiser, xt, gamma, labels, latents, **frames)
+
+    def _frames(self, frames, batch: int, *, sampler: bool) -> dict[str, np.ndarray]:
+        """{"frames": [batch, c, H, W, C]} of the dtype that was passed; {} if none are given."""
+        wanted = self.experiment.rin.abstract_cond(batch).get("frames")
+        if wanted is None:
+            if frames is not None:
+                raise ConfigError("there are frames, but the model is given none; leave them out.")
+            return {}
+        dtype = np.uint8 if sampler else np.float32
+        fitting = f"{dtype.__name__} {wanted.shape[1:]} for all samples, or {wanted.shape}"
+        if frames is None:
+            raise ConfigError(f"the model is given frames and there are none; pass {fitting}.")
+        frames = np.asarray(frames)
+        right = frames.dtype == dtype if sampler else frames.dtype.kind == "f"
+        if not right or frames.shape not in (wanted.shape, wanted.shape[1:]):
+            raise ConfigError(f"frames are {frames.dtype} {frames.shape}; pass {fitting}.")
+        return {"frames": np.broadcast_to(frames, wanted.shape).astype(dtype)}
 
     def _labels(self, labels, batch: int) -> np.ndarray:
         """int32 [batch], NO_LABEL where there is none."""
@@ -125,22 +171,24 @@ class Model:
         return self._by_rows(stablehlo.make_denoiser(self.experiment))
 
     def _by_rows(self, program):
-        """program(params, inputs), compiled; every device computes its own rows of a batch."""
-        in_specs = sharding.replicated(self.mesh).spec, sharding.BATCH
+        """program(params, inputs, frames), compiled; every device computes its rows of a batch."""
+        in_specs = sharding.replicated(self.mesh).spec, sharding.BATCH, sharding.BATCH
         by_rows = jax.shard_map(
-            lambda params, inputs: program(params, *inputs),
+            lambda params, inputs, frames: program(params, *inputs, **frames),
             # no check: zeros that a scan starts from are the same everywhere at first
             mesh=self.mesh, in_specs=in_specs, out_specs=sharding.BATCH, check_vma=False,
         )  # fmt: skip
         return jax.jit(by_rows)
 
-    def _on_all_devices(self, compiled, *inputs):
+    def _on_all_devices(self, compiled, *inputs, **frames):
         """What `compiled` makes of arrays [B, ...]; rows are repeated to fill the devices."""
         batch, shards = inputs[0].shape[0], sharding.batch_shards(self.mesh)
         rows = np.arange(batch + -batch % shards) % batch
         place = sharding.batch_sharding(self.mesh)
-        inputs = jax.tree.map(lambda x: jax.device_put(jnp.asarray(x)[rows], place), inputs)
-        return jax.tree.map(lambda x: x[:batch], compiled(self.params, inputs))
+        inputs = jax.tree.map(
+            lambda x: jax.device_put(jnp.asarray(x)[rows], place), (inputs, frames)
+        )
+        return jax.tree.map(lambda x: x[:batch], compiled(self.params, *inputs))
 
 
 def load(source: str, experiment: Experiment | None = None) -> Model:
@@ -158,7 +206,8 @@ def load(source: str, experiment: Experiment | None = None) -> Model:
     config = saved_config(description.config)
     config.mesh = ANY_DEVICES
     own = make_experiment(config)
-    export_format.check_network(path / export_format.CONFIG, description.network, own.rin)
+    network = SINCE_FORMAT_2 | {"cond_frames": 0} | description.network
+    export_format.check_network(path / export_format.CONFIG, network, own.rin)
     experiment = experiment or own
     check_architecture(experiment, description.config, f"the export {source}")
     mesh = device_mesh(experiment)
@@ -168,7 +217,18 @@ def load(source: str, experiment: Experiment | None = None) -> Model:
     if names is not None and len(names) > experiment.rin.num_classes:
         known = experiment.rin.num_classes
         raise ConfigError(f"{source} names {len(names)} classes; the network has {known}.")
-    return Model(experiment, params, mesh, names, description.step, description.ema)
+    clips = read_clips(path / GIVEN_FRAMES)
+    return Model(experiment, params, mesh, names, description.step, description.ema, clips)
+
+
+def read_clips(path: epath.Path) -> dict[str, np.ndarray] | None:
+    """`Model.clips` of an export; None if it has none. ConfigError if the file is damaged."""
+    if not path.exists():
+        return None
+    try:
+        return dict(np.load(io.BytesIO(path.read_bytes())))
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"{path} is damaged: {error}; copy the file again.") from error
 
 
 def find(source: str) -> epath.Path:

@@ -38,12 +38,14 @@ def write(folder: str, description: Mapping[str, Any]) -> None:
     model = rin_torch.RIN(description).eval()
     rin_torch.load_weights(model, folder, description["sha256"])
     batch, rows = 2, {0: torch.export.Dim("batch")}
-    previous, xt = model.first(batch), torch.zeros(batch, *model.image_shape)
+    previous, xt = model.first(batch), torch.zeros(batch, *model.example_shape)
     xt[:, 0] = 1.0  # its standard deviation may divide it
     inputs = {"xt": xt, "gamma": torch.full((batch,), 0.5)}
     if model.net["num_classes"]:
         inputs["labels"] = torch.zeros(batch, dtype=torch.int32)
     inputs["previous"] = previous
+    if model.net["cond_frames"]:
+        inputs["frames"] = torch.zeros(batch, *model.frame_shape)
     shapes = dict.fromkeys(inputs, rows) | {"previous": dict.fromkeys(previous, rows)}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():

@@ -1,11 +1,12 @@
 """The programs that other runtimes get, denoiser and sampler, and how they are serialised.
 
-    denoiser(params, xt [B, H, W, C], gamma [B], labels [B], latents) -> (prediction, latents)
-    sampler(params, noise [B, H, W, C], labels [B], keys uint32 [B, 2]) -> images [B, H, W, C]
+    denoiser(params, xt [B, ...], gamma [B], labels [B], latents) -> (prediction, latents)
+    sampler(params, noise [B, ...], labels [B], keys uint32 [B, 2]) -> samples [B, ...]
 
-Both take the images as the process has them, so dividing by the standard deviation
+Both take examples as the process has them, so dividing by the standard deviation
 (`diffusion.normalize_input`) is inside. Labels are int32 in 0..num_classes-1 or NO_LABEL, and not
-read if the model has no classes.
+read if the model has no classes. Where the network is given frames of a video, both take them as
+the keyword argument `frames` [B, c, H, W, C]: the sampler uint8, the denoiser float32 as x0 is.
 
 As StableHLO, serialised by jax.export, they need no rin_jax: the batch is symbolic and the weights
 are an argument, {name: array} as model.safetensors has them, so that a program is some ten
@@ -26,6 +27,7 @@ from rin_jax.experiment import Experiment
 from rin_jax.interop.export_format import flatten, nest
 from rin_jax.network import conditioning
 from rin_jax.network.partitioning import param_shapes
+from rin_jax.sampling.conditions import scaled_frames
 from rin_jax.sampling.denoiser import denoiser as network_denoiser
 from rin_jax.sampling.denoiser import guided
 
@@ -37,28 +39,30 @@ def make_denoiser(experiment: Experiment) -> Callable[..., Any]:
     """One pass of the network on xt; latents as `RIN` returns them, zeros at first."""
     rin, process = experiment.rin, experiment.sampler.process
 
-    def denoiser(params, xt, gamma, labels, latents):
-        cond = conditioning.of_labels(labels, rin.num_classes)
+    def denoiser(params, xt, gamma, labels, latents, **frames):
+        cond = conditioning.of_labels(labels, rin.num_classes) | frames
         return network_denoiser(rin, params)(process.network_input(xt), gamma, cond, latents)
 
     return denoiser
 
 
 def make_sampler(experiment: Experiment) -> Callable[..., Any]:
-    """The experiment's sampler with its guidance; images in [-1, 1].
+    """The experiment's sampler with its guidance; samples in [-1, 1].
 
     keys: raw threefry keys for `samplers.example_noise`. DDIM reads none.
     """
     rin, sampler = experiment.rin, experiment.sampler
 
-    def images_of(params, noise, labels, keys):
+    def samples_of(params, noise, labels, keys, **frames):
+        scale = sampler.process.input_scale
+        frames = {name: scaled_frames(values, scale) for name, values in frames.items()}
         keys = jax.random.wrap_key_data(keys, impl="threefry2x32")
         _, fresh = example_noise(keys, noise.shape[1:])
-        cond = conditioning.of_labels(labels, rin.num_classes)
+        cond = conditioning.of_labels(labels, rin.num_classes) | frames
         denoise_fn = guided(experiment.guidance, network_denoiser(rin, params), None, cond)
         return sampler.sample(denoise_fn, noise, cond, fresh)
 
-    return images_of
+    return samples_of
 
 
 def write(folder: epath.Path, experiment: Experiment) -> None:
@@ -66,19 +70,23 @@ def write(folder: epath.Path, experiment: Experiment) -> None:
     rin = experiment.rin
     (batch,) = export.symbolic_shape("batch")
     params = flatten(param_shapes(rin))
-    images = jax.ShapeDtypeStruct((batch, *rin.example_shape), jnp.float32)
+    examples = jax.ShapeDtypeStruct((batch, *rin.example_shape), jnp.float32)
     gamma = jax.ShapeDtypeStruct((batch,), jnp.float32)
     labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
     keys = jax.ShapeDtypeStruct((batch, 2), jnp.uint32)
-    passed = images, gamma, labels, rin.abstract_latents(batch)
-    for name, program, arguments in (
-        (DENOISER, make_denoiser(experiment), passed),
-        (SAMPLER, make_sampler(experiment), (images, labels, keys)),
+    passed = examples, gamma, labels, rin.abstract_latents(batch)
+    given = rin.abstract_cond(batch).get("frames")
+    for name, program, arguments, dtype in (
+        (DENOISER, make_denoiser(experiment), passed, jnp.float32),
+        (SAMPLER, make_sampler(experiment), (examples, labels, keys), jnp.uint8),
     ):
+        frames = {}
+        if given is not None:
+            frames = {"frames": jax.ShapeDtypeStruct(given.shape, dtype)}
 
-        def flat(weights, *rest, program=program):
+        def flat(weights, *rest, program=program, **frames):
             with jax.default_matmul_precision("highest"):
-                return program(nest(weights), *rest)
+                return program(nest(weights), *rest, **frames)
 
-        exported = export.export(jax.jit(flat), platforms=PLATFORMS)(params, *arguments)
+        exported = export.export(jax.jit(flat), platforms=PLATFORMS)(params, *arguments, **frames)
         (folder / name).write_bytes(exported.serialize())

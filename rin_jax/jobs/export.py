@@ -2,30 +2,42 @@
 
 DIR gets model.safetensors and config.json (`rin_jax.load` needs these two), README.md (the model
 card), samples.png, rin_torch.py, denoiser.stablehlo and sampler.stablehlo; with --onnx also
-denoiser.onnx. What is exported is the run's own configuration, as its checkpoint has it; only the
-sampler is that of the command. One device is enough, whatever the run had.
+denoiser.onnx. Where the network is given frames, frames.npz has those of the samples in samples.png
+if it stays small. What is exported is the run's own configuration, as its checkpoint has it; only
+the sampler is that of the command. One device is enough, whatever the run had.
 """
 
 import dataclasses
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
 
 import jax
 import ml_collections
+import numpy as np
 from etils import epath
 
 from rin_jax import ConfigError
 from rin_jax.checkpointing import restore
 from rin_jax.data.dataset import Data
-from rin_jax.experiment import check_architecture, device_mesh, make_experiment, saved_config
+from rin_jax.experiment import (
+    Experiment,
+    check_architecture,
+    device_mesh,
+    make_experiment,
+    saved_config,
+)
 from rin_jax.interop import card, export_format, formulas, hub, onnx, stablehlo
-from rin_jax.interop.loading import ANY_DEVICES, Model
+from rin_jax.interop.loading import ANY_DEVICES, GIVEN_FRAMES, Model
 from rin_jax.runtime import console, files
-from rin_jax.sampling import grids
+from rin_jax.sampling import moving_pictures
+from rin_jax.sampling.conditions import Conditions, make_conditions
+from rin_jax.sampling.generate import make_generate
 from rin_jax.sampling.weights import load_ema
 
 GRID_FILE = "samples.png"
+MOST_BYTES = 100_000  # of frames.npz
 
 
 def export(
@@ -44,7 +56,10 @@ def export(
     evaluated = sorted((epath.Path(workdir) / "evaluation").glob("*.json"))
     records = [json.loads(record.read_text()) for record in evaluated]
     records = [record for record in records if record.get("step") == model.step]
-    write(path, model, records, with_grid=with_grid, with_onnx=with_onnx)
+    preview = preview_conditions(make_experiment(config)) if with_grid else None
+    if preview is not None and preview.clips is not None:
+        model = dataclasses.replace(model, clips=given_clips(model, preview))
+    write(path, model, records, preview=preview, with_onnx=with_onnx)
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.params))
     console.say(f"step {model.step} ({model.ema}, {size:,} parameters) exported: {path}")
     if push:
@@ -53,35 +68,58 @@ def export(
 
 
 def write(
-    path: epath.Path, model: Model, records: Sequence[Mapping], *, with_grid: bool, with_onnx: bool
-) -> None:
+    path: epath.Path, model: Model, records: Sequence[Mapping], *, preview: Conditions | None,
+    with_onnx: bool,
+) -> None:  # fmt: skip
     """Writes a model and the records of its evaluations; config.json last, when all is there.
 
+    `preview`: what the samples of the grid are conditioned on; None: no grid is drawn.
     ConfigError: the sampler's schedule has no formula for other runtimes.
     """
     experiment = model.experiment
     formulas.check(experiment.config.sampler.schedule.name)
     path.mkdir(parents=True, exist_ok=True)
-    for name in (export_format.CONFIG, GRID_FILE, *onnx.FILES):  # of an export that was here before
-        (path / name).unlink(missing_ok=True)
+    for name in (export_format.CONFIG, GRID_FILE, GIVEN_FRAMES, *onnx.FILES):
+        (path / name).unlink(missing_ok=True)  # of an export that was here before
     metadata = {"format": "pt", "step": str(model.step), "ema": model.ema}
     description = export_format.Description(
         network=export_format.network_fields(experiment.rin), config=experiment.config.to_dict(),
         class_names=model.class_names, step=model.step, ema=model.ema,
         sha256=export_format.write_weights(path, model.params, metadata),
     )  # fmt: skip
-    if with_grid:
-        labels = grids.grid_labels(experiment.rin.num_classes)
-        images = model.sample(len(labels), labels, experiment.seed)
-        files.write_png(path / GRID_FILE, grids.grid(images, grids.COLUMNS))
+    if preview is not None:
+        rows = np.arange(len(preview))
+        generate = make_generate(experiment, model.mesh, experiment.seed)
+        samples = generate(model.params, rows, preview.of(rows))
+        files.write_png(path / GRID_FILE, moving_pictures.picture(samples, preview, rows))
+    if model.clips is not None:
+        content = io.BytesIO()
+        np.savez_compressed(content, **model.clips)
+        (path / GIVEN_FRAMES).write_bytes(content.getvalue())
     stablehlo.write(path, experiment)
     (path / formulas.TORCH_FILE.name).write_text(formulas.torch_file())
     fields = dataclasses.asdict(description)
-    text = card.card(path.name, fields, records, picture=with_grid, onnx=with_onnx)
+    shown = {"picture": preview is not None, "onnx": with_onnx, "clips": model.clips is not None}
+    text = card.card(path.name, fields, records, **shown)
     (path / "README.md").write_text(text)
     if with_onnx:
         onnx.write(str(path), fields)
     export_format.write(path, description)
+
+
+def preview_conditions(experiment: Experiment) -> Conditions | None:
+    """What the samples of the grid are conditioned on; None where its clips are not here."""
+    try:
+        return make_conditions(experiment, moving_pictures.grid_labels(experiment.rin))
+    except ConfigError as error:
+        console.say(f"no {GRID_FILE}, which needs real clips: {error}")
+        return None
+
+
+def given_clips(model: Model, preview: Conditions) -> dict[str, np.ndarray] | None:
+    """`Model.clips`: what the samples of the grid are given; None if it is large."""
+    frames = preview.truth(np.arange(len(preview)))[:, : model.experiment.rin.cond_frames]
+    return {"frames": frames, "labels": preview.labels} if frames.nbytes <= MOST_BYTES else None
 
 
 def check_target(path: epath.Path, with_onnx: bool, push: str | None) -> None:
@@ -113,12 +151,20 @@ def checkpoint_model(config: ml_collections.ConfigDict, workdir: str, ema: str |
         own.sampler, own.mesh = experiment.config.sampler.to_dict(), ANY_DEVICES
         own.data.data_dir = None
         experiment = make_experiment(own)
-    if (guide := experiment.generation.guide) is not None:
-        text = f"sampler.guide is {guide}, but an export holds one network"
-        raise ConfigError(f"{text}; leave the guide out.")
+    check_exportable(experiment)
     mesh = device_mesh(experiment, jax.local_devices()[:1])
     found_ema = load_ema(experiment, mesh, workdir, ema)
     return Model(experiment, found_ema.params, mesh, names, found_ema.step, found_ema.name)
+
+
+def check_exportable(experiment: Experiment) -> None:
+    """Raises ConfigError at what the programs of an export do not have."""
+    if (guide := experiment.generation.guide) is not None:
+        text = f"sampler.guide is {guide}, but an export holds one network"
+        raise ConfigError(f"{text}; leave the guide out.")
+    if experiment.rin.sequence is not None:
+        text = "model.sequence is set, but the programs of an export take no sequence"
+        raise ConfigError(f"{text}; use the run's checkpoints.")
 
 
 def class_names(data: Data) -> tuple[str, ...] | None:

@@ -1,5 +1,6 @@
 """Exports of the tiny experiment with random weights, and processes that lack a package."""
 
+import dataclasses
 import importlib.util
 import os
 import subprocess
@@ -18,6 +19,10 @@ from rin_jax.network.partitioning import param_shapes
 from tests import tiny, xla
 from tests.network.small import fill
 
+VIDEO = {  # three frames of 8 x 8 that follow two given ones
+    "data__clip": {"frames": 5, "cond_frames": 2, "stride": 1, "window": "first"},
+    "model__video": {"patch_frames": 2, "positions": "before", "written": True},
+}  # fmt: skip
 NAMES = tuple(f"digit {i}" for i in range(10))
 
 
@@ -29,14 +34,24 @@ def model_of(experiment: Experiment, names=NAMES) -> Model:
 
 
 def model(**changes) -> Model:
-    """That of TINY with fields changed."""
+    """That of TINY with fields changed; with clips where it is given frames."""
     names = NAMES if changes.get("data__num_classes", 10) == 10 else None
-    return model_of(make_experiment(tiny.config(**changes)), names)
+    made = model_of(make_experiment(tiny.config(**changes)), names)
+    return dataclasses.replace(made, clips=clips_of(made))
+
+
+def clips_of(model: Model) -> dict[str, np.ndarray] | None:
+    """Six clips of noise, of a network with classes that is given frames."""
+    rng, rin = np.random.default_rng(1), model.experiment.rin
+    if not rin.cond_frames:
+        return None
+    frames = rng.integers(0, 256, (6, rin.cond_frames, *rin.example_shape[1:]), np.uint8)
+    return {"frames": frames, "labels": np.arange(6, dtype=np.int32)[::-1]}
 
 
 def write(path, model: Model, *, onnx: bool = False) -> Path:
     """Its export, without a sample grid."""
-    export.write(epath.Path(path), model, [], with_grid=False, with_onnx=onnx)
+    export.write(epath.Path(path), model, [], preview=None, with_onnx=onnx)
     return Path(path)
 
 

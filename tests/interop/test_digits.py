@@ -65,12 +65,12 @@ def compare(case, file: str) -> None:
 def test_stablehlo_without_rin_jax(case):
     code = exports.readme_code(case[0], "sampler.stablehlo")
     head, tail = code.split("random = ")
-    tail = tail[tail.index("images = ") :]
+    tail = tail[tail.index("weights = ") :]
     code = f"""{head}
 given = np.load("in.npz")
 noise, labels, keys = given["noise"], given["labels"], np.zeros((len(given["noise"]), 2), np.uint32)
 {tail}
-np.save("hlo.npy", images)
+np.save("hlo.npy", samples)
 """
     absent = ("rin_jax", "flax", "optax", "ml_collections", "chex", "etils")
     exports.run_without(absent, code, case[0])
@@ -106,7 +106,7 @@ given = np.load("in.npz")
 noise, labels = given["noise"], given["labels"]
 steps, guidance = {steps}
 {rest}
-np.save("onnx.npy", images)
+np.save("onnx.npy", samples)
 """
     exports.run_without(("rin_jax", "jax", "flax", "torch", "safetensors"), code, case[0])
     compare(case, "onnx.npy")

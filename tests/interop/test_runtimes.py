@@ -28,6 +28,10 @@ VARIANTS = {
         "sampler__name": "ddpm_large", "sampler__guidance_scale": 1.0,
         "diffusion__normalize_input": True, "model__dtype": "bfloat16",
     },
+    "guided DDIM of videos": exports.VIDEO | {
+        "sampler__guidance_scale": 1.0, "diffusion__normalize_input": True,
+        "diffusion__input_scale": 0.5, "sampler__num_steps": 5,
+    },
 }  # fmt: skip
 
 
@@ -46,18 +50,24 @@ def _program(folder, name: str):
     return jax.export.deserialize((folder / f"{name}.stablehlo").read_bytes())
 
 
-def _in_onnx(folder, xt, gamma, labels, latents):
+def _frames(model) -> dict[str, np.ndarray]:
+    """Four clips' frames as samplers take them, if the network is given some."""
+    return {} if model.clips is None else {"frames": model.clips["frames"][:4]}
+
+
+def _in_onnx(folder, xt, gamma, labels, latents, **frames):
     session = onnxruntime.InferenceSession(folder / onnx.DENOISER)
-    inputs = {"xt": xt, "gamma": gamma, "labels": labels, "previous_latents": latents}
+    inputs = {"xt": xt, "gamma": gamma, "labels": labels, "previous_latents": latents, **frames}
     return session.run(None, {put.name: inputs[put.name] for put in session.get_inputs()})
 
 
-def _in_torch(folder, xt, gamma, labels, latents):
+def _in_torch(folder, xt, gamma, labels, latents, **frames):
     model = rin_torch.load(str(folder))
     labels = torch.tensor(labels) if model.net["num_classes"] else None
     with torch.no_grad():
         xt, gamma, latents = (torch.tensor(array) for array in (xt, gamma, latents))
-        prediction, carried = model(xt, gamma, labels, {"latents": latents})
+        frames = {name: torch.tensor(array) for name, array in frames.items()}
+        prediction, carried = model(xt, gamma, labels, {"latents": latents}, **frames)
     return prediction.numpy(), carried["latents"].numpy()
 
 
@@ -68,11 +78,14 @@ def test_one_pass_of_any_batch(case, batch):
     xt, gamma = exports.noise(model, batch), rng.uniform(0.1, 0.9, batch).astype(np.float32)
     labels = np.arange(batch, dtype=np.int32) - 1 if classes else np.full(batch, -1, np.int32)
     latents = rng.standard_normal((batch, 6, 16), np.float32)
-    ours = model.denoise(xt, gamma, labels, latents)
+    frames = {name: rng.standard_normal((batch, *x.shape[1:]), np.float32)
+              for name, x in _frames(model).items()}  # fmt: skip
+    ours = model.denoise(xt, gamma, labels, latents, **frames)
     weights = export_format.flatten(model.params)
-    theirs = [_program(folder, "denoiser").call(weights, xt, gamma, labels, latents)]
+    theirs = [_program(folder, "denoiser").call(weights, xt, gamma, labels, latents, **frames)]
     if _float32(model):
-        theirs += [run(folder, xt, gamma, labels, latents) for run in (_in_onnx, _in_torch)]
+        given = folder, xt, gamma, labels, latents
+        theirs += [run(*given, **frames) for run in (_in_onnx, _in_torch)]
     for outputs in theirs:
         for a, b in zip(ours, outputs, strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
@@ -82,12 +95,12 @@ def test_stablehlo_in_the_cards_words(case, monkeypatch):
     """The card's code, which draws its noise from numpy's seed 0."""
     model, folder = case
     code = exports.readme_code(folder, "sampler.stablehlo")
-    assert len([line for line in code.splitlines() if line]) <= 10
+    assert len([line for line in code.splitlines() if line]) <= 11 + len(_frames(model))
     made = exports.run_here(code, folder, monkeypatch)
     given = made["noise"], made["labels"]
-    ours = np.asarray(model.sample_from(*given, made["keys"]))
+    ours = np.asarray(model.sample_from(*given, made["keys"], **_frames(model)))
     # bfloat16 shows that the two programs were not compiled together
-    np.testing.assert_allclose(made["images"], ours, atol=1e-4 if _float32(model) else 5e-2)
+    np.testing.assert_allclose(made["samples"], ours, atol=1e-4 if _float32(model) else 5e-2)
     if model.experiment.sampler.stochastic:
         assert np.abs(np.asarray(model.sample_from(*given, made["keys"] + 1)) - ours).max() > 0.1
 
@@ -103,8 +116,9 @@ def test_pytorch_and_onnx_in_the_cards_words(case, monkeypatch):
     drawn_with = model.with_sampler(**plain)
     for word in ("import rin_torch", "onnxruntime"):
         made = exports.run_here(exports.readme_code(folder, word), folder, monkeypatch)
-        ours = np.asarray(drawn_with.sample_from(np.asarray(made["noise"]), labels))
-        np.testing.assert_allclose(made["images"], ours, atol=1e-4)
+        noise = np.asarray(made["noise"])
+        ours = np.asarray(drawn_with.sample_from(noise, labels, **_frames(model)))
+        np.testing.assert_allclose(made["samples"], ours, atol=1e-4)
     said = "plain DDIM here, not with the sampler above, which has name dpmpp_2m, eta 0.5, latents"
     assert (said in (folder / "README.md").read_text()) == (not classes)
     if not classes:

@@ -14,7 +14,7 @@ from rin_jax.network.layers import sinusoidal_encoding
 from tests import reference
 from tests.interop import exports
 from tests.network import small
-from tests.reference import error, labels_of
+from tests.reference import error
 
 TINY_CONFIG = exports.tiny.config().to_dict()
 
@@ -28,29 +28,35 @@ def tensors_of(tree):
     return jax.tree.map(torch.tensor, tree)
 
 
+def one_pass(model: rin_torch.RIN, xt, gamma, cond: dict, latents: dict | None) -> tuple:
+    """Prediction and latents of arrays and a condition as rin_jax has them."""
+    cond = {"labels" if name == "label" else name: value for name, value in cond.items()}
+    with torch.no_grad():
+        return model(**tensors_of({"xt": xt, "gamma": gamma, "previous": latents, **cond}))
+
+
 def latents_of(tree) -> dict:
     return tree if isinstance(tree, dict) else {"latents": tree}
 
 
 @reference.needed
 @pytest.mark.parametrize("prev", [True, False])
-@pytest.mark.parametrize("name", reference.names("arch_image_*"))
+@pytest.mark.parametrize("name", reference.names("arch_*"))
 def test_forward_is_that_of_the_reference(name, prev, tmp_path):
     arrays, _ = reference.load(name)
     rin, params = reference.network(name)
     model = in_torch(rin, params, tmp_path)
-    labels = torch.tensor(labels_of(arrays["in/cond"])) if rin.num_classes else None
-    latents = {"latents": torch.tensor(arrays["in/latent_prev"])}
+    given = reference.inputs(name)
+    latents = {"latents": arrays["in/latent_prev"]}
     if rin.interface_self_cond:
-        latents["interface"] = torch.tensor(arrays["in/tape_prev"])
-    xt, gamma = torch.tensor(arrays["in/x"]), torch.tensor(arrays["in/t"])
-    with torch.no_grad():
-        x, z = model(xt, gamma, labels, latents if prev else None)
+        latents["interface"] = arrays["in/tape_prev"]
+    x, z = one_pass(model, given["xt"], given["gamma"], given["cond"], latents if prev else None)
     out = reference.under(arrays, "out/" if prev else "out_zero_prev/")
     assert error(x, out["x"]) < 4e-5
     assert error(z["latents"], out["latent"]) < 4e-5
 
 
+CLIP = {"example_shape": (3, 4, 6, 1), "cond_frames": 3, "video": small.VIDEO}
 OPTIONS = {
     "context norms, scale, a line of tokens": {
         "norm_context": True, "time_scale": 10.0, "example_shape": (2, 10, 1),
@@ -71,6 +77,28 @@ OPTIONS = {
         "cond_route": "decoupled", "latent_self_cond": False, "interface_self_cond": False,
     },
     "unconditional, time read": {"num_classes": 0, "time_on_latents": False},
+    "video after frames, written, convolution": CLIP | {
+        "label_in_time": True, "conv_size": 2, "example_shape": (4, 4, 4, 1), "cond_frames": 3,
+    },
+    "video before frames that are read, a sequence": CLIP | {
+        "video": {"patch_frames": 4, "positions": "before", "written": False}, "cond_frames": 2,
+        "sequence": small.SEQUENCE | {"on_latents": True}, "interface_positions": "sin_cos",
+    },
+    "video with nothing given": CLIP | {
+        "cond_frames": 0, "interface_positions": "sin_cos_plus_learned", "interface_dim": 8,
+    },
+    "frames read apart": CLIP | {
+        "video": small.VIDEO | {"written": False}, "cond_route": "decoupled",
+        "sequence": small.SEQUENCE,
+    },
+    "token sequences, another sequence as it is": {
+        "example_shape": (7, 3), "patch_size": 1, "cond_route": "decoupled", "cond_dim": 11,
+        "sequence": {"tokens": 2, "width": 5, "projected": False, "on_latents": False},
+    },
+    "tokens of a square": {
+        "example_shape": (9, 3), "patch_size": 1, "interface_positions": "sin_cos",
+        "conv_size": 3, "cond_route": "write", "label_on_latents": False,
+    },
 }  # fmt: skip
 
 
@@ -81,9 +109,7 @@ def test_every_option_of_the_network(changes, tmp_path):
     model = in_torch(rin, params, tmp_path)
     xt, gamma, cond, latents = small.inputs(rin)
     ours = jax.jit(rin.apply)({"params": params}, xt, gamma, cond, latents)
-    labels = torch.tensor(cond["label"]) if rin.num_classes else None
-    with torch.no_grad():
-        x, z = model(torch.tensor(xt), torch.tensor(gamma), labels, tensors_of(latents_of(latents)))
+    x, z = one_pass(model, xt, gamma, cond, latents_of(latents))
     assert small.distance(ours[0], x.numpy()) < 2e-5
     assert small.distance(latents_of(ours[1]), {k: v.numpy() for k, v in z.items()}) < 1e-4
 

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 import rin_jax
 from rin_jax import ConfigError
 from rin_jax.diffusion import schedules
-from rin_jax.experiment import make_experiment
+from rin_jax.experiment import SINCE_FORMAT_2, make_experiment
 from rin_jax.interop import card, rin_torch, stablehlo
 from rin_jax.interop.loading import load
 from rin_jax.jobs import export
@@ -170,7 +170,7 @@ def test_the_card_says_what_is_known(exported):
     picture = (exported / "samples.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     description = json.loads((exported / "config.json").read_text())
-    bare = card.card("x", description, [], picture=False, onnx=False)
+    bare = card.card("x", description, [], picture=False, onnx=False, clips=False)
     assert "not measured for these weights" in bare
     assert "No sample grid" in bare
 
@@ -259,6 +259,19 @@ def test_a_description_that_does_not_fit_is_named(copy):
         load(str(copy))
 
 
+def test_an_export_from_before_there_were_videos_loads(copy):
+    known = SINCE_FORMAT_2 | {"cond_frames": 0}
+    assert rin_torch.OLDER.items() <= known.items()
+    content = json.loads((copy / "config.json").read_text())
+    for name in ("attention_dropout", "conv_dropout", *rin_torch.OLDER):
+        del content["network"][name]
+        content["config"]["model"].pop(name, None)
+    del content["config"]["data"]["clip"]
+    damage(copy, network=content["network"], config=content["config"])
+    assert load(str(copy)).experiment.rin.cond_frames == 0
+    rin_torch.load(str(copy))
+
+
 def test_mistakes_cost_nothing(run, tmp_path, monkeypatch):
     to = tmp_path / "to"
     monkeypatch.setitem(schedules.SCHEDULES, "new", schedules.Family(schedules.linear, None))
@@ -273,6 +286,9 @@ def test_mistakes_cost_nothing(run, tmp_path, monkeypatch):
         job(run[0], to, ema="decay_0.5")
     with pytest.raises(ConfigError, match="depth: checkpoint 1, now 2"):
         job(run[0], to, model__depth=2)
+    sequence = {"tokens": 1, "width": 2, "projected": True, "on_latents": False}
+    with pytest.raises(ConfigError, match=r"model.sequence is set, but .* take no sequence"):
+        export.check_exportable(tiny.experiment(model__sequence=sequence))
     with pytest.raises(ConfigError, match="named owner/name"):
         job(run[0], to, push="somewhere")
     assert not to.exists()
@@ -310,7 +326,7 @@ def test_every_published_experiment_exports_and_loads(name, tmp_path):
     theirs = rin_torch.load(str(tmp_path))
     assert sum(p.numel() for p in theirs.parameters()) == test_configs.count_parameters(rin)
     description = json.loads((tmp_path / "config.json").read_text())
-    assert name in card.card(name, description, [], picture=False, onnx=True)
+    assert name in card.card(name, description, [], picture=False, onnx=True, clips=False)
 
 
 def test_the_package_itself_stays_light(tmp_path):
