@@ -1,10 +1,10 @@
-"""Moving digits, prediction of video, 16 frames of 24 x 24, grey, for two CPU cores.
+"""Moving digits, prediction of video, 12 frames of 20 x 20, grey, for two CPU cores.
 
     python -m rin_jax.main --config=configs/moving_digits.py --workdir=runs/moving_digits
 
 Two handwritten digits of one class move and bounce at the edges, as in Moving MNIST; the clips are
-rendered from scikit-learn's digits, so that nothing is downloaded. The first 5 frames are given,
-the other 11 are predicted. Other conditions are one flag each:
+rendered from scikit-learn's digits, so that nothing is downloaded. The first 4 frames are given,
+the other 8 are predicted. Other conditions are one flag each:
 
     --config.data.clip.cond_frames=0                                generation
     --config.data.clip.cond_frames=0 --config.data.num_classes=10   the same, by class
@@ -33,27 +33,35 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.model.video.positions = "before"
     config.model.video.written = True
     config.model.num_blocks = 3
-    config.model.num_latents = 32  # time token included
+    config.model.num_latents = 24  # time token included
     config.model.latent_dim = 128
     config.model.interface_dim = 64
+    config.model.interface_positions = "sin_cos_plus_learned"
+
+    config.diffusion.prediction_type = "x0"
+    config.diffusion.loss_type = "x0"
+    config.diffusion.input_scale = 0.5
+    config.diffusion.normalize_input = True
 
     config.sampler.num_steps = 50
     config.sampler.guidance_scale = 0.0
     config.sampler.images_per_device = 32  # clips at once; a clip is the same under the same value
 
     config.data.name = "moving_digits"
+    config.data.image_size = 20
     config.data.num_classes = 0
     config.data.clip = ml_collections.ConfigDict()
-    config.data.clip.frames = 16
-    config.data.clip.cond_frames = 5
+    config.data.clip.frames = 12
+    config.data.clip.cond_frames = 4
     config.data.clip.stride = 1
     config.data.clip.window = "first"
 
-    config.optimizer.learning_rate = 5e-3
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 200
 
     config.train.batch_size = 32
-    config.train.num_steps = 3000
+    config.train.num_steps = 7000
 
     config.evaluation.num_samples = 2048
     config.evaluation.measures = ("frechet", "agreement", "psnr", "ssim")
