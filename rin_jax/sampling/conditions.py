@@ -24,16 +24,12 @@ class Conditions:
 
     labels: np.ndarray  # int32 [N], NO_LABEL where there is no class
     clips: pipeline.Reader | None  # of the given frames; None: no frames are given
+    cond_frames: int  # how many frames are given
     num_classes: int  # of the network
     input_scale: float  # of the process
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    @property
-    def cond_frames(self) -> int:
-        """How many frames are given to the network."""
-        return 0 if self.clips is None else self.clips.data.cond_frames
 
     def of(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """The condition of the network for these samples."""
@@ -71,7 +67,8 @@ def make_conditions(
         clips, known = pipeline.Reader(source), source.info.num_classes > 0
         own = [source.label(i % len(source)) if known else NO_LABEL for i in range(len(labels))]
         labels = np.array(own, np.int32)
-    return Conditions(labels, clips, num_classes, experiment.objective.process.input_scale)
+    cond_frames, scale = experiment.rin.cond_frames, experiment.objective.process.input_scale
+    return Conditions(labels, clips, cond_frames, num_classes, scale)
 
 
 def source_of(experiment: Experiment, source: Source) -> Source:

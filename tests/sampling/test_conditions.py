@@ -21,7 +21,7 @@ def test_sample_i_continues_record_i_of_the_test_split(data_dir):
     experiment = videos.experiment(data_dir, data__num_classes=10, diffusion__input_scale=0.5)
     test = small_sets.opened("moving_digits", "test", data_dir, 16, 1, clip=CLIP)
     conditions = make_conditions(experiment, np.full(20, 3))
-    assert len(conditions) == 20
+    assert (len(conditions), conditions.cond_frames) == (20, 2)
     indices = np.array([0, 6, 7, 13, 2])  # there are 7
     cond, truth = conditions.of(indices), conditions.truth(indices)
     assert set(cond) == {"label", "frames"}
@@ -36,10 +36,13 @@ def test_sample_i_continues_record_i_of_the_test_split(data_dir):
     assert len(set(conditions.labels)) > 1  # not the 3 that was asked for
 
 
-def test_a_network_without_classes_has_no_label(data_dir):
+def test_a_network_without_classes_is_not_told_that_of_the_clip(data_dir):
+    """It is known all the same, so that what is predicted can be compared with it."""
+    test = small_sets.opened("moving_digits", "test", data_dir, 16, 1, clip=CLIP)
     conditions = make_conditions(videos.experiment(data_dir), np.full(9, NO_LABEL))
     assert set(conditions.of(np.arange(9))) == {"frames"}
-    assert (conditions.labels == NO_LABEL).all()
+    expected = [test.label(i % len(test)) for i in range(9)]
+    np.testing.assert_array_equal(conditions.labels, expected)
 
 
 def test_a_part_of_the_test_split_is_continued_itself(data_dir):

@@ -47,7 +47,7 @@ def test_a_moving_picture_is_a_file_and_moves_in_tensorboard(tmp_path):
 
 def test_clips_of_a_run_are_shown_still_and_moving(tmp_path):
     writer = curves.Writer(str(tmp_path), 0, active=True)
-    conditions = Conditions(np.full(8, -1), None, 0, 1.0)
+    conditions = Conditions(np.full(8, -1), None, 0, 0, 1.0)
     show(writer, 1, np.zeros((8, 8, 8, 1), np.uint8), conditions)
     assert [path.name for path in (tmp_path / "progress").iterdir()] == ["00000001.png"]
     clips = np.random.default_rng(0).integers(0, 256, (8, 5, 8, 8, 1), dtype=np.uint8)
