@@ -144,7 +144,8 @@ def test_a_folder_of_the_same_images_has_the_same_distance(evaluated, workdir, d
     settings = config(data_dir, evaluation__labels="balanced")
     evaluate.evaluate(settings, str(workdir))
     expected = record(workdir)["figures"]["classifier/frechet"]
-    sample.sample(settings, str(workdir), COUNT, ["balanced"], None, None, None, False)
+    flags = COUNT, ["balanced"], None, None, None, False, None, "reset"
+    sample.sample(settings, str(workdir), *flags)
     (folder,) = (path for path in (workdir / "samples").iterdir() if path.is_dir())
     found = evaluate.evaluate(settings, str(workdir), samples=str(folder))
     assert found["num_samples"] == COUNT
