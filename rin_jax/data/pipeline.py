@@ -82,10 +82,10 @@ class Reader:
 
     def __init__(self, source: Source):
         self.num_records = len(source)
-        self._source, self._data = source, source.data
-        frames = self._data.frames or 1
-        self.num_bytes = len(source) * frames * self._data.image_size**2 * self._data.channels
-        self._num_threads = min(self._data.num_threads, os.cpu_count())  # more hinder each other
+        self._source, self.data = source, source.data
+        frames = self.data.frames or 1
+        self.num_bytes = len(source) * frames * self.data.image_size**2 * self.data.channels
+        self._num_threads = min(self.data.num_threads, os.cpu_count())  # more hinder each other
         self._threads = futures.ThreadPoolExecutor(self._num_threads, thread_name_prefix="rin-data")
 
     def __call__(self, indices: np.ndarray) -> Batch:
@@ -95,7 +95,7 @@ class Reader:
 
     def _read(self, indices: np.ndarray) -> Batch:
         records = [self._source[index] for index in indices.tolist()]
-        size, channels = self._data.image_size, self._data.channels
+        size, channels = self.data.image_size, self.data.channels
         batch = {
             key: np.stack([preprocessing.preprocess(one[key], size, channels) for one in records])
             for key in ("image", "frames") if key in records[0]

@@ -31,7 +31,7 @@ from rin_jax.experiment import (
 from rin_jax.interop import card, export_format, formulas, hub, onnx, stablehlo
 from rin_jax.interop.loading import ANY_DEVICES, GIVEN_FRAMES, Model
 from rin_jax.runtime import console, files
-from rin_jax.sampling import moving_pictures
+from rin_jax.sampling import grids, moving_pictures
 from rin_jax.sampling.conditions import Conditions, make_conditions
 from rin_jax.sampling.generate import make_generate
 from rin_jax.sampling.weights import load_ema
@@ -91,7 +91,7 @@ def write(
         rows = np.arange(len(preview))
         generate = make_generate(experiment, model.mesh, experiment.seed)
         samples = generate(model.params, rows, preview.of(rows))
-        files.write_png(path / GRID_FILE, moving_pictures.picture(samples, preview, rows))
+        files.write_png(path / GRID_FILE, picture(samples, preview))
     if model.clips is not None:
         content = io.BytesIO()
         np.savez_compressed(content, **model.clips)
@@ -114,6 +114,13 @@ def preview_conditions(experiment: Experiment) -> Conditions | None:
     except ConfigError as error:
         console.say(f"no {GRID_FILE}, which needs real clips: {error}")
         return None
+
+
+def picture(samples: np.ndarray, preview: Conditions) -> np.ndarray:
+    """A grid of images, or the frames of clips, uint8 [H, W, C]."""
+    if samples.ndim == 4:
+        return grids.grid(samples, grids.COLUMNS)
+    return moving_pictures.still(moving_pictures.strips(samples, preview, np.arange(len(samples))))
 
 
 def given_clips(model: Model, preview: Conditions) -> dict[str, np.ndarray] | None:
