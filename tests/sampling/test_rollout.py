@@ -24,19 +24,13 @@ def data_dir(tmp_path_factory):
     return data_dir
 
 
-def to_eps(x0, xt, gamma):
-    """The prediction of noise that means x0."""
-    gamma = gamma.reshape(-1, *(1,) * (xt.ndim - 1))
-    return (xt - jnp.sqrt(gamma) * x0) / jnp.sqrt(1 - gamma)
-
-
 def moves_on(rin, params):
     """A network that knows: all that is in a frame is one pixel to the right in the next one."""
 
     def denoise_fn(xt, gamma, cond, prev_latents):
         last = cond["frames"][:, -1]
         x0 = jnp.stack([jnp.roll(last, 1 + t, axis=2) for t in range(xt.shape[1])], axis=1)
-        return to_eps(x0, xt, gamma), jnp.zeros((xt.shape[0], 1))
+        return x0, jnp.zeros((xt.shape[0], 1))
 
     return denoise_fn
 
@@ -47,7 +41,7 @@ def counts_passes(rin, params):
     def denoise_fn(xt, gamma, cond, prev_latents):
         before = jnp.zeros((xt.shape[0], 1)) if prev_latents is None else prev_latents
         x0 = jnp.broadcast_to(before[..., None, None, None] / 127.5 - 1, xt.shape)
-        return to_eps(x0, xt, gamma), before + 1
+        return x0, before + 1
 
     return denoise_fn
 
@@ -77,7 +71,7 @@ def test_windows_continue_the_clip(data_dir, monkeypatch, frames, cond_frames, s
 
 def test_latents_are_carried_or_start_from_zeros(data_dir, monkeypatch):
     monkeypatch.setattr(rollout, "denoiser", counts_passes)
-    experiment = videos.experiment(data_dir, sampler__num_steps=5)
+    experiment = videos.experiment(data_dir, sampler__num_steps=5, diffusion__input_scale=1.0)
     for latents, last_passes in (("reset", [4, 4, 4]), ("carry", [4, 9, 14])):
         _, made = clips_of(experiment, Rollout(3, latents))
         for window, passes in enumerate(last_passes):
@@ -106,7 +100,7 @@ def test_windows_have_their_own_noise(data_dir, monkeypatch):
     """Shown by a network that says there is nothing but the noise it gets."""
 
     def shows_noise(rin, params):
-        return lambda xt, gamma, cond, prev: (to_eps(xt, xt, gamma), jnp.zeros((len(xt), 1)))
+        return lambda xt, gamma, cond, prev: (xt, jnp.zeros((len(xt), 1)))
 
     monkeypatch.setattr(rollout, "denoiser", shows_noise)
     experiment = videos.experiment(data_dir, sampler__num_steps=1)

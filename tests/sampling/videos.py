@@ -15,6 +15,7 @@ def config(data_dir, **changes) -> ml_collections.ConfigDict:
     """Of that data set in `data_dir`, with fields changed: config(folder, data__clip__frames=6)."""
     config = configuration.get_config("tiny")
     config.data.data_dir, config.sampler.num_steps = str(data_dir), 3
+    config.diffusion.prediction_type = config.diffusion.loss_type = "x0"  # as made-up networks do
     changes = {path.replace("__", "."): value for path, value in changes.items()}
     config.update_from_flattened_dict(changes)
     return config
