@@ -250,7 +250,7 @@ def test_the_same_noise_every_time(undisturbed, data_dir):
     np.testing.assert_array_equal(grids.grid(again, grids.COLUMNS)[..., 0], expected)
     folder = sample.sample(
         config, undisturbed, num=10, classes=["0"], ema=None, checkpoint=None, export=None,
-        show=False,
+        show=False, windows=None, rollout_latents="reset",
     )  # fmt: skip
     one = np.load(folder / "samples.npz")["images"]
     np.testing.assert_array_equal(one, again[:10])  # class 0 alone: the grid's first row
