@@ -49,7 +49,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.model.interface_dim = 512  # [M]
     config.model.num_heads = 16  # [V] released
     config.model.routing_heads = 16  # [V] released
-    config.model.remat = "dots"
+    config.model.remat = "full"  # memory of a v5e at 16 clips a chip: docs/plan.md
     config.model.dtype = "bfloat16"  # compute only; parameters stay float32
 
     config.diffusion.schedule = {"name": "sigmoid", "start": -3.0, "end": 3.0, "tau": 0.9}  # [M]

@@ -88,6 +88,8 @@ def compiled(
     memory = program.memory_analysis()
     used = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     used += memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+    if used > chip.hbm_bytes:  # the compiler itself counts the temporaries alone
+        return Compiled(False, used, chip.hbm_bytes)
     text = Program(program.as_text(), num_devices, num_slices)
     return Compiled(
         fits=True, used=used, capacity=chip.hbm_bytes, temporary=memory.temp_size_in_bytes,

@@ -1,5 +1,6 @@
 """What is read from a compiler (memory, its complaints, shapes it does not take); the roofline."""
 
+import dataclasses
 import math
 import sys
 
@@ -28,6 +29,13 @@ def test_a_donated_array_is_counted_once():
     assert used() - used(0) == size
 
 
+def test_what_is_larger_than_the_chip_does_not_fit_whatever_compiles():
+    x = jax.ShapeDtypeStruct((256, 128), jnp.float32)
+    result = tpu_compiler.compiled(lambda: jax.jit(jnp.sin).lower(x).compile(), 1, 1, CHIP)
+    assert not result.fits
+    assert (result.used >= 2 * 256 * 128 * 4, result.capacity) == (True, CHIP.hbm_bytes)
+
+
 def test_what_is_read_of_a_program():
     """Of a chain of products, which needs a temporary, in a loop that ends when it ends."""
     x = jax.ShapeDtypeStruct((256, 256), jnp.float32)
@@ -36,7 +44,9 @@ def test_what_is_read_of_a_program():
         return jax.lax.while_loop(lambda x: x[0, 0] < 9, lambda x: (x @ x) @ x, x)
 
     program = jax.jit(run).lower(x).compile()
-    result = tpu_compiler.compiled(lambda: program, 1, 1, CHIP)
+    result = tpu_compiler.compiled(
+        lambda: program, 1, 1, dataclasses.replace(CHIP, hbm_bytes=float(GIB))
+    )
     memory, text = program.memory_analysis(), Program(program.as_text(), 1)
     assert result.temporary >= x.size * 4
     assert result.used == (result.temporary + 2 * x.size * 4 + memory.generated_code_size_in_bytes)
