@@ -35,6 +35,18 @@ def prepare_images(images: Array, key: Array, flip: bool) -> Array:
     return jnp.where(mirrored, images[..., ::-1, :], images)
 
 
+def prepare_batch(experiment: Experiment, batch: Batch, key: Array) -> tuple[Array, dict]:
+    """(what is denoised, in [-1, 1]; the condition) of a batch as `make_train_step` takes it.
+
+    Given frames are mirrored with what follows them, and scaled as x0 is.
+    """
+    flip, cond = experiment.data.flip, conditioning.of_batch(batch)
+    if "frames" in cond:
+        frames = prepare_images(cond["frames"], key, flip)
+        cond["frames"] = frames * experiment.objective.process.input_scale
+    return prepare_images(batch["image"], key, flip), cond
+
+
 def make_loss(experiment: Experiment):
     """loss(params, x [B, ...] in [-1, 1], cond of [B], draws, key) -> scalar."""
     rin, objective = experiment.rin, experiment.objective
@@ -80,11 +92,7 @@ def make_train_step(experiment: Experiment, mesh: Mesh):
     def step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(experiment.seed), state.step)
         flip_key, draw_key, dropout_key = jax.random.split(key, 3)
-        x = prepare_images(batch["image"], flip_key, experiment.data.flip)
-        cond = conditioning.of_batch(batch)
-        if "frames" in cond:
-            frames = prepare_images(cond["frames"], flip_key, experiment.data.flip)
-            cond["frames"] = frames * experiment.objective.process.input_scale
+        x, cond = prepare_batch(experiment, batch, flip_key)
         draws = experiment.objective.draw(draw_key, x.shape)
         x, draws = jax.lax.with_sharding_constraint((x, draws), rows)
         loss, grads = gradients(state.params, x, cond, draws, dropout_key)
