@@ -1,6 +1,7 @@
 """Recurrent Interface Networks in JAX/Flax (arXiv 2212.11972)."""
 
-from collections.abc import Collection
+import dataclasses
+from collections.abc import Collection, Mapping
 
 
 class ConfigError(ValueError):
@@ -23,6 +24,24 @@ def one_of(field: str, value: object, choices: Collection[str]) -> None:
     """Raises ConfigError unless the value of a field is one of its choices."""
     if value not in choices:
         raise ConfigError(f"{field} is {value!r}; choose one of {', '.join(choices)}.")
+
+
+def of_mapping(field: str, kind: type, given: object) -> object:
+    """The dataclass `kind` of a field that may be given as a mapping; other values as they are.
+
+    Raises:
+      ConfigError: a mapping that has other fields.
+    """
+    if not isinstance(given, Mapping):
+        return given
+    wanted = [each.name for each in dataclasses.fields(kind)]
+    faults = {"it is missing": set(wanted) - set(given), "it has unknown": set(given) - set(wanted)}
+    told = [f"{what} {', '.join(sorted(names))}" for what, names in faults.items() if names]
+    if told:
+        found = ", ".join(sorted(given)) or "no fields"
+        remedy = f"give it {', '.join(wanted)}: {' and '.join(told)}"
+        raise ConfigError(f"{field} has {found}; {remedy}.")
+    return kind(**given)
 
 
 def load(source: str):

@@ -1,10 +1,9 @@
 """The section `data` of a configuration, and what a data set fills in where it is silent."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
-from rin_jax import ConfigError, at_least_one, one_of
+from rin_jax import ConfigError, at_least_one, of_mapping, one_of
 from rin_jax.data import catalog
 
 WINDOWS = ("first", "random")
@@ -54,8 +53,7 @@ class Data:
     prefetch: int  # batches read ahead
 
     def __post_init__(self):
-        if isinstance(self.clip, Mapping):
-            object.__setattr__(self, "clip", _make_clip(self.clip))
+        object.__setattr__(self, "clip", of_mapping("data.clip", Clip, self.clip))
         at_least_one("data", self, "image_size", "channels", "num_threads", "prefetch")
         if (self.num_classes or 0) < 0:
             fitting = "it must be at least 0, the number for training without labels."
@@ -111,15 +109,6 @@ class Data:
         if self.num_classes and classes > self.num_classes:
             fitting = f"set at least {classes}, or 0 for an unconditional model."
             raise ConfigError(f"{wrong} labels 0..{classes - 1}; {fitting}")
-
-
-def _make_clip(given: Mapping[str, Any]) -> Clip:
-    wanted = [field.name for field in dataclasses.fields(Clip)]
-    if set(given) != set(wanted):
-        raise ConfigError(
-            f"data.clip has {', '.join(sorted(given)) or 'no fields'}; give it {', '.join(wanted)}."
-        )
-    return Clip(**given)
 
 
 def declared_size(info: catalog.DatasetInfo) -> int:

@@ -18,17 +18,15 @@ parameters carry one leading axis for the block and one more for the layer.
 Source: arXiv 2212.11972 section 2; details as in the authors' released code.
 """
 
-import dataclasses
 import itertools
 import math
-from collections.abc import Mapping
 
 import chex
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from rin_jax import ConfigError
+from rin_jax import of_mapping
 from rin_jax.network import conditioning, validation
 from rin_jax.network.blocks import RINBlock, scan_layers
 from rin_jax.network.conditioning import Cond, Sequence
@@ -77,8 +75,7 @@ class RIN(nn.Module):
 
     def __post_init__(self):
         for name, kind in (("video", Video), ("sequence", Sequence)):
-            if isinstance(given := getattr(self, name), Mapping):
-                self.__dict__[name] = of_mapping(f"model.{name}", kind, given)
+            self.__dict__[name] = of_mapping(f"model.{name}", kind, getattr(self, name))
         validation.check(self)  # before any array exists
         super().__post_init__()
 
@@ -86,9 +83,9 @@ class RIN(nn.Module):
     def patch(self) -> Sizes:
         """Sides of a patch: none of a sequence, (rows, columns), (frames, rows, columns)."""
         square = (self.patch_size, self.patch_size)
-        return {2: (), 3: square, 4: (self.video and self.video.patch_frames, *square)}[
-            len(self.example_shape)
-        ]
+        if self.video is not None:
+            return (self.video.patch_frames, *square)
+        return () if len(self.example_shape) == 2 else square
 
     @property
     def grid(self) -> Sizes:
@@ -248,12 +245,3 @@ class RIN(nn.Module):
         ratio = {"latent": self.latent_mlp_ratio, "interface": self.interface_mlp_ratio}[name]
         projected = MLP(ratio, like.dtype, name=f"prev_{name}_mlp")(previous)
         return layer_norm(f"prev_{name}_norm", like.dtype, zero_scale=True)(projected)
-
-
-def of_mapping(name: str, kind: type, given: Mapping) -> Video | Sequence:
-    """The dataclass of a field that a configuration gives as a mapping."""
-    fields = {field.name for field in dataclasses.fields(kind)}
-    if fields != set(given):
-        wrong = ", ".join(sorted(fields ^ set(given)))
-        raise ConfigError(f"{name}: unknown or missing {wrong}; it has {', '.join(fields)}.")
-    return kind(**given)

@@ -24,6 +24,7 @@ from rin_jax.sampling.generate import seeded_noise, to_uint8
 
 Array = jax.Array
 
+
 @dataclasses.dataclass(frozen=True)
 class Rollout:
     """How far a clip goes on, and how; the flags --rollout and --rollout_latents."""

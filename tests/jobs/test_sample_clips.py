@@ -1,5 +1,6 @@
 """The job that samples clips: which files there are, what is in them, and mistakes."""
 
+import functools
 import json
 
 import numpy as np
@@ -9,8 +10,8 @@ from PIL import Image
 from rin_jax import ConfigError
 from rin_jax.checkpointing import checkpoints
 from rin_jax.data.source import open_source
-from rin_jax.jobs import sample
 from rin_jax.runtime import files
+from tests.jobs import test_sample
 from tests.sampling import videos
 from tests.sampling.test_generate import save
 
@@ -30,12 +31,7 @@ def workdir(data_dir, tmp_path_factory):
     return path
 
 
-def run(config, workdir, **flags):
-    plain = {
-        "num": 3, "classes": [], "ema": None, "checkpoint": None, "export": None, "show": False,
-        "windows": None, "rollout_latents": "reset",
-    }  # fmt: skip
-    return sample.sample(config, str(workdir), **plain | flags)
+run = functools.partial(test_sample.run, num=3)
 
 
 def names(folder):
