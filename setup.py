@@ -4,6 +4,7 @@ from pathlib import Path
 
 import setuptools
 
+GCS = ["etils[epath-gcs]>=1.9", "google-cloud-storage>=2.10"]
 HUB = ["huggingface_hub>=0.34"]
 ONNX = ["onnx>=1.18", "onnxscript>=0.5", "torch>=2.9"]
 VIDEO = ["av>=18.1"]
@@ -26,6 +27,7 @@ setuptools.setup(
         "etils[epath]>=1.9",
         "flatbuffers>=24",  # jax.export writes with it
         "flax>=0.11.2",
+        "fsspec>=2024.6",
         "grain>=0.2.12",
         "importlib_resources>=6",
         "jax>=0.7.2",
@@ -39,15 +41,17 @@ setuptools.setup(
         "scikit-learn>=1.5",
         "tensorboardX>=2.6.2",
         "tensorflow-datasets>=4.9.9",
+        "tensorstore>=0.1.84",
         "tqdm>=4.66",
     ],
     extras_require={
         "cuda": ["jax[cuda12]>=0.7.2"],
-        "gcs": ["etils[epath-gcs]>=1.9", "google-cloud-storage>=2.10"],
+        "gcs": GCS,
         "hub": HUB,
         "onnx": ONNX,
         "pathways": ["pathwaysutils>=0.1"],
         "test": [
+            *GCS,
             *HUB,
             *ONNX,
             *VIDEO,

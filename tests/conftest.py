@@ -15,6 +15,7 @@ import jax
 import pytest
 
 from rin_jax.runtime import sharding
+from tests.storage import Storage
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -41,3 +42,21 @@ def one_device():
 def root() -> Path:
     """The project's root."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def session_storage():
+    """A Google Cloud Storage of this process, to which the environment sends its clients."""
+    with Storage() as storage, pytest.MonkeyPatch.context() as patch:
+        for name, value in storage.environment.items():
+            patch.setenv(name, value)
+        yield storage
+
+
+@pytest.fixture
+def storage(session_storage):
+    """The same with nothing in it and without faults."""
+    session_storage.objects.clear()
+    session_storage.requests.clear()
+    yield session_storage
+    session_storage.faults.clear()
