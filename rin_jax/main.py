@@ -95,6 +95,7 @@ def main(argv: list[str]) -> None:
     codes = {ConfigError: 2, NotFiniteError: 3, cluster.ProcessError: 1}
     try:
         check_flags(MODE.value)
+        check_addresses(MODE.value, CONFIG.value.to_dict())
         if MODE.value in TOGETHER:
             same = {flag.name: flag.value for flag in (MODE, *READS[MODE.value])}
             facts = cluster.started_with(CONFIG.value, **same)
@@ -138,6 +139,19 @@ def check_flags(mode: str) -> None:
         raise ConfigError("--rollout_latents is of the windows of --rollout=NUM; give both.")
     if mode == "reconstruct" and LENGTH.value is None:
         raise ConfigError("--mode=reconstruct needs --length, as 0.08: see docs/checkpoints.md.")
+
+
+def check_addresses(mode: str, config: dict) -> None:
+    """Raises ConfigError at a flag or field that names a bucket which cannot be used."""
+    from rin_jax.runtime import files
+
+    values = {f"--{flag.name}": flag.value for flag in READS[mode]}
+    for section, fields in config.items():
+        if isinstance(fields, dict):
+            values |= {f"{section}.{field}": value for field, value in fields.items()}
+    for name, value in values.items():
+        if isinstance(value, str):
+            files.check_address(name, value)
 
 
 def run(mode: str, watch=None) -> None:

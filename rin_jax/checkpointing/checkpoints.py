@@ -22,9 +22,10 @@ from orbax.checkpoint import v1 as ocp
 
 from rin_jax import ConfigError, at_least_one
 from rin_jax.checkpointing.checksums import tree_checksums
-from rin_jax.runtime import processes
+from rin_jax.runtime import files, processes
 
 FORMAT = 2
+COMMITTED = "commit_success.txt"  # Orbax writes it last, in buckets alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +133,7 @@ def _hash(metadata: Mapping[str, Any]) -> str:
 def folder(workdir: str, name: str = "checkpoints") -> epath.Path:
     """A folder of a run as an absolute path, as Orbax wants it, or a URL."""
     path = epath.Path(workdir) / name
-    return path if "://" in str(workdir) else path.absolute()
+    return path if files.is_bucket(workdir) else path.absolute()
 
 
 def find(path: epath.Path) -> tuple[list[Saved], dict[int, str]]:
@@ -145,6 +146,8 @@ def find(path: epath.Path) -> tuple[list[Saved], dict[int, str]]:
     steps = sorted((int(entry.name) for entry in entries if entry.name.isdigit()), reverse=True)
     found, damaged = [], {}
     for step in steps:
+        if files.is_bucket(path) and not (path / str(step) / COMMITTED).exists():
+            continue  # a save that was not finished; in folders such a one has another name
         try:
             found.append(_read_metadata(path / str(step), step))
         except DamagedError as error:
@@ -208,11 +211,10 @@ def move_aside(workdir: str, steps: Sequence[int]) -> epath.Path:
     """Moves checkpoints out of the way of new ones, to WORKDIR/damaged; by process 0."""
     target = folder(workdir, "damaged")
     if jax.process_index() == 0:
-        target.mkdir(parents=True, exist_ok=True)
+        names = {path.name for path in target.iterdir()} if target.exists() else set()
         for step in steps:
-            names = {path.name for path in target.iterdir()}
             number = next(n for n in range(len(names) + 1) if f"{step}-{n}" not in names)
-            (folder(workdir) / str(step)).rename(target / f"{step}-{number}")
+            files.move(folder(workdir) / str(step), target / f"{step}-{number}")
     processes.agree("moving damaged checkpoints")
     return target
 

@@ -31,6 +31,7 @@ from safetensors.numpy import save_file
 from rin_jax import ConfigError
 from rin_jax.network.partitioning import param_shapes
 from rin_jax.network.rin import RIN
+from rin_jax.runtime import files
 
 FORMAT = 2
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -174,7 +175,7 @@ def _check_tensors(path: epath.Path, file: Any, rin: RIN) -> None:
 @contextlib.contextmanager
 def _local(path: epath.Path) -> Iterator[pathlib.Path]:
     """A file of this machine that stands for `path`: itself, or a temporary one for a bucket."""
-    if "://" not in str(path):
+    if not files.is_bucket(path):
         yield pathlib.Path(path)
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -38,7 +38,7 @@ from rin_jax.experiment import (
 )
 from rin_jax.interop import export_format, hub, stablehlo
 from rin_jax.network.conditioning import NO_LABEL, of_labels
-from rin_jax.runtime import sharding
+from rin_jax.runtime import files, sharding
 from rin_jax.sampling.conditions import scaled_frames
 from rin_jax.sampling.generate import make_generate
 
@@ -238,5 +238,6 @@ def find(source: str) -> epath.Path:
             f"{source} is a web address; download the folder and name that, or name the model's "
             "owner/name on the hub."
         )
+    files.check_address("the export", source)
     path = epath.Path(source)
     return path if path.exists() else epath.Path(hub.pull(source))

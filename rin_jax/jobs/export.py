@@ -134,7 +134,7 @@ def check_target(path: epath.Path, with_onnx: bool, push: str | None) -> None:
     if path.exists() and any(path.iterdir()) and not (path / export_format.WEIGHTS).exists():
         remedy = "name a new or empty folder."
         raise ConfigError(f"--to={path} has files that are not an export; {remedy}")
-    if (with_onnx or push) and "://" in str(path):
+    if (with_onnx or push) and files.is_bucket(path):
         raise ConfigError(f"--to={path}: --onnx and --push need a folder on this machine.")
     if with_onnx:
         onnx.check()

@@ -40,7 +40,7 @@ def prepare(config, workdir: str | None, folder: str | None, downloaded: str | N
     wrong; what was written is kept.
     """
     data = section(Data, "data", config.to_dict())
-    if "://" in str(catalog.folder_of(data.data_dir)):
+    if files.is_bucket(catalog.folder_of(data.data_dir)):
         raise ConfigError(
             f"data.data_dir is {data.data_dir!r}; a data set is prepared on a disk of this "
             "machine: name a folder on it and copy that afterwards."

@@ -1,15 +1,72 @@
-"""Pictures of a run, still and moving, as whole files on any file system, buckets too."""
+"""Files in folders and in buckets: what buckets do otherwise, and pictures as whole files.
+
+A bucket has objects and no folders: nothing is made before a file is written in it, a folder is
+there as long as it has a file, and a folder is moved file by file. A file is written as a whole, at
+once for all who read it; nothing can be appended.
+"""
 
 import importlib.util
 import io
+import os
 from collections.abc import Sequence
 from fractions import Fraction
 
+import fsspec
 import numpy as np
 from etils import epath
 from PIL import Image
 
+from rin_jax import ConfigError
+
+# etils reads buckets with TensorFlow where that is installed, else with gcsfs; here always with it
+os.environ.setdefault("EPATH_USE_TF", "0")
+# gcsfs lists a folder once and for all; other processes and TensorStore write there too
+fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+
 PACE, REST = 80, 1500  # milliseconds that a picture is seen, and the last one of a GIF
+
+
+def is_bucket(path: epath.PathLike) -> bool:
+    """Whether a path is the address of a bucket or of something in it."""
+    return "://" in os.fspath(path)
+
+
+def check_address(name: str, path: str) -> None:
+    """ConfigError: `path`, the value of a flag or field, is in a bucket that cannot be used."""
+    scheme = path.partition("://")[0]
+    if not is_bucket(path):
+        return
+    if scheme != "gs":
+        raise ConfigError(
+            f"{name} is {path}, but Orbax saves checkpoints in folders and in buckets of Google "
+            f"Cloud Storage (gs://...), not in {scheme}://; mount the bucket as a folder."
+        )
+    missing = [x for x in ("gcsfs", "google.cloud.storage") if not _installed(x)]
+    if missing:
+        raise ConfigError(
+            f"{name} is {path}, but {' and '.join(missing)} cannot be imported; install the extra "
+            "gcs: pip install -e '.[gcs]'."
+        )
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # nor is the package that it is in
+        return False
+
+
+def move(source: epath.Path, target: epath.Path) -> None:
+    """Moves a folder with all that is in it; the folders above `target` are made.
+
+    In a bucket a move that was interrupted leaves some files here and some there.
+    """
+    if is_bucket(source):
+        system, path = fsspec.core.url_to_fs(os.fspath(source))
+        system.mv(path, os.fspath(target), recursive=True)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.rename(target)
 
 
 def write_png(path: epath.Path, image: np.ndarray) -> None:

@@ -4,8 +4,9 @@ In a folder it is a lock of the operating system (`flock`) on WORKDIR/lock.json,
 process that holds it. Linux passes it to an NFS server (version 4, or 3 with lockd), so that it
 holds between machines; the server keeps the lock of a machine that is gone for up to two minutes.
 
-A bucket has no locks. There the holder writes the file anew every few seconds, and a file that does
-not change any more was left by a run that was killed.
+A bucket has no locks. There the holder writes the file anew every few seconds, on the condition
+that it is still the one that it wrote before, and a file that does not change any more was left by
+a run that was killed.
 """
 
 import contextlib
@@ -20,15 +21,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from etils import epath
-
 from rin_jax import ConfigError
-from rin_jax.runtime import exits
+from rin_jax.runtime import exits, files
 
 NFS_EXPIRY = 120.0  # seconds to wait for the lock of another machine, which may be gone
 RENEWAL = 5.0  # seconds between two renewals in a bucket
 EXPIRY = 30.0  # seconds without a renewal after which a holder counts as dead
-SETTLING = 0.5  # seconds after which two runs that write the file at once see whose it is
+# of TensorStore with one request: a renewal that fails is tried again soon, by the next one
+PATIENCE = {"gcs_request_retries": {"max_retries": 4, "initial_delay": "0.2s", "max_delay": "1s"}}
+FORBIDDEN = "PERMISSION_DENIED", "UNAUTHENTICATED"  # how TensorStore's messages begin then
+FILE = "lock.json"
 TAKEN = 2  # exit code of a run whose lock was taken
 
 
@@ -40,11 +42,11 @@ def hold(workdir: str) -> Iterator[None]:
     no locks. Afterwards, in the body, nothing is raised.
     """
     own = {"id": uuid.uuid4().hex, "pid": os.getpid(), "host": socket.gethostname()}
-    if "://" in workdir:
-        with _hold_by_renewals(epath.Path(workdir) / "lock.json", own):
+    if files.is_bucket(workdir):
+        with _hold_by_renewals(workdir, own):
             yield
         return
-    with (Path(workdir) / "lock.json").open("a+") as file:
+    with (Path(workdir) / FILE).open("a+") as file:
         _lock(file, workdir)
         file.truncate(0)
         file.write(json.dumps(own))
@@ -85,44 +87,85 @@ def _held(workdir: object, holder: dict | None) -> ConfigError:
 
 
 @contextlib.contextmanager
-def _hold_by_renewals(path: epath.Path, own: dict) -> Iterator[None]:
-    def read() -> dict | None:
-        try:
-            return _parse(path.read_text())
-        except OSError:
-            return None
-
-    def write(renewals: int) -> None:
-        path.write_text(json.dumps({**own, "renewals": renewals}))
-
-    def renew() -> None:
-        renewals = 0
-        while not ended.wait(RENEWAL):
-            other = read()
-            if other and other["id"] != own["id"]:  # this process was suspended for too long
-                text = f"error: process {other['pid']} on {other['host']} took over {path.parent}"
-                exits.exit_now(TAKEN, f"{text}; this run ends and saves no more.\n")
-            renewals += 1
-            with contextlib.suppress(OSError):  # the training itself will say so
-                write(renewals)
-
-    found, deadline = read(), time.monotonic() + EXPIRY
-    while found and time.monotonic() < deadline:
-        time.sleep(1.0)
-        if (now := read()) != found and now:
-            raise _held(path.parent, now)
-        found = now
-    write(0)
-    time.sleep(SETTLING)
-    if not (now := read()) or now["id"] != own["id"]:
-        raise _held(path.parent, now)
+def _hold_by_renewals(folder: str, own: dict) -> Iterator[None]:
+    lock = _RenewedLock(folder, own)
+    lock.take()
     ended = threading.Event()
-    thread = threading.Thread(target=renew, name="rin-lock", daemon=True)
+    thread = threading.Thread(target=lock.renew, args=[ended], name="rin-lock", daemon=True)
     thread.start()
     try:
         yield
     finally:
         ended.set()
         thread.join()
-        if (now := read()) and now["id"] == own["id"]:
-            path.unlink()
+        lock.release()
+
+
+class _RenewedLock:
+    """lock.json in a bucket, written by TensorStore on the condition that nobody else has."""
+
+    def __init__(self, folder: str, own: dict):
+        import tensorstore as ts  # here, because it is large
+
+        self._folder, self._own, self._renewals = folder, own, 0
+        self._store = ts.KvStore.open(f"{folder.rstrip('/')}/", context=ts.Context(PATIENCE))
+        self._store = self._store.result()
+        self._generation = b""  # that of the file as this process knows it
+
+    def _read(self) -> dict | None:
+        """Whose file it is; None if there is none, or one that no run has written."""
+        found = self._store.read(FILE).result(timeout=EXPIRY)
+        self._generation = found.stamp.generation
+        return _parse(found.value.decode(errors="replace"))
+
+    def _write(self, text: str | None) -> dict | None:
+        """Writes the file, or deletes it, if it is still the one known; else whose it is now.
+
+        An answer that was lost on its way makes a file of our own look like another's.
+        """
+        def write() -> bytes:
+            future = self._store.write(FILE, text, if_equal=self._generation)
+            return future.result(timeout=EXPIRY).generation
+
+        while not (generation := write()):
+            holder = self._read()
+            if holder and holder["id"] != self._own["id"]:
+                return holder
+        self._generation = generation
+        return None
+
+    def _write_own(self) -> dict | None:
+        return self._write(json.dumps({**self._own, "renewals": self._renewals}))
+
+    def take(self) -> None:
+        """ConfigError: another run holds it, or takes it at the same moment."""
+        try:
+            found = self._read()
+        except ValueError as error:  # TensorStore has no classes of its own
+            if str(error).startswith(FORBIDDEN):
+                raise PermissionError(str(error)) from error
+            raise
+        deadline = time.monotonic() + EXPIRY
+        while found and time.monotonic() < deadline:
+            time.sleep(1.0)
+            if (now := self._read()) != found and now:
+                raise _held(self._folder, now)
+            found = now
+        if other := self._write_own():
+            raise _held(self._folder, other)
+
+    def renew(self, ended: threading.Event) -> None:
+        """Writes the file anew until `ended` is set; one request each time, errors or not."""
+        while not ended.wait(RENEWAL):
+            self._renewals += 1
+            with contextlib.suppress(Exception):  # the training itself will say so
+                if other := self._write_own():  # this process was suspended for too long
+                    text = f"error: process {other['pid']} on {other['host']} took over"
+                    exits.exit_now(
+                        TAKEN, f"{text} {self._folder}; this run ends and saves no more.\n"
+                    )
+
+    def release(self) -> None:
+        """Deletes the file if it is still this process's; else it expires."""
+        with contextlib.suppress(Exception):
+            self._write(None)

@@ -1,6 +1,5 @@
 """One run a workdir: a second refuses, and what a dead one left is in nobody's way."""
 
-import contextlib
 import json
 import os
 import signal
@@ -12,31 +11,29 @@ import time
 from pathlib import Path
 
 import pytest
-from etils import epath
 
 from rin_jax import ConfigError
 from rin_jax.jobs import train as train_lib
 from rin_jax.runtime import workdir_lock
 from tests import tiny
+from tests.storage import Fault
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLDER = """
     import sys, time
-    from etils import epath
     from rin_jax.runtime import workdir_lock
     workdir_lock.RENEWAL = 0.2
-    own = {"id": "first", "pid": 1, "host": "here"}
-    renewed = workdir_lock._hold_by_renewals(epath.Path(sys.argv[1]) / "lock.json", own)
-    with renewed if "renewals" in sys.argv else workdir_lock.hold(sys.argv[1]):
+    with workdir_lock.hold(sys.argv[1]):
         print("held", flush=True)
         time.sleep(60)
 """
 OTHER = {"id": "other", "pid": 1, "host": "there"}
+RUN = "gs://bucket/run"
 
 
-def holder(workdir, *how: str) -> subprocess.Popen:
+def holder(workdir) -> subprocess.Popen:
     process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(HOLDER), str(workdir), *how],
+        [sys.executable, "-c", textwrap.dedent(HOLDER), str(workdir)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout.readline() == "held\n", process.communicate()
@@ -44,15 +41,20 @@ def holder(workdir, *how: str) -> subprocess.Popen:
 
 
 @pytest.fixture
-def bucket(tmp_path, monkeypatch):
-    """bucket(): holds the lock file of a folder as if it was in a bucket."""
-    monkeypatch.setattr(workdir_lock, "SETTLING", 0.3)
+def bucket(storage, monkeypatch):
+    """bucket(): holds the lock of a run in a bucket."""
+    patience = {"max_retries": 1, "initial_delay": "0.05s", "max_delay": "0.05s"}
+    monkeypatch.setattr(workdir_lock, "PATIENCE", {"gcs_request_retries": patience})
+    monkeypatch.setattr(workdir_lock, "RENEWAL", 0.1)
 
     def hold(name="own"):
-        own = {"id": name, "pid": os.getpid(), "host": "here"}
-        return workdir_lock._hold_by_renewals(epath.Path(tmp_path) / "lock.json", own)
+        return workdir_lock._hold_by_renewals(RUN, {"id": name, "pid": os.getpid(), "host": "here"})
 
     return hold
+
+
+def held(storage) -> dict:
+    return json.loads(storage.get("bucket", "run/lock.json").data)
 
 
 def test_a_second_run_refuses_and_a_dead_one_is_in_nobodys_way(tmp_path):
@@ -124,70 +126,84 @@ def test_the_lock_of_another_machine_may_be_one_that_the_server_still_drops(
         timer.cancel()
 
 
-def test_a_bucket_is_held_by_renewals(tmp_path, bucket, monkeypatch):
-    monkeypatch.setattr(workdir_lock, "RENEWAL", 0.1)
+def test_a_bucket_is_held_by_renewals_of_one_request_each(storage, bucket):
     with bucket():
         time.sleep(0.6)
-        assert json.loads((tmp_path / "lock.json").read_text())["renewals"] >= 2
-    assert list(tmp_path.iterdir()) == []
+        renewals = held(storage)["renewals"]
+        assert 3 <= renewals <= 6
+        assert len(storage.requests) in (renewals + 2, renewals + 3)  # a look and a first write
+    assert storage.names("bucket") == []
 
 
-def test_an_address_with_a_scheme_is_a_bucket(monkeypatch):
-    asked = []
+@pytest.mark.parametrize("kind", ["error", "limit", "denied", "cut", "lost", "half"])
+def test_in_a_bucket_renewals_survive_what_goes_wrong(storage, bucket, kind):
+    with bucket():
+        storage.faults.append(Fault(kind))
+        time.sleep(0.5)
+        assert kind in storage.happened
+        storage.faults.clear()
+        before = held(storage)["renewals"]
+        time.sleep(0.5)
+        assert held(storage)["id"] == "own"
+        assert held(storage)["renewals"] >= before + 2
+        storage.faults.append(Fault(kind, count=1))
+    assert storage.names("bucket") == ([] if kind != "denied" else ["run/lock.json"])
 
-    @contextlib.contextmanager
-    def record(path, own):
-        asked.append(str(path))
-        yield
 
-    monkeypatch.setattr(workdir_lock, "_hold_by_renewals", record)
-    with workdir_lock.hold("gs://bucket/run"):
-        assert asked == ["gs://bucket/run/lock.json"]
+def test_a_bucket_that_may_not_be_written_to_is_an_oserror(storage, bucket):
+    storage.faults.append(Fault("denied"))
+    with pytest.raises(OSError, match="PERMISSION_DENIED"), bucket():
+        pytest.fail("held")
+
+
+def test_an_address_with_a_scheme_is_a_bucket(storage):
+    with workdir_lock.hold(RUN):
+        assert held(storage)["pid"] == os.getpid()
 
 
 def test_in_a_bucket_a_holder_that_renews_is_respected_and_one_that_is_silent_replaced(
-    tmp_path, bucket, monkeypatch
+    storage, bucket, monkeypatch
 ):
-    process = holder(tmp_path, "renewals")
+    process = holder(RUN)
     try:
-        with pytest.raises(ConfigError, match="process 1 on here"), bucket():
+        with pytest.raises(ConfigError, match=f"process {process.pid} on "), bucket():
             pytest.fail("held twice")
     finally:
         process.kill()
         process.communicate()
     monkeypatch.setattr(workdir_lock, "EXPIRY", 1.5)
     with bucket():
-        assert json.loads((tmp_path / "lock.json").read_text())["id"] == "own"
+        assert held(storage)["id"] == "own"
 
 
-def test_in_a_bucket_of_two_at_the_same_moment_one_stays(bucket, monkeypatch):
-    monkeypatch.setattr(workdir_lock, "RENEWAL", 0.1)
-    outcomes, refused = [], threading.Event()
+def test_in_a_bucket_of_several_at_the_same_moment_one_stays(bucket):
+    outcomes, begin, end = [], threading.Barrier(4), threading.Barrier(4)
 
     def run(name):
+        begin.wait()
         try:
             with bucket(name):
                 outcomes.append("held")
-                refused.wait(10)
+                end.wait(10)
         except ConfigError:
             outcomes.append("refused")
-            refused.set()
+            end.wait(10)
 
-    threads = [threading.Thread(target=run, args=[name]) for name in "ab"]
+    threads = [threading.Thread(target=run, args=[name]) for name in "abcd"]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(outcomes) == ["held", "refused"]
+    assert sorted(outcomes) == ["held", *["refused"] * 3]
 
 
 @pytest.mark.parametrize("read", [True, False])
-def test_in_a_bucket_a_run_whose_lock_was_taken_ends(tmp_path, read):
+def test_in_a_bucket_a_run_whose_lock_was_taken_ends(storage, read):
     """Though nobody reads its errors."""
-    with holder(tmp_path, "renewals") as process:
+    with holder(RUN) as process:
         if not read:
             process.stderr.close()
-        (tmp_path / "lock.json").write_text(json.dumps(OTHER))
+        storage.put("bucket", "run/lock.json", json.dumps(OTHER).encode())
         try:
             assert process.wait(20) == 2
             if read:
