@@ -1,7 +1,11 @@
 """Recurrent Interface Networks in JAX/Flax (arXiv 2212.11972)."""
 
 import dataclasses
+import os
 from collections.abc import Collection, Mapping
+
+# etils, which asks this once, would read buckets with TensorFlow where that is installed
+os.environ.setdefault("EPATH_USE_TF", "0")
 
 
 class ConfigError(ValueError):

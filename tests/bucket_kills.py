@@ -3,9 +3,10 @@
     python -m tests.bucket_kills --kills=30 --workdir=DIR     prints what happened
 
 The bucket is `tests/storage.py`'s; a few of all requests meet a fault of each kind. Every life of
-the training ends at a random moment by SIGKILL or SIGTERM; now and then a bit of the newest
-checkpoint is flipped before the next, or the same command is started twice. The undisturbed run is
-one in a folder. Some ten minutes on two cores.
+the training is ended after a random number of requests by SIGKILL or SIGTERM; now and then a bit of
+the newest checkpoint is flipped before the next, or the same command is started twice. At last the
+run is sampled, evaluated and exported to the bucket. The undisturbed run is one in a folder. Some
+ten minutes on two cores.
 """
 
 import argparse
@@ -13,8 +14,8 @@ import collections
 import json
 import random
 import signal
-import subprocess
 import sys
+import time
 from pathlib import Path
 
 from tests import torture
@@ -34,18 +35,27 @@ def child(arguments: list[str]) -> None:
     torture.child(arguments[0], arguments[1:])
 
 
-def start(storage: Storage, folder: Path, name: str, num_steps: int, mode: str = "train") -> Life:
+def start(
+    storage: Storage, folder: Path, name: str, num_steps: int, mode: str = "train", *flags: str
+) -> Life:
     """One life of the run in the bucket, with a log of its own."""
     return Life(
-        folder / name, str(folder / "data"), num_steps, mode, ADDRESS, "tests.bucket_kills",
+        folder / name, str(folder / "data"), num_steps, mode, ADDRESS, "tests.bucket_kills", flags,
         **storage.environment,
     )  # fmt: skip
 
 
 def finish(storage: Storage, folder: Path, num_steps: int) -> None:
     """The same command, undisturbed, to the end; then the bucket as the folder "bucket"."""
-    life = start(storage, folder, "killed", num_steps)
-    assert life.process.wait(600) == 0, life.log[-3000:]
+    for mode, *flags in (
+        ("train",),
+        ("sample", "--num=4"),
+        ("evaluate",),
+        ("export", "--to=gs://bucket/export"),
+        ("sample", "--num=4", "--export=gs://bucket/export"),
+    ):
+        life = start(storage, folder, "killed", num_steps, mode, *flags)
+        assert life.process.wait(3600) == 0, life.log[-3000:]
     for name in storage.names("bucket", "run/"):
         path = folder / "bucket" / name.removeprefix("run/")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,9 +76,9 @@ def flip(storage: Storage, rng: random.Random) -> bool:
 
 
 def kill_again_and_again(
-    storage: Storage, folder: Path, num_steps: int, kills: int, longest: float, rng: random.Random
+    storage: Storage, folder: Path, num_steps: int, kills: int, most: int, rng: random.Random
 ) -> dict:
-    """Lives of up to `longest` seconds until `kills` of them were ended; counts by what happened.
+    """Lives of up to `most` requests until `kills` of them were ended; counts by what happened.
 
     A life may end by itself with exit code 1, which the launcher repeats, if the bucket failed it.
     """
@@ -76,14 +86,14 @@ def kill_again_and_again(
     while happened["SIGKILL"] + happened["SIGTERM"] < kills:
         happened["bits flipped"] += rng.random() < 0.2 and flip(storage, rng)
         life = start(storage, folder, "killed", num_steps)
-        number = rng.choice([signal.SIGKILL, signal.SIGTERM])
-        try:
-            code = life.process.wait(rng.uniform(1.0, longest))
-        except subprocess.TimeoutExpired:
-            if rng.random() < 0.15 and storage.get("bucket", "run/lock.json"):
+        number, end = rng.choice([signal.SIGKILL, signal.SIGTERM]), rng.randrange(most)
+        end += len(storage.requests)
+        while life.process.poll() is None and len(storage.requests) < end:
+            time.sleep(0.01)
+        if life.process.poll() is None:
+            if rng.random() < 0.2 and storage.get("bucket", "run/lock.json"):
                 second = start(storage, folder, "second", num_steps)
-                code = second.process.wait(120)
-                holds = life.process.poll() is None
+                code, holds = second.process.wait(600), life.process.poll() is None
                 assert code == 2 or not holds, (code, second.log[-3000:])
                 happened["second starts"] += holds
             happened[f"in {life.phase}"] += 1
@@ -92,6 +102,7 @@ def kill_again_and_again(
             happened[number.name] += 1
             assert code in (-number, 75, 1, 0), (code, life.log[-3000:])
             continue
+        code = life.process.wait()
         assert code in (0, 1), (code, life.log[-3000:])
         if code == 0:
             break
@@ -103,9 +114,9 @@ def main() -> None:
     """Prints the record as JSON; fails if anything differs."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--longest", type=float, default=20.0)
+    parser.add_argument("--most", type=int, default=1000, help="requests of a life")
     parser.add_argument("--chance", type=float, default=0.002, help="of each fault and request")
     parser.add_argument("--workdir", type=Path, required=True)
     options = parser.parse_args()
@@ -116,7 +127,7 @@ def main() -> None:
     with Storage(options.seed) as storage:
         storage.faults += [Fault(kind, chance=options.chance, seconds=0.5) for kind in KINDS]
         record = kill_again_and_again(
-            storage, folder, options.steps, options.kills, options.longest, rng
+            storage, folder, options.steps, options.kills, options.most, rng
         )
         storage.faults.clear()
         finish(storage, folder, options.steps)

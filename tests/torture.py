@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -78,13 +79,13 @@ def child(phase_file: str, arguments: list[str]) -> None:
 class Life:
     """One run of the command.
 
-    `address` is its --workdir if that is not the folder `workdir`, which has the log; `module` what
-    runs as the child.
+    `address` is its --workdir if that is not the folder `workdir`, beside which the log is; `module`
+    what runs as the child, with more `flags`.
     """
 
     def __init__(
         self, workdir: Path, data_dir: str, num_steps: int, mode: str, address: str | None = None,
-        module: str = "tests.torture", **environment: str,
+        module: str = "tests.torture", flags: Sequence[str] = (), **environment: str,
     ):  # fmt: skip
         self._phase_file = Path(f"{workdir}.phase")
         self._phase_file.write_bytes(b"\0")
@@ -102,7 +103,7 @@ class Life:
             [
                 *(sys.executable, "-m", module, "--child", str(self._phase_file)),
                 f"--config={ROOT}/configs/digits.py:tiny",
-                *(f"--workdir={address or workdir}", f"--mode={mode}"),
+                *(f"--workdir={address or workdir}", f"--mode={mode}", *flags),
                 *(f"--config.{field}={value}" for field, value in changes.items()),
             ],
             cwd=ROOT,

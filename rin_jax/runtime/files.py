@@ -18,8 +18,6 @@ from PIL import Image
 
 from rin_jax import ConfigError
 
-# etils reads buckets with TensorFlow where that is installed, else with gcsfs; here always with it
-os.environ.setdefault("EPATH_USE_TF", "0")
 # gcsfs lists a folder once and for all; other processes and TensorStore write there too
 fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
 

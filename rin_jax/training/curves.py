@@ -39,7 +39,7 @@ class Writer:
             self._write_lines()
         self._waits = files.is_bucket(workdir)
         self._folder = tempfile.TemporaryDirectory() if self._waits else None
-        self._written, self._parts, self._purge = time.monotonic(), 0, resumed_step + 1
+        self._written, self._parts, self._resumed = time.monotonic(), 0, resumed_step
         self._open_events = None if self._waits else self._new_events()
 
     def _write_lines(self) -> None:
@@ -55,11 +55,12 @@ class Writer:
         import tensorboardX  # imports PyTorch where that is installed: 200 MB in every other job
 
         self._parts += 1
-        folder = self._folder.name if self._folder else self._workdir / "events"
-        purge, self._purge = self._purge, None
-        suffix = f".{self._parts:06d}" if self._folder else ""  # two may begin in one second
         return tensorboardX.SummaryWriter(
-            str(folder), purge_step=purge, flush_secs=10, filename_suffix=suffix
+            self._folder.name if self._folder else str(self._workdir / "events"),
+            purge_step=self._resumed + 1 if self._parts == 1 else None,
+            flush_secs=10,
+            # event files are named by the second and read in order
+            filename_suffix=f".{self._resumed:08d}.{self._parts:06d}" if self._folder else "",
         )
 
     @property
