@@ -79,8 +79,8 @@ def child(phase_file: str, arguments: list[str]) -> None:
 class Life:
     """One run of the command.
 
-    `address` is its --workdir if that is not the folder `workdir`, beside which the log is; `module`
-    what runs as the child, with more `flags`.
+    Its log is beside the folder `workdir`, which is its --workdir if `address` is not given;
+    `module` is what runs as the child, with more `flags`.
     """
 
     def __init__(

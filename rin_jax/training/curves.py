@@ -3,17 +3,16 @@
 Only process 0 writes. Event files are read by TensorBoard; metrics.jsonl has one JSON object a
 line with the step first.
 
-Nothing can be appended in a bucket. There the lines wait in memory and the events in a local folder
-until they are written, before each save of a checkpoint and every few minutes: metrics.jsonl anew
-as a whole, the events as one more event file. A run that resumes takes back what came after its
-checkpoint anyway, so that a kill loses no curve.
+Nothing can be appended in a bucket. There both are written in a local folder and copied before each
+save of a checkpoint and every few minutes: metrics.jsonl as a whole, the events since the copy
+before as one more event file. A run that resumes takes back what came after its checkpoint anyway,
+so that a kill loses no curve.
 """
 
 import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from etils import epath
@@ -21,7 +20,7 @@ from etils import epath
 from rin_jax.runtime import console, files
 from rin_jax.runtime.files import encode_gif, write_png
 
-INTERVAL = 300.0  # seconds after which what waits is written to a bucket
+INTERVAL = 300.0  # seconds after which curves are copied to a bucket
 
 
 class Writer:
@@ -31,75 +30,61 @@ class Writer:
         self._active = active
         if not active:
             return
-        self._workdir = epath.Path(workdir)
-        self._metrics = self._workdir / "metrics.jsonl"
-        found = self._metrics.read_text().splitlines() if self._metrics.exists() else []
-        self._lines = [line for line in found if _step(line) <= resumed_step]
-        if found:
-            self._write_lines()
-        self._waits = files.is_bucket(workdir)
-        self._folder = tempfile.TemporaryDirectory() if self._waits else None
-        self._written, self._parts, self._resumed = time.monotonic(), 0, resumed_step
-        self._open_events = None if self._waits else self._new_events()
+        self._workdir, self._folder, self._local = epath.Path(workdir), epath.Path(workdir), None
+        if files.is_bucket(workdir):
+            self._local = tempfile.TemporaryDirectory()
+            self._folder = epath.Path(self._local.name)
+        self._metrics = self._folder / "metrics.jsonl"
+        if (self._workdir / "metrics.jsonl").exists():
+            lines = (self._workdir / "metrics.jsonl").read_text().splitlines()
+            draft = self._folder / "metrics.draft"  # a run that is killed here loses no curve
+            draft.write_text("".join(f"{x}\n" for x in lines if _step(x) <= resumed_step))
+            draft.replace(self._metrics)
+            self._copy_metrics()
+        self._resumed, self._parts, self._copied = resumed_step, 0, time.monotonic()
+        self._events = self._open_events(purge_step=resumed_step + 1)
 
-    def _write_lines(self) -> None:
-        text = "".join(f"{line}\n" for line in self._lines)
-        if files.is_bucket(self._metrics):
-            self._metrics.write_text(text)
-            return
-        draft = self._workdir / "metrics.draft"  # a run that is killed here loses no curve
-        draft.write_text(text)
-        draft.replace(self._metrics)
-
-    def _new_events(self):
+    def _open_events(self, purge_step: int | None = None):
         import tensorboardX  # imports PyTorch where that is installed: 200 MB in every other job
 
+        # in a bucket there are several, which are read in the order of their names: by the second
         self._parts += 1
+        suffix = f".{self._resumed:08d}.{self._parts:06d}" if self._local else ""
         return tensorboardX.SummaryWriter(
-            self._folder.name if self._folder else str(self._workdir / "events"),
-            purge_step=self._resumed + 1 if self._parts == 1 else None,
-            flush_secs=10,
-            # event files are named by the second and read in order
-            filename_suffix=f".{self._resumed:08d}.{self._parts:06d}" if self._folder else "",
-        )
-
-    @property
-    def _events(self):
-        if self._open_events is None:
-            self._open_events = self._new_events()
-        return self._open_events
+            str(self._folder / "events"), purge_step=purge_step, flush_secs=10,
+            filename_suffix=suffix,
+        )  # fmt: skip
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One line of metrics.jsonl and one point of each curve."""
         if not self._active:
             return
-        line = json.dumps({"step": step, **values})
-        if self._waits:
-            self._lines.append(line)
-        else:
-            with self._metrics.open("a") as file:
-                file.write(f"{line}\n")
+        with self._metrics.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
-        if time.monotonic() - self._written > INTERVAL:
-            self.write()
+        if time.monotonic() - self._copied > INTERVAL:
+            self.copy()
 
-    def write(self) -> None:
-        """Writes what waits to be written to a bucket; what fails is tried again the next time."""
-        if not (self._active and self._waits):
+    def copy(self) -> None:
+        """Copies the curves to a bucket; what fails is said, and tried again the next time."""
+        if not (self._active and self._local):
             return
-        self._written = time.monotonic()
+        self._copied = time.monotonic()
+        self._events.close()
         try:
-            self._write_to_bucket()
+            self._copy_all()
         except Exception as error:  # gcsfs has several classes that are not OSError
-            console.say(f"the curves are not written yet: {type(error).__name__}: {error}")
+            console.say(f"the curves are not copied yet: {type(error).__name__}: {error}")
+        self._events = self._open_events()
 
-    def _write_to_bucket(self) -> None:
-        self._write_lines()
-        if self._open_events is not None:
-            self._open_events.close()
-            self._open_events = None
-        for part in sorted(Path(self._folder.name).iterdir()):
+    def _copy_metrics(self) -> None:
+        if self._local and self._metrics.exists():
+            (self._workdir / "metrics.jsonl").write_bytes(self._metrics.read_bytes())
+
+    def _copy_all(self) -> None:
+        self._copy_metrics()
+        for part in sorted((self._folder / "events").iterdir()):
             (self._workdir / "events" / part.name).write_bytes(part.read_bytes())
             part.unlink()
 
@@ -134,11 +119,10 @@ class Writer:
         """Writes all that is not written yet."""
         if not self._active:
             return
-        if self._waits:
-            self._write_to_bucket()
-            self._folder.cleanup()
-        else:
-            self._events.close()
+        self._events.close()
+        if self._local:
+            self._copy_all()
+            self._local.cleanup()
 
 
 def last_step(workdir: epath.Path, prefix: str) -> int | None:

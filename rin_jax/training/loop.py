@@ -123,7 +123,7 @@ def run_loop(
                 batch = next_unless(pool, batches, lambda done=step - 1: watch.stops_at(done))
             if batch is None:
                 window.read()
-                writer.write()
+                writer.copy()
                 saver.save(state, step - 1, images_read, window.loss())
                 saver.wait()
                 raise Preempted
@@ -144,7 +144,7 @@ def run_loop(
                 writer.scalars(step, means | module_figures(jax.device_get(metrics["modules"])))
             if due["save"] or due["sample"] or due["trend"]:
                 with progress.spending("checkpoint"):
-                    writer.write()  # before the save, after which a run that is killed goes on
+                    writer.copy()  # before the save, after which a run that is killed goes on
                     saver.save(state, step, images_read, loss)
             after(step, due)
     finally:

@@ -31,7 +31,7 @@ def test_curves_are_as_complete_as_in_a_folder(storage, tmp_path):
     for step in range(1, 9):
         writer.scalars(step, {"loss": float(step)})
         if step in (3, 6):  # saves
-            writer.write()
+            writer.copy()
     assert steps(storage) == [*range(1, 7)]
     # the run is killed, and resumes from the save before
     writer = curves.Writer(RUN, 3, active=True)
@@ -53,7 +53,7 @@ def test_requests_do_not_grow_with_the_lines(storage, monkeypatch):
         storage.requests.clear()
         for step in range(lines):
             writer.scalars(step, {"loss": 1.0})
-        writer.write()
+        writer.copy()
         counts.append(len(storage.requests))
     assert counts[0] == counts[1] <= 6
     monkeypatch.setattr(curves, "INTERVAL", 0.0)
@@ -62,12 +62,12 @@ def test_requests_do_not_grow_with_the_lines(storage, monkeypatch):
 
 
 @pytest.mark.parametrize("part", ["metrics.jsonl", "events/"])
-def test_what_could_not_be_written_is_written_the_next_time(storage, tmp_path, capsys, part):
+def test_what_could_not_be_copied_is_copied_the_next_time(storage, tmp_path, capsys, part):
     writer = curves.Writer(RUN, 0, active=True)
     storage.faults.append(Fault("denied", f"POST .*{part}"))
     writer.scalars(1, {"loss": 1.0})
-    writer.write()
-    assert "the curves are not written yet: " in capsys.readouterr().out
+    writer.copy()
+    assert "the curves are not copied yet: " in capsys.readouterr().out
     writer.scalars(2, {"loss": 2.0})
     storage.faults.clear()
     writer.close()
