@@ -105,17 +105,19 @@ def trees():
 
 
 @pytest.mark.slow
-def test_the_job_writes_a_checkpoint_and_accounts_for_every_variable(trees, tmp_path, capsys):
+def test_the_job_writes_a_checkpoint_and_accounts_for_every_variable(
+    trees, storage, tmp_path, capsys
+):
     rin, params, average = trees
     weights, averages = (as_reference(tree, rin) for tree in (params, average))
     source = by_object(tmp_path / "ckpt-1234", weights, averages)
-    workdir = str(tmp_path / "run")
+    workdir = "gs://bucket/run"
     assert import_pix2seq(tiny.config(), workdir, source) == 1234
     experiment = tiny.experiment()
     step, _, loaded = load_ema(experiment, device_mesh(experiment), workdir)
     assert step == 1234
     assert distance(loaded, average) == 0
-    report = json.loads((tmp_path / "run" / "import.json").read_text())
+    report = json.loads(storage.get("bucket", "run/import.json").data)
     keys = set(tf.train.load_checkpoint(source).get_variable_to_shape_map())
     assert set(report["used"]) | set(report["unused"]) == keys
     assert not set(report["used"]) & set(report["unused"])
