@@ -45,6 +45,8 @@ def command(*arguments: str, workdir) -> subprocess.CompletedProcess:
         (["--config=configs/digits.py", "--onnx"], ["error: --onnx is for --mode=export"]),
         (["--config=configs/digits.py", "--mode=sample", "--workdir=a", "--rollout_latents=carry"],
          ["error: --rollout_latents is of the windows of --rollout=NUM; give both."]),
+        (["--config=configs/digits.py", "--config.train.init_from=s3://bucket/run"],
+         ["error: train.init_from is s3://bucket/run", "mount the bucket as a folder"]),
         (["--config=configs/digits.py", "--export=a"], ["error: --export is for --mode=sample"]),
         (["--config=configs/digits.py", "--mode=sample", "--export=a", "--checkpoint=3"],
          ["error: --checkpoint is of a run, but --export=a has one average of one step"]),
