@@ -51,9 +51,11 @@ def child(phase_file: str, arguments: list[str]) -> None:
     from absl import app, flags
 
     from rin_jax import main
+    from rin_jax.evaluation import classifier
     from rin_jax.jobs import evaluate, train
     from rin_jax.training import loop, resume
 
+    classifier.EPOCHS, classifier.FEWEST_STEPS, classifier.WARMUP = 1, 20, 5  # it need not be good
     run_loop = train.run_loop
 
     def stepping(*args, **kwargs):
