@@ -1,6 +1,7 @@
 """Recurrent Interface Networks in JAX/Flax (arXiv 2212.11972)."""
 
 import dataclasses
+import difflib
 from collections.abc import Collection, Mapping
 
 
@@ -10,6 +11,12 @@ class ConfigError(ValueError):
     It is raised on purpose where the mistake is found. A job that ends with it has exit code 2:
     the same command would end in the same way.
     """
+
+
+def nearest(name: str, names: Collection[str], prefix: str = "") -> str:
+    """The end of a sentence about an unknown name: the most similar known one, if there is one."""
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {prefix}{near[0]}?" if near else "."
 
 
 def at_least_one(section: str, options: object, *fields: str) -> None:

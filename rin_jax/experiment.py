@@ -7,7 +7,6 @@ opens a workdir, so that every mistake in a configuration is found before anythi
 
 import copy
 import dataclasses
-import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -17,7 +16,7 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from rin_jax import ConfigError, at_least_one
+from rin_jax import ConfigError, at_least_one, nearest
 from rin_jax.checkpointing.checkpoints import Policy
 from rin_jax.data.dataset import Data
 from rin_jax.diffusion.guidance import Guidance
@@ -149,9 +148,7 @@ def check_fields(name: str, given: Iterable[str], wanted: Sequence[str]) -> None
     prefix = f"{name}." if name else ""
     for field in given:
         if field not in wanted:
-            near = difflib.get_close_matches(field, wanted, n=1)
-            hint = f"; did you mean {prefix}{near[0]}?" if near else "."
-            raise ConfigError(f"unknown field {prefix}{field}{hint}")
+            raise ConfigError(f"unknown field {prefix}{field}{nearest(field, wanted, prefix)}")
     for field in wanted:
         if field not in given:
             raise ConfigError(f"section {name or 'config'}: missing field {field!r}.")
