@@ -3,9 +3,14 @@
 Flags, start-up and dispatch; what a job does is in its own file.
 """
 
+import contextlib
 import re
+import signal
 import sys
 from pathlib import Path
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `preemption` listens: no traceback
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -142,16 +147,13 @@ def main(argv: list[str]) -> None:
     codes = {ConfigError: 2, NotFiniteError: 3, cluster.ProcessError: 1}
     try:
         check_flags(MODE.value)
-        if MODE.value in TOGETHER:
-            same = {flag.name: flag.value for flag in (MODE, *READS[MODE.value])}
-            facts = cluster.started_with(CONFIG.value, **same)
-            with (
-                preemption.watching() as watch,
-                processes.together(facts, JOIN_TIMEOUT.value, codes, watch.told),
-            ):
-                run(MODE.value, watch)
-        else:
-            run(MODE.value)
+        with preemption.watching() as watch, contextlib.ExitStack() as stack:
+            if MODE.value in TOGETHER:
+                same = {flag.name: flag.value for flag in (MODE, *READS[MODE.value])}
+                facts = cluster.started_with(CONFIG.value, **same)
+                together = processes.together(facts, JOIN_TIMEOUT.value, codes, watch.told)
+                stack.enter_context(together)
+            run(MODE.value, watch)
     except tuple(codes) as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(exits.exit_code(error, codes))
@@ -187,7 +189,7 @@ def check_flags(mode: str) -> None:
         raise ConfigError("--mode=reconstruct needs --length, as 0.08: see docs/checkpoints.md.")
 
 
-def run(mode: str, watch=None) -> None:
+def run(mode: str, watch) -> None:
     """Imports and runs one job; `watch` is for a job that saves before it is ended."""
     if mode == "train":
         from rin_jax.jobs.train import train as job
