@@ -49,7 +49,7 @@ def check_types(prefix: str, kind: Callable, given: Mapping[str, object]) -> Non
 
     `kind` is a dataclass or an annotated function, `given` has values for some of its parameters,
     and `prefix` comes before their names in a message, "model.". Lists count as tuples, whole
-    numbers as numbers, and mappings as dataclasses; numbers are finite.
+    numbers as numbers, and mappings as dataclasses; numbers are finite, whole ones of 64 bits.
     """
     declared = inspect.signature(kind).parameters
     for field, value in given.items():
@@ -71,7 +71,7 @@ def _fits(value: object, wanted: typing.Any) -> bool:
     if wanted is float:
         return number and isinstance(value, int | float) and abs(value) <= sys.float_info.max
     if wanted is int:
-        return number and isinstance(value, int)
+        return number and isinstance(value, int) and abs(value) < 2**63
     if dataclasses.is_dataclass(wanted):
         return isinstance(value, Mapping | wanted)
     return isinstance(value, typing.get_origin(wanted) or wanted)

@@ -116,14 +116,14 @@ def make_experiment(config: ml_collections.ConfigDict | Mapping[str, Any]) -> Ex
     optimizer, learning_rate = section(Optimizer, "optimizer", sections).make(train.num_steps)
     ema = section(Ema, "ema", sections)
     return Experiment(
-        config=ml_collections.FrozenConfigDict(sections), seed=sections["seed"],
-        data=data, rin=rin, objective=objective,
+        seed=sections["seed"], data=data, rin=rin, objective=objective,
         sampler=sampler, guidance=guidance, generation=generation,
         optimizer=optimizer, learning_rate=learning_rate, train=train,
         ema=ema, averages=ema.weights(),
         checkpoint=section(Policy, "checkpoint", sections),
         evaluation=evaluation,
         mesh=section(sharding.MeshSizes, "mesh", sections),
+        config=ml_collections.FrozenConfigDict(sections),  # when all of it is checked
     )  # fmt: skip
 
 

@@ -36,6 +36,7 @@ from rin_jax.network.rin import RIN
 FORMAT = 2
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MOST_BYTES = 2**24  # of config.json; a description has some ten kilobytes
+MOST_NAMED = 10  # tensors in a message
 MOST_LEVELS = 10  # of its nesting; a description has five
 
 
@@ -191,6 +192,8 @@ def _check_tensors(path: epath.Path, file: Any, rin: RIN) -> None:
             problems.append(f"{name}: shape {header.get_shape()} instead of {wanted[name]}")
         elif header.get_dtype() != "F32":
             problems.append(f"{name}: {header.get_dtype()} instead of F32")
+    if len(problems) > MOST_NAMED:
+        problems[MOST_NAMED:] = [f"and {len(problems) - MOST_NAMED} more"]
     if problems:
         raise ConfigError(f"{path} does not fit the network:\n  " + "\n  ".join(problems))
 

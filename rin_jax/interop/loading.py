@@ -215,7 +215,7 @@ def load(source: str, experiment: Experiment | None = None) -> Model:
     network = SINCE_FORMAT_2 | {"cond_frames": 0} | description.network
     export_format.check_network(path / export_format.CONFIG, network, own.rin)
     experiment = experiment or own
-    check_architecture(experiment, description.config, f"the export {source}")
+    check_architecture(experiment, own.config.to_dict(), f"the export {source}")
     mesh = device_mesh(experiment)
     place = functools.partial(jax.device_put, device=sharding.replicated(mesh))
     params = export_format.read_weights(path, description.sha256, experiment.rin, place)

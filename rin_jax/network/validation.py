@@ -41,7 +41,7 @@ def check(rin: nn.Module) -> None:
             "at least 1 if interface_self_cond is True."
         )
     layers = rin.depth if isinstance(rin.depth, list | tuple) else (rin.depth,)
-    if max(rin.num_blocks, *layers) > MOST_LAYERS:
+    if max((rin.num_blocks, *layers)) > MOST_LAYERS:
         raise ConfigError(
             f"model.num_blocks is {rin.num_blocks} and model.depth {rin.depth}; there are at most "
             f"{MOST_LAYERS} blocks, and so many compute layers in each."
