@@ -49,7 +49,8 @@ def check_types(prefix: str, kind: Callable, given: Mapping[str, object]) -> Non
 
     `kind` is a dataclass or an annotated function, `given` has values for some of its parameters,
     and `prefix` comes before their names in a message, "model.". Lists count as tuples, whole
-    numbers as numbers, and mappings as dataclasses; numbers are finite, whole ones of 64 bits.
+    numbers of 32 bits as numbers, and mappings as dataclasses. Numbers are finite, and whole ones
+    have 64 bits.
     """
     declared = inspect.signature(kind).parameters
     for field, value in given.items():
@@ -68,10 +69,10 @@ def _fits(value: object, wanted: typing.Any) -> bool:
             return False
         parts = parts[:1] * len(value) if parts[-1] is ... else parts
         return len(value) == len(parts) and all(map(_fits, value, parts))
-    if wanted is float:
-        return number and isinstance(value, int | float) and abs(value) <= sys.float_info.max
-    if wanted is int:
-        return number and isinstance(value, int) and abs(value) < 2**63
+    if wanted is float and isinstance(value, float):
+        return abs(value) <= sys.float_info.max
+    if wanted in (int, float):
+        return number and isinstance(value, int) and abs(value) < 2 ** (63 if wanted is int else 31)
     if dataclasses.is_dataclass(wanted):
         return isinstance(value, Mapping | wanted)
     return isinstance(value, typing.get_origin(wanted) or wanted)

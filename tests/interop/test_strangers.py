@@ -114,6 +114,7 @@ def test_every_field_of_another_type_is_refused(written):
         (["config", "model", "depth"], [2, "2"], "model.depth is [2, '2']; it must be a whole "
          "number or a tuple of any number of entries, each a whole number."),
         (["config", "model", "num_latents"], "6", "model.num_latents is '6'; it must be a whole"),
+        (["config", "model", "time_scale"], 2**31, "time_scale is 2147483648; it must be a number"),
         (["config", "data", "clip"], [1], "data.clip is [1]; it must be a mapping or None."),
         (["config", "data", "clip", "frames"], "5", "data.clip.frames is '5'"),
         (["config", "diffusion", "schedule"], [], "diffusion.schedule is []; it must have a name."),
