@@ -1,8 +1,20 @@
 """Recurrent Interface Networks in JAX/Flax (arXiv 2212.11972)."""
 
 import dataclasses
+import difflib
+import inspect
 import os
-from collections.abc import Collection, Mapping
+import reprlib
+import sys
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping
+
+# what a value of a configuration is called in a message
+KINDS = {
+    int: "a whole number", float: "a number", bool: "True or False", str: "text",
+    types.NoneType: "None",
+}  # fmt: skip
 
 # etils, which asks this once, would read buckets with TensorFlow where that is installed
 os.environ.setdefault("EPATH_USE_TF", "0")
@@ -16,6 +28,12 @@ class ConfigError(ValueError):
     """
 
 
+def nearest(name: str, names: Collection[str], prefix: str = "") -> str:
+    """The end of a sentence about an unknown name: the most similar known one, if there is one."""
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {prefix}{near[0]}?" if near else "."
+
+
 def at_least_one(section: str, options: object, *fields: str) -> None:
     """Raises ConfigError unless the fields of a section, where they are set, are 1 or more."""
     for field in fields:
@@ -26,15 +44,59 @@ def at_least_one(section: str, options: object, *fields: str) -> None:
 
 def one_of(field: str, value: object, choices: Collection[str]) -> None:
     """Raises ConfigError unless the value of a field is one of its choices."""
-    if value not in choices:
+    if value not in tuple(choices):  # a value that has no hash is none of a mapping's keys
         raise ConfigError(f"{field} is {value!r}; choose one of {', '.join(choices)}.")
+
+
+def check_types(prefix: str, kind: Callable, given: Mapping[str, object]) -> None:
+    """Raises ConfigError at a value that is not what `kind` declares.
+
+    `kind` is a dataclass or an annotated function, `given` has values for some of its parameters,
+    and `prefix` comes before their names in a message, "model.". Lists count as tuples, whole
+    numbers of 32 bits as numbers, and mappings as dataclasses. Numbers are finite, and whole ones
+    have 64 bits.
+    """
+    declared = inspect.signature(kind).parameters
+    for field, value in given.items():
+        wanted = declared[field].annotation
+        if not _fits(value, wanted):
+            shown = reprlib.repr(value)
+            raise ConfigError(f"{prefix}{field} is {shown}; it must be {_described(wanted)}.")
+
+
+def _fits(value: object, wanted: typing.Any) -> bool:
+    parts, number = typing.get_args(wanted), not isinstance(value, bool)
+    if isinstance(wanted, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if typing.get_origin(wanted) is tuple:
+        if not isinstance(value, list | tuple):
+            return False
+        parts = parts[:1] * len(value) if parts[-1] is ... else parts
+        return len(value) == len(parts) and all(map(_fits, value, parts))
+    if wanted is float and isinstance(value, float):
+        return abs(value) <= sys.float_info.max
+    if wanted in (int, float):
+        return number and isinstance(value, int) and abs(value) < 2 ** (63 if wanted is int else 31)
+    if dataclasses.is_dataclass(wanted):
+        return isinstance(value, Mapping | wanted)
+    return isinstance(value, typing.get_origin(wanted) or wanted)
+
+
+def _described(wanted: typing.Any) -> str:
+    parts = typing.get_args(wanted)
+    if isinstance(wanted, types.UnionType):
+        return " or ".join(map(_described, parts))
+    if typing.get_origin(wanted) is tuple:
+        entries = "any number of entries" if parts[-1] is ... else f"{len(parts)} entries"
+        return f"a tuple of {entries}, each {_described(parts[0])}"
+    return KINDS.get(wanted, "a mapping")
 
 
 def of_mapping(field: str, kind: type, given: object) -> object:
     """The dataclass `kind` of a field that may be given as a mapping; other values as they are.
 
     Raises:
-      ConfigError: a mapping that has other fields.
+      ConfigError: a mapping that has other fields, or values of other types.
     """
     if not isinstance(given, Mapping):
         return given
@@ -45,6 +107,7 @@ def of_mapping(field: str, kind: type, given: object) -> object:
         found = ", ".join(sorted(given)) or "no fields"
         remedy = f"give it {', '.join(wanted)}: {' and '.join(told)}"
         raise ConfigError(f"{field} has {found}; {remedy}.")
+    check_types(f"{field}.", kind, given)
     return kind(**given)
 
 

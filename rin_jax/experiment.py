@@ -7,8 +7,8 @@ opens a workdir, so that every mistake in a configuration is found before anythi
 
 import copy
 import dataclasses
-import difflib
 import json
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +17,7 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from rin_jax import ConfigError, at_least_one
+from rin_jax import ConfigError, at_least_one, check_types, nearest
 from rin_jax.checkpointing.checkpoints import Policy
 from rin_jax.data.dataset import Data
 from rin_jax.diffusion.guidance import Guidance
@@ -46,8 +46,6 @@ SINCE_FORMAT_2 = {
     "video": None, "sequence": None, "label_in_time": False, "conv_size": 0, "conv_dropout": 0.0,
     "attention_dropout": 0.0,
 }  # fmt: skip
-
-
 # The section `evaluation` of configurations that were saved before it said how figures are made.
 OLD_EVALUATION = {
     "num_samples": 50_000, "labels": "random", "networks": None, "measures": ("frechet",),
@@ -96,13 +94,10 @@ class Experiment:
     mesh: sharding.MeshSizes
 
 
-def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
+def make_experiment(config: ml_collections.ConfigDict | Mapping[str, Any]) -> Experiment:
     """Resolves and checks a configuration; ConfigError names field, values and remedy."""
-    sections = config.to_dict()
-    check_fields("", sections, (
-        "seed", "data", "model", "diffusion", "sampler", "optimizer", "train", "ema", "checkpoint",
-        "evaluation", "mesh",
-    ))  # fmt: skip
+    sections = dict(config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config)
+    check_sections(sections)
     data = section(Data, "data", sections).resolved()
     sections["data"] = dataclasses.asdict(data)
     rin = section(
@@ -113,6 +108,7 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
     objective = make_objective(sections["diffusion"])
     sampler, guidance, generation = make_sampler(sections["sampler"], objective.process)
     check_guidance(guidance.scale, generation.guide, objective, data)
+    validation.check_memory(rin, generation.images_per_device)
     evaluation = section(Evaluation, "evaluation", sections)
     if data.cond_frames and "ssim" in evaluation.measures:
         frames.check_size(data.image_size)
@@ -120,27 +116,42 @@ def make_experiment(config: ml_collections.ConfigDict) -> Experiment:
     optimizer, learning_rate = section(Optimizer, "optimizer", sections).make(train.num_steps)
     ema = section(Ema, "ema", sections)
     return Experiment(
-        config=ml_collections.FrozenConfigDict(sections), seed=sections["seed"],
-        data=data, rin=rin, objective=objective,
+        seed=sections["seed"], data=data, rin=rin, objective=objective,
         sampler=sampler, guidance=guidance, generation=generation,
         optimizer=optimizer, learning_rate=learning_rate, train=train,
         ema=ema, averages=ema.weights(),
         checkpoint=section(Policy, "checkpoint", sections),
         evaluation=evaluation,
         mesh=section(sharding.MeshSizes, "mesh", sections),
+        config=ml_collections.FrozenConfigDict(sections),  # when all of it is checked
     )  # fmt: skip
+
+
+def check_sections(sections: Mapping[str, Any]) -> None:
+    """Raises ConfigError at a section that is unknown, missing or not a mapping, or an odd seed."""
+    names = (
+        "data", "model", "diffusion", "sampler", "optimizer", "train", "ema", "checkpoint",
+        "evaluation", "mesh",
+    )  # fmt: skip
+    check_fields("", sections, ("seed", *names))
+    check_types("", Experiment, {"seed": sections["seed"]})
+    if not 0 <= sections["seed"] < 2**32:
+        raise ConfigError(f"seed is {sections['seed']}; it must be in 0..{2**32 - 1}.")
+    for name in names:
+        if not isinstance(found := sections[name], Mapping):
+            raise ConfigError(f"{name} is {reprlib.repr(found)}; it must be a section of fields.")
 
 
 def fields_of(kind: type, *derived: str) -> tuple[str, ...]:
     """The fields of a dataclass that a section gives: all but Flax's own and `derived`."""
     left_out = (*derived, "parent", "name") if issubclass(kind, nn.Module) else derived
-    fields = [field.name for field in dataclasses.fields(kind) if field.init]
-    return tuple(name for name in fields if name not in left_out)
+    return tuple(x.name for x in dataclasses.fields(kind) if x.init and x.name not in left_out)
 
 
 def section(kind: type, name: str, sections: Mapping[str, Any], **derived: Any) -> Any:
     """The object of a section of a configuration."""
     check_fields(name, sections[name], fields_of(kind, *derived))
+    check_types(f"{name}.", kind, sections[name])
     return kind(**sections[name], **derived)
 
 
@@ -149,9 +160,7 @@ def check_fields(name: str, given: Iterable[str], wanted: Sequence[str]) -> None
     prefix = f"{name}." if name else ""
     for field in given:
         if field not in wanted:
-            near = difflib.get_close_matches(field, wanted, n=1)
-            hint = f"; did you mean {prefix}{near[0]}?" if near else "."
-            raise ConfigError(f"unknown field {prefix}{field}{hint}")
+            raise ConfigError(f"unknown field {prefix}{field}{nearest(field, wanted, prefix)}")
     for field in wanted:
         if field not in given:
             raise ConfigError(f"section {name or 'config'}: missing field {field!r}.")
@@ -161,8 +170,10 @@ def make_objective(given: Mapping[str, Any]) -> Objective:
     """The training loss of the section `diffusion`."""
     of_process, own = fields_of(Process), fields_of(Objective, "process")
     check_fields("diffusion", given, (*of_process, *own))
-    process = Process(**{field: given[field] for field in of_process})
-    return Objective(process=process, **with_schedule("diffusion", given, own))
+    of_process = {field: given[field] for field in of_process}
+    check_types("diffusion.", Process, of_process)
+    fields = with_schedule("diffusion", Objective, given, own)
+    return Objective(process=Process(**of_process), **fields)
 
 
 def make_sampler(
@@ -172,18 +183,25 @@ def make_sampler(
     of_guidance = {f"guidance_{field}": field for field in fields_of(Guidance)}
     own, rest = fields_of(Sampler, "process"), fields_of(Generation)
     check_fields("sampler", given, (*own, *of_guidance, *rest))
-    sampler = Sampler(process=process, **with_schedule("sampler", given, own))
-    guidance = Guidance(**{field: given[name] for name, field in of_guidance.items()})
-    return sampler, guidance, Generation(**{field: given[field] for field in rest})
+    sampler = Sampler(process=process, **with_schedule("sampler", Sampler, given, own))
+    guidance = {field: given[name] for name, field in of_guidance.items()}
+    check_types("sampler.guidance_", Guidance, guidance)
+    generation = {field: given[field] for field in rest}
+    check_types("sampler.", Generation, generation)
+    return sampler, Guidance(**guidance), Generation(**generation)
 
 
-def with_schedule(name: str, given: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
-    """The given values of some fields of a section, with its noise schedule made."""
+def with_schedule(name: str, kind: type, given: Mapping, fields: Sequence[str]) -> dict[str, Any]:
+    """The values of some fields of `kind` in a section, with its noise schedule made."""
+    values = {field: given[field] for field in fields if field != "schedule"}
+    check_types(f"{name}.", kind, values)
+    schedule = given["schedule"]
+    if not isinstance(schedule, Mapping) or not isinstance(schedule.get("name"), str):
+        raise ConfigError(f"{name}.schedule is {reprlib.repr(schedule)}; it must have a name.")
     try:
-        schedule = make_schedule(**given["schedule"])
+        return values | {"schedule": make_schedule(**schedule)}
     except ConfigError as error:
         raise ConfigError(f"{name}.schedule: {error}") from error
-    return {field: given[field] for field in fields} | {"schedule": schedule}
 
 
 def check_guidance(scale: float, guide: str | None, objective: Objective, data: Data) -> None:
@@ -235,14 +253,23 @@ def check_devices(experiment: Experiment, mesh: Mesh) -> None:
         )
 
 
-def saved_config(saved: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """The configuration that a checkpoint or an export keeps, with the fields it may lack."""
+def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections of a configuration that a checkpoint or an export keeps, with what it lacks.
+
+    What it has is not checked: a section may be missing, or something else.
+    """
     config = copy.deepcopy(dict(saved))
-    config["data"] = {"clip": None, **config["data"]}
-    config["model"] = SINCE_FORMAT_2 | config["model"]
-    known = {name: x for name, x in config["evaluation"].items() if name in OLD_EVALUATION}
-    config["evaluation"] = OLD_EVALUATION | known
-    return ml_collections.ConfigDict(config)
+    older = {"data": {"clip": None}, "model": SINCE_FORMAT_2, "evaluation": OLD_EVALUATION}
+    for name, fields in older.items():
+        if isinstance(found := config.get(name), Mapping):
+            kept = {key: x for key, x in found.items() if name != "evaluation" or key in fields}
+            config[name] = fields | kept
+    return config
+
+
+def saved_config(saved: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """The configuration that a checkpoint of ours keeps, with the fields it may lack."""
+    return ml_collections.ConfigDict(completed(saved))
 
 
 def architecture(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,13 +3,19 @@
 Flags, start-up and dispatch; what a job does is in its own file.
 """
 
+import contextlib
+import re
+import signal
 import sys
 from pathlib import Path
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `preemption` listens: no traceback
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from rin_jax import ConfigError
+from rin_jax import ConfigError, nearest
 
 # what all processes of a run do together
 TOGETHER = ("train", "sample", "evaluate", "reference", "reconstruct")
@@ -83,10 +89,56 @@ READS = {
 # fmt: on
 
 
+def parse(argv: list[str]) -> list[str]:
+    """Reads flags and configuration; a mistake ends with one sentence and exit code 2.
+
+    --help ends with exit code 0.
+    """
+    try:
+        left = flags.FLAGS(argv)
+        if CONFIG.value is None:
+            raise ConfigError("--config=FILE is missing, for instance --config=configs/digits.py.")
+        CONFIG.value.lock()  # the error of a file that could not be read comes with the first use
+        if len(left) > 1:
+            raise ConfigError(f"{left[1]!r} is not a flag; every flag is --NAME or --NAME=VALUE.")
+    except SystemExit:  # of --help, for which absl has 1
+        sys.exit(0)
+    except Exception as error:  # also what the configuration file itself raises
+        sys.stderr.write(f"error: {describe_mistake(error, argv)}\n")
+        sys.exit(2)
+    return left
+
+
+def describe_mistake(error: Exception, argv: list[str]) -> str:
+    """One sentence about an error of absl, ml_collections or a configuration file."""
+    text, line = str(error), " ".join(str(error).split())
+    found = re.search(r"--?config[= ]([^\s:]+)", " ".join(argv))
+    file = found[1] if found else ""
+    if isinstance(error, OSError) and not Path(file).is_file():
+        others = [str(path) for path in Path(file).parent.glob("*.py")]
+        return f"--config: there is no file {file}{nearest(file, others)}"
+    if choice := re.fullmatch(r"flag (--\w+)=(.*): value should be one of <(.*)>", line):
+        names = choice[3].split("|")
+        listed = f"{choice[1]} is {choice[2]!r}, but must be one of {', '.join(names)}"
+        return f"{listed}{nearest(choice[2], names)}"
+    field = re.match(r"[\\'\"]*(\w+)[\\'\"]", text)
+    if isinstance(error, KeyError | AttributeError) and field:
+        given = (argument.partition("=")[0] for argument in argv)
+        flag = next((name for name in given if field[1] in name.split(".")), "--config")
+        near = re.search(r'mean "(\w+)"', text)
+        end = f"; did you mean {near[1]}?" if near else "."
+        return f"{flag}: the configuration has no field {field[1]!r}{end}"
+    if inner := re.match(r'Override ((?:\w+\.)*\w+)\.\w+ can not be applied .* is None', line):
+        return f"--config.{inner[1]} is not set; set it whole: --config.{inner[1]}=\"{{...}}\""
+    if "Traceback" in text:  # of the configuration file, in the middle of an error of a flag
+        return text.strip().splitlines()[-1].partition(": ")[2]
+    if isinstance(error, ConfigError | flags.Error):
+        return line
+    return f"{file} cannot be used: {type(error).__name__}: {line}"
+
+
 def main(argv: list[str]) -> None:
     """Dispatches to the job; a mistake of the user ends with one message and exit code 2."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # the libraries' own progress is not the user's
     from rin_jax.runtime import cluster, exits, preemption, processes
@@ -96,16 +148,13 @@ def main(argv: list[str]) -> None:
     try:
         check_flags(MODE.value)
         check_addresses(MODE.value, CONFIG.value.to_dict())
-        if MODE.value in TOGETHER:
-            same = {flag.name: flag.value for flag in (MODE, *READS[MODE.value])}
-            facts = cluster.started_with(CONFIG.value, **same)
-            with (
-                preemption.watching() as watch,
-                processes.together(facts, JOIN_TIMEOUT.value, codes, watch.told),
-            ):
-                run(MODE.value, watch)
-        else:
-            run(MODE.value)
+        with preemption.watching() as watch, contextlib.ExitStack() as stack:
+            if MODE.value in TOGETHER:
+                same = {flag.name: flag.value for flag in (MODE, *READS[MODE.value])}
+                facts = cluster.started_with(CONFIG.value, **same)
+                together = processes.together(facts, JOIN_TIMEOUT.value, codes, watch.told)
+                stack.enter_context(together)
+            run(MODE.value, watch)
     except tuple(codes) as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(exits.exit_code(error, codes))
@@ -154,7 +203,7 @@ def check_addresses(mode: str, config: dict) -> None:
             files.check_address(name, value)
 
 
-def run(mode: str, watch=None) -> None:
+def run(mode: str, watch) -> None:
     """Imports and runs one job; `watch` is for a job that saves before it is ended."""
     if mode == "train":
         from rin_jax.jobs.train import train as job
@@ -179,5 +228,4 @@ def run(mode: str, watch=None) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config"])
-    app.run(main)
+    app.run(main, flags_parser=parse)

@@ -27,7 +27,7 @@ from absl import flags
 from rin_jax import main
 from rin_jax.evaluation import classifier
 from rin_jax.experiment import make_experiment
-from rin_jax.runtime import chips, sharding
+from rin_jax.runtime import chips, preemption, sharding
 from tests.data import video_files
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -198,6 +198,7 @@ def demo(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sharding, "make_mesh", one)
+        patch.setattr(preemption.Watch, "listen", lambda self: None)  # signals are the tests'
         for name, value in {"EPOCHS": 1, "FEWEST_STEPS": 20, "WARMUP": 5}.items():
             patch.setattr(classifier, name, value)  # it need not be good
         for words in commands(recipe.replace("$(BIN)/", "")):

@@ -1,6 +1,7 @@
 """Mistakes on the command line and in a configuration: each is named and costs nothing."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,31 +34,60 @@ def command(*arguments: str, workdir) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--config=configs/digits.py", "--config.model.dpeth=2"], ["dpeth", "depth"]),
-        (["--config=configs/digits.py:small"], ["no variant 'small'", "tiny"]),
-        (["--config=configs/digits.py", "--config.model.patch_size=3"],
-         ["error: model.patch_size 3", "8 x 8"]),
-        (["--config=configs/digits.py", "--config.data.name=digts"], ["digts", "digits"]),
-        (["--config=configs/digits.py", "--config.mesh.fsdp=3"], ["error: mesh.data", "fsdp 3"]),
-        (["--config=configs/digits.py", "--mode=export"], ["error: --mode=export needs --to=DIR"]),
+        ([], "--config=FILE is missing"),
+        (["--config=configs/digts.py"],
+         "there is no file configs/digts.py; did you mean configs/digits.py?"),
+        (["--config=configs/digts.py", "--config.seed=1"], "did you mean configs/digits.py?"),
+        (["--config=configs/digits.py", "--config.model.dpeth=2"],
+         "--config.model.dpeth: the configuration has no field 'dpeth'; did you mean depth?"),
+        (["--config=configs/digits.py", "--config.modl.depth=2"],
+         "--config.modl.depth: the configuration has no field 'modl'; did you mean model?"),
+        (["--config=configs/digits.py", "--config.data.clip.frames=3"],
+         "--config.data.clip is not set; set it whole"),
+        (["--config=configs/digits.py", "--config.model.depth=two"], "--config.model.depth=two"),
+        (["--config=configs/digits.py:small"], "no variant 'small'; choose 'tiny' or none"),
+        (["--config=configs/digits.py", "--mode=trian"], "import_pix2seq; did you mean train?"),
+        (["--config=configs/digits.py", "--num=many"], "--num=many"),
+        (["--config=configs/digits.py", "--onnxx"], "'onnxx'. Did you mean: onnx"),
+        (["--config=configs/digits.py", "sample"], "'sample' is not a flag"),
+        (["--config=configs/digits.py", "--config.model.patch_size=3"], "model.patch_size 3 does "
+         "not divide the image size 8 x 8"),
+        (["--config=configs/digits.py", "--config.data.name=digts"], "nearest names: digits"),
+        (["--config=configs/digits.py", "--config.mesh.fsdp=3"], "mesh.fsdp 3"),
+        (["--config=configs/digits.py", "--mode=export"], "--mode=export needs --to=DIR"),
         (["--config=configs/digits.py", "--mode=import_pix2seq"],
-         ["--mode=import_pix2seq needs --source=DIR"]),
-        (["--config=configs/digits.py", "--onnx"], ["error: --onnx is for --mode=export"]),
+         "--mode=import_pix2seq needs --source=DIR"),
+        (["--config=configs/digits.py", "--onnx"], "--onnx is for --mode=export"),
         (["--config=configs/digits.py", "--mode=sample", "--workdir=a", "--rollout_latents=carry"],
-         ["error: --rollout_latents is of the windows of --rollout=NUM; give both."]),
+         "--rollout_latents is of the windows of --rollout=NUM; give both."),
         (["--config=configs/digits.py", "--config.train.init_from=s3://bucket/run"],
-         ["error: train.init_from is s3://bucket/run", "mount the bucket as a folder"]),
-        (["--config=configs/digits.py", "--export=a"], ["error: --export is for --mode=sample"]),
+         "train.init_from is s3://bucket/run"),
+        (["--config=configs/digits.py", "--export=a"], "--export is for --mode=sample"),
         (["--config=configs/digits.py", "--mode=sample", "--export=a", "--checkpoint=3"],
-         ["error: --checkpoint is of a run, but --export=a has one average of one step"]),
+         "--checkpoint is of a run, but --export=a has one average of one step"),
     ],
 )  # fmt: skip
 def test_a_mistake_on_the_command_line(tmp_path, arguments, words):
+    """One sentence, and the exit code after which no launcher tries again."""
     result = command(*arguments, workdir=tmp_path / "run")
-    assert result.returncode != 0
-    for word in words:
-        assert word in result.stderr, result.stderr
+    assert result.returncode == 2, result.stderr
+    assert re.fullmatch(r"error: .*\n", result.stderr), result.stderr
+    assert words in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_mistake_inside_a_configuration_file(tmp_path):
+    (tmp_path / "broken.py").write_text("def get_config(arg=''):\n    return unknown\n")
+    result = command(f"--config={tmp_path / 'broken.py'}", workdir=tmp_path / "run")
+    assert result.returncode == 2
+    words = f"error: {tmp_path / 'broken.py'} cannot be used: NameError: name 'unknown'"
+    assert result.stderr.startswith(words)
+
+
+def test_help_is_no_mistake(tmp_path):
+    result = command("--help", workdir=tmp_path / "run")
+    assert result.returncode == 0
+    assert "--mode:" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,8 @@ NoiseFn = Callable[[Array], Array]
 Watch = Callable[[Array, Any], Any]
 Before = tuple[Array, Array]  # time (a scalar) and x0 [B, ...] of the step before
 
+MOST_STEPS = 2**24
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
@@ -55,6 +57,11 @@ class Sampler:
         one_of("sampler.name", self.name, RULES)
         one_of("sampler.latents", self.latents, ("carry", "reset"))
         at_least_one("sampler", self, "num_steps")
+        if self.num_steps > MOST_STEPS:
+            raise ConfigError(
+                f"sampler.num_steps is {self.num_steps}; float32 does not tell the times of more "
+                f"than {MOST_STEPS} steps apart."
+            )
         for field in ("time_difference", "refresh"):
             if (value := getattr(self, field)) < 0:
                 raise ConfigError(f"sampler.{field} is {value}; it must not be negative.")

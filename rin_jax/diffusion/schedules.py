@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rin_jax import ConfigError
+from rin_jax import ConfigError, check_types
 
 Array = jax.Array
 Schedule = Callable[[Array], Array]
@@ -136,6 +136,7 @@ def make_schedule(name: str, **parameters: float) -> Schedule:
         raise ConfigError(
             f"schedule {name!r} takes {list(family.parameters)}, not {sorted(parameters)}: {error}."
         ) from error
+    check_types("", family.gamma, parameters)
     return functools.partial(family.gamma, **parameters)
 
 

@@ -65,10 +65,6 @@ class Evaluation:
             one_of("evaluation.measures", measure, MEASURES)
         one_of("evaluation.labels", self.labels, LABEL_RULES)
         one_of("evaluation.inception_protocol", self.inception_protocol, PROTOCOLS)
-        if not isinstance(self.count_cond_frames, bool):
-            raise ConfigError(
-                f"evaluation.count_cond_frames is {self.count_cond_frames!r}; it is True or False."
-            )
         for network in self.chosen:
             if not self.measures_of(network):
                 raise ConfigError(

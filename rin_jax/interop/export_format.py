@@ -17,6 +17,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import reprlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -28,13 +29,16 @@ from flax import traverse_util
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from rin_jax import ConfigError
+from rin_jax import ConfigError, check_types
 from rin_jax.network.partitioning import param_shapes
 from rin_jax.network.rin import RIN
 from rin_jax.runtime import files
 
 FORMAT = 2
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+MOST_BYTES = 2**24  # of config.json; a description has some ten kilobytes
+MOST_NAMED = 10  # tensors in a message
+MOST_LEVELS = 10  # of its nesting; a description has five
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,19 +96,25 @@ def write(folder: epath.Path, description: Description) -> None:
 
 
 def read(folder: epath.Path) -> Description:
-    """Reads config.json; ConfigError if it is missing, damaged, incomplete or of another format."""
+    """Reads config.json, which may be anybody's; what is in `config` is not checked.
+
+    ConfigError if it is missing, damaged, incomplete, of another format or of other types.
+    """
     path = folder / CONFIG
     if not path.exists():
         raise ConfigError(f"{folder} is not an export: it has no {CONFIG}.")
+    if (size := path.stat().length) > MOST_BYTES:
+        raise ConfigError(f"{path} has {size} bytes; a description has at most {MOST_BYTES}.")
     try:
         content = json.loads(path.read_text())
-    except ValueError as error:
+        _check_levels(content)
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged: {error}; copy the file again.") from error
     version = content.pop("format", None) if isinstance(content, dict) else None
     if version != FORMAT:
         raise ConfigError(
-            f"{path} has format {version!r}; this version of rin_jax reads format {FORMAT}. Use "
-            "the version that wrote it, or export the checkpoint again."
+            f"{path} has format {reprlib.repr(version)}; this version of rin_jax reads format "
+            f"{FORMAT}. Use the version that wrote it, or export the checkpoint again."
         )
     wanted = {field.name for field in dataclasses.fields(Description)}
     if wanted != set(content):
@@ -112,8 +122,19 @@ def read(folder: epath.Path) -> Description:
         raise ConfigError(
             f"{path} is damaged: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}."
         )
+    check_types(f"{path}: ", Description, content)
     names = content["class_names"]
     return Description(**content | {"class_names": None if names is None else tuple(names)})
+
+
+def _check_levels(content: Any) -> None:
+    """Raises ValueError if JSON is nested deeper than MOST_LEVELS."""
+    level = [content]
+    for _ in range(MOST_LEVELS):
+        dicts, lists = ([x for x in level if isinstance(x, kind)] for kind in (dict, list))
+        level = [x for values in (*lists, *map(dict.values, dicts)) for x in values]
+    if level:
+        raise ValueError(f"it is nested deeper than {MOST_LEVELS} levels")
 
 
 def check_network(path: epath.Path, saved: Mapping[str, Any], rin: RIN) -> None:
@@ -124,7 +145,11 @@ def check_network(path: epath.Path, saved: Mapping[str, Any], rin: RIN) -> None:
     now = network_fields(rin)
     names = [name for name in sorted(set(saved) | set(now)) if saved.get(name) != now.get(name)]
     if names:
-        each = [f"{name}: network {saved.get(name)!r}, config {now.get(name)!r}" for name in names]
+        short = reprlib.repr
+        each = [
+            f"{name}: network {short(saved.get(name))}, config {short(now.get(name))}"
+            for name in names
+        ]
         raise ConfigError(f"{path} describes two networks:\n  " + "\n  ".join(each))
 
 
@@ -168,6 +193,8 @@ def _check_tensors(path: epath.Path, file: Any, rin: RIN) -> None:
             problems.append(f"{name}: shape {header.get_shape()} instead of {wanted[name]}")
         elif header.get_dtype() != "F32":
             problems.append(f"{name}: {header.get_dtype()} instead of F32")
+    if len(problems) > MOST_NAMED:
+        problems[MOST_NAMED:] = [f"and {len(problems) - MOST_NAMED} more"]
     if problems:
         raise ConfigError(f"{path} does not fit the network:\n  " + "\n  ".join(problems))
 

@@ -16,6 +16,7 @@ and the batch is split over them.
 import dataclasses
 import functools
 import io
+import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,9 +33,9 @@ from rin_jax.experiment import (
     SINCE_FORMAT_2,
     Experiment,
     check_architecture,
+    completed,
     device_mesh,
     make_experiment,
-    saved_config,
 )
 from rin_jax.interop import export_format, hub, stablehlo
 from rin_jax.network.conditioning import NO_LABEL, of_labels
@@ -44,6 +45,7 @@ from rin_jax.sampling.generate import make_generate
 
 Array = jax.Array
 GIVEN_FRAMES = "frames.npz"  # `Model.clips`
+MOST_BYTES = 2**28  # of what is read of it
 ANY_DEVICES = {"data": -1, "fsdp": 1, "tensor": 1}  # the mesh section of an export
 
 
@@ -197,19 +199,23 @@ def load(source: str, experiment: Experiment | None = None) -> Model:
     `experiment` is what samples, and on which mesh, instead of the run's own experiment on all
     devices; its architecture is the export's.
 
+    An export may be anybody's. Nothing but its files is read, whatever names of data sets and
+    folders are in it, and types and sizes are checked before anything of that size is allocated.
+
     Raises:
       ConfigError: there is no such export, or it is damaged, changed, incomplete, of another
         format version or architecture; the message names the file, tensor or field.
     """
     path = find(source)
     description = export_format.read(path)
-    config = saved_config(description.config)
-    config.mesh = ANY_DEVICES
-    own = make_experiment(config)
+    try:
+        own = stored_experiment(description.config)
+    except ConfigError as error:
+        raise ConfigError(f"{path / export_format.CONFIG}: {error}") from error
     network = SINCE_FORMAT_2 | {"cond_frames": 0} | description.network
     export_format.check_network(path / export_format.CONFIG, network, own.rin)
     experiment = experiment or own
-    check_architecture(experiment, description.config, f"the export {source}")
+    check_architecture(experiment, own.config.to_dict(), f"the export {source}")
     mesh = device_mesh(experiment)
     place = functools.partial(jax.device_put, device=sharding.replicated(mesh))
     params = export_format.read_weights(path, description.sha256, experiment.rin, place)
@@ -217,18 +223,58 @@ def load(source: str, experiment: Experiment | None = None) -> Model:
     if names is not None and len(names) > experiment.rin.num_classes:
         known = experiment.rin.num_classes
         raise ConfigError(f"{source} names {len(names)} classes; the network has {known}.")
-    clips = read_clips(path / GIVEN_FRAMES)
+    clips = read_clips(path / GIVEN_FRAMES, experiment)
     return Model(experiment, params, mesh, names, description.step, description.ema, clips)
 
 
-def read_clips(path: epath.Path) -> dict[str, np.ndarray] | None:
-    """`Model.clips` of an export; None if it has none. ConfigError if the file is damaged."""
+def stored_experiment(config: Mapping[str, Any]) -> Experiment:
+    """The experiment of an export, on any devices; ConfigError at what an export does not have."""
+    sections = completed(config) | {"mesh": ANY_DEVICES}
+    data, sampler = sections.get("data"), sections.get("sampler")
+    for field in ("image_size", "channels", "num_classes"):  # else a data set would be asked
+        if isinstance(data, Mapping) and data.get(field) is None:
+            raise ConfigError(f"data.{field} is not set; an export tells all sizes.")
+    if isinstance(sampler, Mapping) and sampler.get("guide") is not None:
+        raise ConfigError("sampler.guide is set, but an export holds one network.")
+    return make_experiment(sections)
+
+
+def read_clips(path: epath.Path, experiment: Experiment) -> dict[str, np.ndarray] | None:
+    """`Model.clips` of an export; None if it has none.
+
+    ConfigError: the file is damaged, large, or has other arrays than the network's frames.
+    """
     if not path.exists():
         return None
+    if (size := path.stat().length) > MOST_BYTES:
+        raise ConfigError(f"{path} has {size} bytes; at most {MOST_BYTES} are read.")
+    content, rin = path.read_bytes(), experiment.rin
+    shape = (rin.cond_frames, *rin.example_shape[1:])
     try:
-        return dict(np.load(io.BytesIO(path.read_bytes())))
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"{path} is damaged: {error}; copy the file again.") from error
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            frames = _rows(archive, "frames.npy", np.uint8, shape)
+            labels = _rows(archive, "labels.npy", np.int32, ())
+        if len(frames) != len(labels):
+            raise ValueError(f"{len(frames)} clips have {len(labels)} labels")
+    except Exception as error:  # there are a dozen classes of errors of zipfile, zlib and NumPy
+        text = f"{path} is damaged: {str(error) or type(error).__name__}; copy the file again."
+        raise ConfigError(text) from error
+    return {"frames": frames, "labels": labels}
+
+
+def _rows(archive: zipfile.ZipFile, name: str, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
+    """An array [N, *shape] of an archive; ValueError if it is another, or large."""
+    if (size := archive.getinfo(name).file_size) > MOST_BYTES:
+        raise ValueError(f"{name} has {size} bytes, more than {MOST_BYTES}")
+    stream = io.BytesIO(archive.read(name))
+    np.lib.format.read_magic(stream)
+    found, _, kind = np.lib.format.read_array_header_1_0(stream)
+    if kind != dtype or found[1:] != shape or found[0] < 1:
+        raise ValueError(f"{name} is {kind} {found} instead of {np.dtype(dtype)} (N, *{shape})")
+    if math.prod(found) * kind.itemsize != size - stream.tell():
+        raise ValueError(f"{name} has {size} bytes, not those of {kind} {found}")
+    stream.seek(0)
+    return np.load(stream)
 
 
 def find(source: str) -> epath.Path:

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from rin_jax import ConfigError, at_least_one
+from rin_jax import at_least_one
 from rin_jax.network.layers import TOKENS, Array, Dtype, dense
 
 Cond = Mapping[str, Any]  # of arrays [B, ...], or of their shapes
@@ -40,9 +40,6 @@ class Sequence:
 
     def __post_init__(self):
         at_least_one("model.sequence", self, "tokens", "width")
-        for field in ("projected", "on_latents"):
-            if not isinstance(value := getattr(self, field), bool):
-                raise ConfigError(f"model.sequence.{field} is {value!r}; it is True or False.")
 
 
 def of_batch(batch: Mapping[str, Any]) -> dict[str, Any]:

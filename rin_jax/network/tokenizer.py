@@ -16,7 +16,7 @@ import math
 import jax.numpy as jnp
 from flax import linen as nn
 
-from rin_jax import ConfigError, at_least_one, one_of
+from rin_jax import at_least_one, one_of
 from rin_jax.network.layers import GLOROT, Array, Dtype, PositionTable, dense, layer_norm
 
 Sizes = tuple[int, ...]
@@ -33,8 +33,6 @@ class Video:
     def __post_init__(self):
         at_least_one("model.video", self, "patch_frames")
         one_of("model.video.positions", self.positions, ("before", "after"))
-        if not isinstance(self.written, bool):
-            raise ConfigError(f"model.video.written is {self.written!r}; it is True or False.")
 
 
 def grid_of(size: Sizes, patch: Sizes) -> Sizes:

@@ -14,6 +14,8 @@ COND_ROUTES = (
     "decoupled",  # read first, by a unit of their own
 )
 INT32_LIMIT = 2**31
+MOST_VALUES = 2**31  # of a kind on one device: 8 GiB in float32
+MOST_LAYERS = 1024  # blocks, and compute layers of a block
 
 
 def check(rin: nn.Module) -> None:
@@ -37,6 +39,12 @@ def check(rin: nn.Module) -> None:
         raise ConfigError(
             f"model.interface_mlp_ratio is {rin.interface_mlp_ratio}; it must not be negative, and "
             "at least 1 if interface_self_cond is True."
+        )
+    layers = rin.depth if isinstance(rin.depth, list | tuple) else (rin.depth,)
+    if max((rin.num_blocks, *layers)) > MOST_LAYERS:
+        raise ConfigError(
+            f"model.num_blocks is {rin.num_blocks} and model.depth {rin.depth}; there are at most "
+            f"{MOST_LAYERS} blocks, and so many compute layers in each."
         )
     check_example(rin)
     if rin.num_latents <= rin.num_cond_latents:
@@ -76,6 +84,23 @@ def check_heads(rin: nn.Module) -> None:
         if width % heads:
             raise ConfigError(
                 f"model.{field} {heads} does not divide {name} {width}; choose a divisor."
+            )
+
+
+def check_memory(rin: nn.Module, images: int) -> None:
+    """Raises ConfigError if `images` that are drawn at once cannot lie in a device's memory."""
+    time, *size = rin.example_shape
+    for what, each in {
+        "values": (time + rin.cond_frames) * math.prod(size),
+        "features of interface tokens": (rin.num_tokens + rin.num_frame_tokens) * rin.interface_dim,
+        "features of cond tokens": rin.num_cond_tokens * rin.outer_width,
+        "features of latents": rin.num_latents * rin.latent_dim,
+    }.items():
+        if images * each > MOST_VALUES:
+            raise ConfigError(
+                f"sampler.images_per_device is {images}, and an example of shape "
+                f"{rin.example_shape} has {each} {what}: more than {MOST_VALUES} in all on one "
+                "device; choose fewer images, or smaller ones."
             )
 
 

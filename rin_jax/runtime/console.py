@@ -57,6 +57,7 @@ def duration(seconds: float) -> str:
 
 
 def say(text: str) -> None:
-    """Text for the person at the terminal, from process 0 alone."""
+    """Text for the person at the terminal, from process 0 alone; nothing if that is gone."""
     if jax.process_index() == 0:
-        print(text, flush=True)
+        with contextlib.suppress(OSError):
+            print(text, flush=True)

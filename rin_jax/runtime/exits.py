@@ -5,8 +5,8 @@
 | 1 | an unexpected error, or a process 0 that cannot be reached | resumes |
 | 2 | a mistake in the configuration or the command | would fail again |
 | 3 | a number that is not finite | would fail again |
-| 75 | told to end by SIGTERM or the cloud; saved | resumes |
-| 130 | interrupted | resumes |
+| 75 | told to end by SIGTERM, SIGINT, SIGHUP or the cloud; saved | resumes |
+| 130 | SIGINT for the second time, or before anything had begun | resumes |
 | 134 | a process died or never came; JAX names it (JAX 0.7: code 1) | resumes |
 """
 
@@ -18,14 +18,14 @@ from collections.abc import Mapping
 from typing import NoReturn
 
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
+INTERRUPTED = 128 + signal.SIGINT
 RESUMABLE = "Run the same command again to resume."
 
 Codes = Mapping[type[BaseException], int]
 
 
 def exit_code(error: BaseException, codes: Codes) -> int:
-    """The exit code of an exception: that of its class in `codes`, 130 for an interrupt, else 1."""
-    codes = {**codes, KeyboardInterrupt: 128 + signal.SIGINT}
+    """The exit code of an exception: that of its class in `codes`, else 1."""
     return next((code for kind, code in codes.items() if isinstance(error, kind)), 1)
 
 

@@ -1,4 +1,6 @@
-"""The end of a run that is told to end, by SIGTERM or by the cloud, at any moment.
+"""The end of a run that is told to end, by a signal or by the cloud, at any moment.
+
+The signals are SIGTERM, SIGINT (Ctrl-C) and SIGHUP (the terminal is gone).
 
 A thread of its own hears of it at once, whatever the main thread does, and tells all processes.
 What is done depends on where the run is:
@@ -11,7 +13,8 @@ What is done depends on where the run is:
 - after SECONDS in any case, complete or not: the checkpoint before then counts.
 
 So the time to save never adds up with the time of a phase, and a cloud that gives 30 s is obeyed.
-The exit code is 75: the same command resumes.
+The exit code is 75: the same command resumes. A second SIGINT ends the process at once, whatever it
+does, with exit code 130.
 """
 
 import contextlib
@@ -27,6 +30,7 @@ from typing import NoReturn
 from rin_jax.runtime import exits, processes
 from rin_jax.runtime.exits import PREEMPTED, RESUMABLE
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SECONDS = 25.0  # from the notice to the end at the latest; clouds give 30
 # Keys of Google Cloud's metadata server and the values that announce the end of the machine.
 CLOUD_KEYS = {"preempted": "TRUE", "maintenance-event": "TERMINATE_ON_HOST_MAINTENANCE"}
@@ -56,7 +60,10 @@ class Watch:
             if self._told:
                 return
             self._told, quiet = True, self._quiet
-        exits.write_error(f"preempted: {reason}\n")
+        if reason.endswith("SIGINT"):
+            exits.write_error(f"interrupted: {reason}; a second one ends this process at once\n")
+        else:
+            exits.write_error(f"preempted: {reason}\n")
         timer = threading.Timer(SECONDS, _exit, [f"not finished after {SECONDS:g} s; "])
         timer.daemon = True
         timer.start()
@@ -99,26 +106,34 @@ class Watch:
             threading.Event().wait()  # the thread that was told ends this process
 
     def listen(self) -> None:
-        """From now on SIGTERM is heard, even while the main thread is inside a compilation.
+        """From now on SIGNALS are heard, even while the main thread is inside a compilation.
 
         Python runs handlers in the main thread only, between two of its instructions; the number
-        of the signal comes through a socket at once.
+        of the signal comes through a socket at once. A signal that was ignored at the start stays
+        so: SIGHUP under nohup, SIGINT in the background of a script.
         """
         received, self._wakeup = socket.socketpair()
         self._wakeup.setblocking(False)
         signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
-        signal.signal(signal.SIGTERM, lambda number, frame: None)
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, lambda number, frame: None)
 
         def hear():
-            while number := received.recv(1):
-                if number[0] == signal.SIGTERM:
-                    tell(self, "SIGTERM")
+            interrupted = False
+            while byte := received.recv(1):
+                if byte[0] == signal.SIGINT and interrupted:
+                    os._exit(exits.INTERRUPTED)  # not even what waits to be printed is waited for
+                interrupted |= byte[0] == signal.SIGINT
+                if byte[0] in SIGNALS:
+                    arguments = self, signal.Signals(byte[0]).name
+                    threading.Thread(target=tell, args=arguments, daemon=True).start()
 
         threading.Thread(target=hear, name="rin-signals", daemon=True).start()
 
 
 def _exit(note: str) -> NoReturn:
-    exits.exit_now(PREEMPTED, f"preempted: {note}resumable. {RESUMABLE}\n")
+    exits.exit_now(PREEMPTED, f"the run ends: {note}resumable. {RESUMABLE}\n")
 
 
 def tell(watch: Watch, reason: str) -> None:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rin_jax import ConfigError, one_of
+from rin_jax import ConfigError, check_types, one_of
 from rin_jax.network import partitioning
 
 Params = Any
@@ -88,12 +88,13 @@ def learning_rate_schedule(
     (total_steps - warmup_steps).
     """
     shape = dict(decay)
-    name = shape.pop("name")
+    name = shape.pop("name", None)
     one_of("optimizer.decay.name", name, DECAYS)
     try:
         inspect.signature(DECAYS[name]).bind(None, **shape)
     except TypeError as error:
         raise ConfigError(f"optimizer.decay: {name!r} with {sorted(shape)}: {error}.") from error
+    check_types("optimizer.decay.", DECAYS[name], shape)
     if not 0 <= warmup_steps < total_steps:
         raise ConfigError(
             f"optimizer.warmup_steps {warmup_steps} must be smaller than train.num_steps "

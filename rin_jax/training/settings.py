@@ -22,6 +22,11 @@ class Train:
             "train", self, "batch_size", "num_steps", "accumulation_steps", "max_skipped_steps",
             "log_every_steps", "sample_every_steps",
         )  # fmt: skip
+        if self.num_steps >= 2**31:
+            raise ConfigError(
+                f"train.num_steps is {self.num_steps}; steps are counted in int32, so it must be "
+                "less than 2147483648."
+            )
         if self.batch_size % self.accumulation_steps:
             raise ConfigError(
                 f"train.batch_size {self.batch_size} is not divisible by train.accumulation_steps "

@@ -76,9 +76,9 @@ def test_in_a_quiet_phase_the_process_waits_for_the_save_and_ends(exits):
 
 
 def test_a_library_leaves_signals_alone():
-    before = signal.getsignal(signal.SIGTERM)
+    before = [signal.getsignal(number) for number in preemption.SIGNALS]
     Watch().end_quiet()
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert [signal.getsignal(number) for number in preemption.SIGNALS] == before
 
 
 def test_the_main_thread_does_not_go_on_while_the_other_leaves(exits):
@@ -195,25 +195,64 @@ def test_elsewhere_no_cloud_is_asked(monkeypatch, tmp_path):
 
 # The main thread is inside a call that no signal interrupts, as a compilation is.
 DEAF = """
-    import ctypes
+    import contextlib, ctypes, threading
     from rin_jax.runtime import preemption
-    with preemption.watching():
+    with preemption.watching() as watch, {phase}:
         libc, lock = ctypes.CDLL(None), ctypes.create_string_buffer(64)
         libc.pthread_mutex_lock(lock)
         print("deaf", flush=True)
         libc.pthread_mutex_lock(lock)
 """
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's mutex")
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's mutex")
-def test_a_signal_is_heard_inside_a_call_that_does_not_return():
+def deaf(phase="contextlib.nullcontext()", ignored=()) -> subprocess.Popen:
+    """A process that has come to that call; `ignored`: signals that it ignores when it starts."""
     process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(DEAF)],
+        [sys.executable, "-c", textwrap.dedent(DEAF).format(phase=phase)],
         cwd=ROOT, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: [signal.signal(number, signal.SIG_IGN) for number in ignored],
     )  # fmt: skip
     assert process.stdout.readline() == "deaf\n"
+    return process
+
+
+@linux
+@pytest.mark.parametrize(
+    ("number", "word"),
+    [(signal.SIGTERM, "preempted"), (signal.SIGHUP, "preempted"), (signal.SIGINT, "interrupted")],
+)
+def test_a_signal_is_heard_inside_a_call_that_does_not_return(number, word):
+    process = deaf()
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 75
+    assert errors.startswith(f"{word}: {number.name}")
+    assert "Run the same command again to resume." in errors
+    assert "Traceback" not in errors
+
+
+@linux
+def test_a_second_sigint_ends_the_process_at_once():
+    """Though the first one waits for a save that does not end."""
+    process = deaf("watch.quiet(10, threading.Event().wait)")
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline().startswith("interrupted: SIGINT; a second one ends")
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(5) == 130
+
+
+@linux
+def test_signals_that_are_ignored_at_the_start_stay_so():
+    """As under nohup, and in the background of a script, which is itself interrupted."""
+    process = deaf(ignored=(signal.SIGHUP, signal.SIGINT))
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=10)
     assert process.returncode == 75
-    assert "preempted: SIGTERM" in errors
-    assert "Run the same command again to resume." in errors
+    assert errors.startswith("preempted: SIGTERM")

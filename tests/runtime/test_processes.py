@@ -100,15 +100,22 @@ def test_a_process_ends_though_nobody_reads_its_errors(tmp_path, deaf):
     assert pod.ends()[0] == [2, 2]
 
 
-@pytest.mark.parametrize("told", [[0], [1], [0, 1, 2]])
-def test_sigterm_to_any_ends_all(tmp_path, told):
+@pytest.mark.parametrize(
+    ("told", "number", "words"),
+    [
+        ([0], signal.SIGTERM, r"preempted: process (\d) \(.*\): SIGTERM\n"),
+        ([0, 1, 2], signal.SIGTERM, r"preempted: process (\d) \(.*\): SIGTERM\n"),
+        ([1], signal.SIGINT, r"interrupted: process (\d) \(.*\): SIGINT; a second one ends"),
+    ],
+)
+def test_a_signal_to_any_ends_all(tmp_path, told, number, words):
     pod = Pod(tmp_path, "sleep", "sleep", "sleep").joined()
     for index in told:
-        os.kill(pod.pids[index], signal.SIGTERM)
+        os.kill(pod.pids[index], number)
     codes, _, errors = pod.ends()
     assert codes == [75] * 3
     for error in errors:
-        first = re.match(r"preempted: process (\d) \(.*\): SIGTERM\n", error)
+        first = re.match(words, error)
         assert int(first[1]) in told
         assert RESUME in error
 
