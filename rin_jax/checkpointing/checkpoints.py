@@ -5,14 +5,16 @@
     WORKDIR/damaged/STEP...     what was found damaged and moved aside
 
 Every checkpoint has metadata (the resolved configuration, the number of examples read, ...) with a
-format version, a checksum of each array and a hash of all this, which are compared when it is
-restored. There is no random state in it: that follows from the step.
+format version, its step, a checksum of each array and a hash of all this, which are compared when
+it is restored. There is no random state in it: that follows from the step.
 """
 
 import dataclasses
 import hashlib
 import json
+import math
 import operator
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,9 +24,10 @@ from orbax.checkpoint import v1 as ocp
 
 from rin_jax import ConfigError, at_least_one
 from rin_jax.checkpointing.checksums import tree_checksums
-from rin_jax.runtime import processes
+from rin_jax.runtime import console, processes
 
 FORMAT = 2
+STEPS = 2**31  # the step of a state is int32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +71,8 @@ class Checkpoints:
     """Saves checkpoints into one folder; a context manager that ends with the last one complete.
 
     `path` is local or any that etils.epath knows (gs://...). `policy` says which checkpoints stay;
-    None keeps all, or with `only_best` the one of the lowest loss.
+    None keeps all, or with `only_best` the one of the lowest loss. Those whose loss cannot be read
+    stay too, as those that have none.
     """
 
     def __init__(self, path: epath.Path, policy: Policy | None = None, only_best: bool = False):
@@ -81,6 +85,7 @@ class Checkpoints:
             kept = [policies.LatestN(policy.keep)]
         if policy and policy.keep_every_steps:
             kept.append(policies.EveryNSteps(policy.keep_every_steps))
+        _drop_odd_losses(path)
         context = ocp.Context()  # processes wait for each other by step; two folders may save one
         context.multiprocessing.barrier_sync_key_prefix = path.name
         self._checkpointer = ocp.training.Checkpointer(
@@ -106,7 +111,8 @@ class Checkpoints:
         """
         self._checkpointer.wait()
         # "facts" and "digests" are format 2's names of metadata and checksums
-        custom = {"format": FORMAT, "facts": metadata, "digests": tree_checksums(dict(items))}
+        custom = {"format": FORMAT, "step": step, "facts": metadata}
+        custom["digests"] = tree_checksums(dict(items))
         custom = json.loads(json.dumps(custom))  # as of now: it is written later
         self._checkpointer.save_checkpointables_async(
             step,
@@ -135,16 +141,42 @@ def folder(workdir: str, name: str = "checkpoints") -> epath.Path:
     return path if "://" in str(workdir) else path.absolute()
 
 
+def _steps(path: epath.Path) -> list[int]:
+    """The steps that the names in a folder are, newest first; ConfigError: it is a file."""
+    if not path.exists():
+        return []
+    if not path.is_dir():
+        raise ConfigError(f"{path} is a file, not a folder of checkpoints; move it away.")
+    names = [entry.name for entry in path.iterdir()]
+    steps = (int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))  # as Orbax
+    return sorted(steps, reverse=True)
+
+
+def _drop_odd_losses(path: epath.Path) -> None:
+    """Removes what is not a loss from checkpoints, where Orbax would fail at it; by process 0."""
+    for step in _steps(path) if jax.process_index() == 0 else ():
+        metrics = path / str(step) / "metrics"
+        try:
+            if math.isfinite(json.loads((metrics / "metrics").read_text())["loss"]):
+                continue
+        except (FileNotFoundError, NotADirectoryError):  # Orbax takes them as none
+            continue
+        except (IsADirectoryError, ValueError, LookupError, TypeError, OverflowError,
+                RecursionError):  # fmt: skip
+            pass
+        metrics.rmtree()
+        console.say(f"the loss of checkpoint {step} in {path} cannot be read and is removed")
+    processes.agree(f"reading the losses in {path.name}")
+
+
 def find(path: epath.Path) -> tuple[list[Saved], dict[int, str]]:
     """The checkpoints in a folder, newest first, and why others there are damaged, by step.
 
     Nothing is read but their metadata, and no device is used. ConfigError: one was written by
-    another format version.
+    another format version, or `path` is a file.
     """
-    entries = path.iterdir() if path.exists() else ()
-    steps = sorted((int(entry.name) for entry in entries if entry.name.isdigit()), reverse=True)
     found, damaged = [], {}
-    for step in steps:
+    for step in _steps(path):
         try:
             found.append(_read_metadata(path / str(step), step))
         except DamagedError as error:
@@ -166,6 +198,11 @@ def _read_metadata(path: epath.Path, step: int) -> Saved:
         )
     if metadata.pop("sha256", None) != _hash(metadata):
         raise DamagedError("its metadata was changed after it was saved")
+    own = metadata.get("step", step)  # older ones do not have it
+    if own != step:
+        raise DamagedError(f"its folder was renamed or copied: it was saved at step {own}")
+    if step >= STEPS:
+        raise DamagedError(f"its folder was renamed or copied: steps are below {STEPS}")
     return Saved(step, path, metadata["facts"], metadata["digests"])
 
 
