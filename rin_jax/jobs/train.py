@@ -130,11 +130,11 @@ def train(config: ml_collections.ConfigDict, workdir: str, watch: Watch | None =
     found, unreadable = resume.find_run(experiment, workdir)
     newest = found[0].step if found else 0
     path, measures = epath.Path(workdir), bool(experiment.evaluation.every_steps)
-    drawn = curves.image_path(path, "progress", newest).exists()
+    done = newest >= num_steps and curves.is_drawn(path, "progress", newest)
     # without a trend figure there is no feature network that could be used
-    done = drawn and not (measures and curves.last_step(path, TREND) not in (None, newest))
+    done = done and not (measures and curves.last_step(path, TREND) not in (None, newest))
     processes.agree("resuming", checkpoints=[saved.step for saved in found], done=done)
-    if newest >= num_steps and done:
+    if done:
         remedy = "for more steps set --config.train.num_steps."
         console.say(f"{workdir} is trained to step {newest}; {remedy}")
         return
@@ -142,6 +142,9 @@ def train(config: ml_collections.ConfigDict, workdir: str, watch: Watch | None =
     beginning = None if found else resume.find_beginning(experiment)
     open_batches(experiment, mesh, source, 0)  # its mistakes, before anything is written
     with open_workdir(experiment, workdir), contextlib.ExitStack() as stack:
+        unsaved = resume.mark_of_unsaved(workdir)
+        if jax.process_index() == 0:
+            unsaved.unlink(missing_ok=True) if found else unsaved.write_text("")
         console.say(describe(experiment, mesh))
         train_step = compile_train_step(experiment, mesh)
         console.say(describe_memory(train_step))
@@ -160,7 +163,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, watch: Watch | None =
         snapshots = None
         if experiment.ema.snapshot_every_steps:
             snapshots = stack.enter_context(Checkpoints(folder(workdir, "snapshots")))
-        saver, trend = Saver(experiment, checkpoints, snapshots, step), None
+        saver, trend = Saver(experiment, checkpoints, snapshots, step, unsaved), None
         if measures:
             trend = stack.enter_context(Trend(experiment, source, workdir, mesh))
         run_loop(
