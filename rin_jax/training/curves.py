@@ -4,17 +4,23 @@ Only process 0 writes. Event files are read by TensorBoard; metrics.jsonl has on
 line with the step first.
 """
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from etils import epath
+from PIL import Image
 
+from rin_jax.runtime import console
 from rin_jax.runtime.files import encode_gif, write_png
 
 
 class Writer:
-    """Writes scalars and images of a run; entries after `resumed_step` are taken back first."""
+    """Writes scalars and images of a run; entries after `resumed_step` are taken back first.
+
+    Lines of metrics.jsonl that are not curves are dropped, which is said.
+    """
 
     def __init__(self, workdir: str, resumed_step: int, active: bool):
         self._active = active
@@ -25,10 +31,15 @@ class Writer:
         self._workdir = epath.Path(workdir)
         self._metrics = self._workdir / "metrics.jsonl"
         if self._metrics.exists():
-            lines = self._metrics.read_text().splitlines()
+            lines = [(_step(line), line) for line in self._metrics.read_bytes().splitlines()]
+            good = [(step, line) for step, line in lines if step is not None]
             draft = self._workdir / "metrics.draft"  # a run that is killed here loses no curve
-            draft.write_text("".join(f"{x}\n" for x in lines if _step(x) <= resumed_step))
+            draft.write_bytes(b"".join(x + b"\n" for step, x in good if step <= resumed_step))
             draft.replace(self._metrics)
+            if odd := len(lines) - len(good):
+                console.say(f"{self._metrics}: {odd} damaged lines are dropped")
+        elif resumed_step:
+            console.say(f"{self._metrics} is not there; it begins at step {resumed_step}")
         self._events = tensorboardX.SummaryWriter(
             str(self._workdir / "events"), purge_step=resumed_step + 1, flush_secs=10
         )
@@ -66,8 +77,8 @@ class Writer:
         self._events.file_writer.add_summary(Summary(value=[value]), step)
 
     def lacks(self, step: int, name: str) -> bool:
-        """Whether the image of a step is not there; False where nothing is written."""
-        return self._active and not image_path(self._workdir, name, step).exists()
+        """Whether the image of a step is not there, whole; False where nothing is written."""
+        return self._active and not is_drawn(self._workdir, name, step)
 
     def close(self) -> None:
         """Flushes the event file."""
@@ -78,9 +89,9 @@ class Writer:
 def last_step(workdir: epath.Path, prefix: str) -> int | None:
     """The last step for which metrics.jsonl has a figure of that prefix."""
     path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    steps = [_step(line) for line in lines if f'"{prefix}' in line]
-    return max((step for step in steps if step < float("inf")), default=None)
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    steps = [_step(line) for line in lines if f'"{prefix}'.encode() in line]
+    return max((step for step in steps if step is not None), default=None)
 
 
 def image_path(workdir: epath.Path, name: str, step: int) -> epath.Path:
@@ -88,9 +99,19 @@ def image_path(workdir: epath.Path, name: str, step: int) -> epath.Path:
     return workdir / name / f"{step:08d}.png"
 
 
-def _step(line: str) -> float:
-    """The step of a line of metrics.jsonl; infinite if the line was cut off."""
+def is_drawn(workdir: epath.Path, name: str, step: int) -> bool:
+    """Whether the image of a step is there, whole: a run that was killed may leave half of one."""
     try:
-        return json.loads(line)["step"]
-    except ValueError:
-        return float("inf")
+        Image.open(io.BytesIO(image_path(workdir, name, step).read_bytes())).verify()
+    except (OSError, SyntaxError, ValueError):  # what Pillow says of bytes that are not a PNG
+        return False
+    return True
+
+
+def _step(line: bytes) -> int | None:
+    """The step of a line of metrics.jsonl; None if the line was cut off or is not one of curves."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return step if type(step) is int else None
