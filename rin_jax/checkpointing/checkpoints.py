@@ -24,7 +24,8 @@ from orbax.checkpoint import v1 as ocp
 
 from rin_jax import ConfigError, at_least_one
 from rin_jax.checkpointing.checksums import tree_checksums
-from rin_jax.runtime import console, processes
+from rin_jax.runtime import console, processes, retries
+from rin_jax.runtime.retries import ReadError
 
 FORMAT = 2
 STEPS = 2**31  # the step of a state is int32
@@ -143,11 +144,13 @@ def folder(workdir: str, name: str = "checkpoints") -> epath.Path:
 
 def _steps(path: epath.Path) -> list[int]:
     """The steps that the names in a folder are, newest first; ConfigError: it is a file."""
-    if not path.exists():
-        return []
-    if not path.is_dir():
-        raise ConfigError(f"{path} is a file, not a folder of checkpoints; move it away.")
-    names = [entry.name for entry in path.iterdir()]
+
+    def listing() -> list[str]:
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"{path} is a file, not a folder of checkpoints; move it away.")
+        return [entry.name for entry in path.iterdir()] if path.exists() else []
+
+    names = retries.read(lambda: str(path), listing)
     steps = (int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))  # as Orbax
     return sorted(steps, reverse=True)
 
@@ -157,7 +160,8 @@ def _drop_odd_losses(path: epath.Path) -> None:
     for step in _steps(path) if jax.process_index() == 0 else ():
         metrics = path / str(step) / "metrics"
         try:
-            if math.isfinite(json.loads((metrics / "metrics").read_text())["loss"]):
+            text = retries.read(lambda path=metrics: str(path), (metrics / "metrics").read_bytes)
+            if math.isfinite(json.loads(text)["loss"]):
                 continue
         except (FileNotFoundError, NotADirectoryError):  # Orbax takes them as none
             continue
@@ -173,7 +177,7 @@ def find(path: epath.Path) -> tuple[list[Saved], dict[int, str]]:
     """The checkpoints in a folder, newest first, and why others there are damaged, by step.
 
     Nothing is read but their metadata, and no device is used. ConfigError: one was written by
-    another format version, or `path` is a file.
+    another format version, or `path` is a file. ReadError: one is out of reach.
     """
     found, damaged = [], {}
     for step in _steps(path):
@@ -185,8 +189,12 @@ def find(path: epath.Path) -> tuple[list[Saved], dict[int, str]]:
 
 
 def _read_metadata(path: epath.Path, step: int) -> Saved:
-    try:  # not by Orbax, which opens every array for it
-        metadata = dict(json.loads((path / "_CHECKPOINT_METADATA").read_bytes())["custom_metadata"])
+    file = path / "_CHECKPOINT_METADATA"  # Orbax would open every array for it
+    try:
+        text = retries.read(lambda: str(file), file.read_bytes)
+        metadata = dict(json.loads(text)["custom_metadata"])
+    except ReadError:
+        raise
     except Exception as error:  # whatever a file system or a parser says
         raise DamagedError(f"its metadata cannot be read ({_first_line(error)})") from error
     if "format" not in metadata:
@@ -206,7 +214,9 @@ def _read_metadata(path: epath.Path, step: int) -> Saved:
     return Saved(step, path, metadata["facts"], metadata["digests"])
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
+    while error.__cause__ is not None:  # Orbax wraps what TensorStore says
+        error = error.__cause__
     text = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {text[0][:200]}"
 
@@ -215,6 +225,7 @@ def load(saved: Saved, abstract: Mapping[str, Any]) -> dict[str, Any]:
     """Items of a checkpoint, laid out as the shapes in `abstract` say; all processes together.
 
     DamagedError, in all processes: one of them cannot read its part, or a checksum differs.
+    ReadError, which ends them all: a part is out of reach.
     """
     loaded, reason = None, ""
     index = jax.process_index()
@@ -224,7 +235,12 @@ def load(saved: Saved, abstract: Mapping[str, Any]) -> dict[str, Any]:
     context.multiprocessing.barrier_sync_key_prefix = f"process_{index}"
     try:
         with context:
-            loaded = ocp.load_checkpointables(saved.path, dict(abstract))
+            loaded = retries.read(
+                lambda: str(saved.path),
+                lambda: ocp.load_checkpointables(saved.path, dict(abstract)),
+            )
+    except ReadError:
+        raise
     except Exception as error:  # Orbax has no error of its own for damage
         reason = f"it cannot be read ({_first_line(error)})"
     reasons = [text for text in processes.gather("reading a checkpoint", reason) if text]

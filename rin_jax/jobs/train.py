@@ -23,7 +23,7 @@ from rin_jax.data import pipeline
 from rin_jax.data.source import Source, open_source
 from rin_jax.experiment import Experiment, check_devices, device_mesh, make_experiment
 from rin_jax.network import cost
-from rin_jax.runtime import chips, console, processes, sharding, workdir_lock
+from rin_jax.runtime import chips, console, processes, retries, sharding, workdir_lock
 from rin_jax.runtime.chips import GIB
 from rin_jax.runtime.preemption import Watch
 from rin_jax.sampling.weights import abstract_params
@@ -108,6 +108,8 @@ def open_workdir(experiment: Experiment, workdir: str) -> Iterator[None]:
                 text = json.dumps(experiment.config.to_dict(), indent=2)
                 (path / "config.json").write_text(f"{text}\n")
             except OSError as error:
+                if retries.may_pass(error):
+                    raise
                 text = f"cannot write to --workdir {workdir}: {error}."
                 raise ConfigError(f"{text} Name a folder that can be written.") from error
         processes.agree("writing to --workdir")
