@@ -12,6 +12,7 @@ from rin_jax import ConfigError
 from rin_jax.checkpointing import checkpoints
 from rin_jax.checkpointing.checkpoints import Checkpoints, Policy, folder
 from rin_jax.runtime import workdir_lock
+from rin_jax.sampling.weights import load_ema
 from rin_jax.training import curves, resume
 from tests import tiny
 
@@ -122,6 +123,13 @@ def test_a_loss_that_cannot_be_read_stops_nothing(workdir, odd, capsys):
     assert kept == {2, 4, 8}  # without a loss, the best, the newest
     said = "the loss of checkpoint 2" in capsys.readouterr().out
     assert said == (odd not in (None, "file"))  # Orbax takes these as none
+
+
+@pytest.mark.parametrize("name", ["best", "reconstructed/power_0.2"])
+def test_averages_kept_elsewhere_that_are_damaged_are_refused(experiment, workdir, name):
+    shutil.copytree(workdir / "checkpoints" / "2", workdir / name / "7")
+    with pytest.raises(ConfigError, match=rf"no checkpoint in .*{name} can be used: .* at step 2"):
+        load_ema(experiment, None, str(workdir), Path(name).name)
 
 
 LINES = [
