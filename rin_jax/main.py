@@ -89,9 +89,10 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # the libraries' own progress is not the user's
-    from rin_jax.runtime import cluster, exits, preemption, processes, retries
+    from rin_jax.runtime import cluster, console, exits, preemption, processes, retries
     from rin_jax.training.metrics import NotFiniteError
 
+    console.silence_failed_loads()
     codes = {ConfigError: 2, NotFiniteError: 3, cluster.ProcessError: 1, retries.ReadError: 1}
     try:
         check_flags(MODE.value)

@@ -16,13 +16,16 @@ A line of metrics.jsonl has no checksum: that a digit in it was changed, nobody 
 import argparse
 import collections
 import contextlib
+import gc
 import io
 import json
+import logging
 import os
 import random
 import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -41,7 +44,7 @@ from rin_jax.checkpointing import checkpoints
 from rin_jax.experiment import make_experiment
 from rin_jax.jobs import train as job
 from rin_jax.network import partitioning
-from rin_jax.runtime import sharding
+from rin_jax.runtime import console, sharding
 from rin_jax.sampling.weights import load_ema
 from rin_jax.training import loop
 from rin_jax.training.state import abstract_state, items_of
@@ -203,6 +206,17 @@ def random_damage(rng: random.Random, workdir: Path) -> str:
 # ---- what comes of it
 
 
+printed: list[str] = []  # tracebacks that the run went on after
+
+
+class Printed(logging.Handler):
+    """Keeps log records with a traceback."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info:
+            printed.append(f"{record.name}: {record.getMessage()}")
+
+
 class Judge:
     """Goes on with damaged runs and compares them with the undisturbed one in `expected`."""
 
@@ -237,6 +251,7 @@ class Judge:
     def outcome(self, workdir: Path) -> tuple[str, str]:
         """What came of a damage, and what was said."""
         before, said = self._names(workdir), io.StringIO()
+        printed.clear()
         signal.alarm(LONGEST)
         try:
             with contextlib.redirect_stdout(said):
@@ -251,8 +266,12 @@ class Judge:
             return "TRACEBACK", traceback.format_exc()
         finally:
             signal.alarm(0)
+        gc.collect()  # what failed in the background tells it at its end
+        if printed:
+            return "TRACEBACK", printed[0]
         lines = [line for line in said.getvalue().splitlines() if is_of_damage(line)]
         try:
+            assert any("resumed from" in line for line in lines), "it was started anew"
             self._compare(workdir)
             complete = self._same_curves(workdir)
         except AssertionError:
@@ -349,6 +368,10 @@ def main() -> None:
         raise TimeoutError
 
     signal.signal(signal.SIGALRM, hang)
+    logging.getLogger().addHandler(Printed())
+    sys.unraisablehook = lambda failed: printed.append(repr(failed.exc_value))
+    console.silence_failed_loads()
+    threading.excepthook = lambda failed: printed.append(repr(failed.exc_value))
     compile_once()
     with contextlib.redirect_stdout(io.StringIO()):
         judge = Judge(options.workdir.absolute())

@@ -37,7 +37,7 @@ class Writer:
             draft.write_bytes(b"".join(x + b"\n" for step, x in good if step <= resumed_step))
             draft.replace(self._metrics)
             if odd := len(lines) - len(good):
-                console.say(f"{self._metrics}: {odd} damaged lines are dropped")
+                console.say(f"{self._metrics}: damaged lines are dropped ({odd})")
         elif resumed_step:
             console.say(f"{self._metrics} is not there; it begins at step {resumed_step}")
         self._events = tensorboardX.SummaryWriter(
