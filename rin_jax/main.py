@@ -141,10 +141,11 @@ def main(argv: list[str]) -> None:
     """Dispatches to the job; a mistake of the user ends with one message and exit code 2."""
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # the libraries' own progress is not the user's
-    from rin_jax.runtime import cluster, exits, preemption, processes
+    from rin_jax.runtime import cluster, console, exits, preemption, processes, retries
     from rin_jax.training.metrics import NotFiniteError
 
-    codes = {ConfigError: 2, NotFiniteError: 3, cluster.ProcessError: 1}
+    console.silence_failed_loads()
+    codes = {ConfigError: 2, NotFiniteError: 3, cluster.ProcessError: 1, retries.ReadError: 1}
     try:
         check_flags(MODE.value)
         check_addresses(MODE.value, CONFIG.value.to_dict())

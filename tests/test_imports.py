@@ -14,7 +14,7 @@ RECIPE = "training.ema", "training.optimizer", "training.settings"
 ROOMS = {
     "network": set(),
     "diffusion": set(),
-    "data": set(),
+    "data": {"runtime"},
     "evaluation": set(),
     "runtime": set(),
     "checkpointing": {"runtime"},

@@ -5,14 +5,16 @@
     WORKDIR/damaged/STEP...     what was found damaged and moved aside
 
 Every checkpoint has metadata (the resolved configuration, the number of examples read, ...) with a
-format version, a checksum of each array and a hash of all this, which are compared when it is
-restored. There is no random state in it: that follows from the step.
+format version, its step, a checksum of each array and a hash of all this, which are compared when
+it is restored. There is no random state in it: that follows from the step.
 """
 
 import dataclasses
 import hashlib
 import json
+import math
 import operator
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,10 +24,12 @@ from orbax.checkpoint import v1 as ocp
 
 from rin_jax import ConfigError, at_least_one
 from rin_jax.checkpointing.checksums import tree_checksums
-from rin_jax.runtime import files, processes
+from rin_jax.runtime import console, files, processes, retries
+from rin_jax.runtime.retries import ReadError
 
 FORMAT = 2
 COMMITTED = "commit_success.txt"  # Orbax writes it last, in buckets alone
+STEPS = 2**31  # the step of a state is int32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +73,8 @@ class Checkpoints:
     """Saves checkpoints into one folder; a context manager that ends with the last one complete.
 
     `path` is local or any that etils.epath knows (gs://...). `policy` says which checkpoints stay;
-    None keeps all, or with `only_best` the one of the lowest loss.
+    None keeps all, or with `only_best` the one of the lowest loss. Those whose loss cannot be read
+    stay too, as those that have none.
     """
 
     def __init__(self, path: epath.Path, policy: Policy | None = None, only_best: bool = False):
@@ -82,6 +87,7 @@ class Checkpoints:
             kept = [policies.LatestN(policy.keep)]
         if policy and policy.keep_every_steps:
             kept.append(policies.EveryNSteps(policy.keep_every_steps))
+        _drop_odd_losses(path)
         context = ocp.Context()  # processes wait for each other by step; two folders may save one
         context.multiprocessing.barrier_sync_key_prefix = path.name
         self._checkpointer = ocp.training.Checkpointer(
@@ -107,7 +113,8 @@ class Checkpoints:
         """
         self._checkpointer.wait()
         # "facts" and "digests" are format 2's names of metadata and checksums
-        custom = {"format": FORMAT, "facts": metadata, "digests": tree_checksums(dict(items))}
+        custom = {"format": FORMAT, "step": step, "facts": metadata}
+        custom["digests"] = tree_checksums(dict(items))
         custom = json.loads(json.dumps(custom))  # as of now: it is written later
         self._checkpointer.save_checkpointables_async(
             step,
@@ -136,16 +143,45 @@ def folder(workdir: str, name: str = "checkpoints") -> epath.Path:
     return path if files.is_bucket(workdir) else path.absolute()
 
 
+def _steps(path: epath.Path) -> list[int]:
+    """The steps that the names in a folder are, newest first; ConfigError: it is a file."""
+
+    def listing() -> list[str]:
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"{path} is a file, not a folder of checkpoints; move it away.")
+        return [entry.name for entry in path.iterdir()] if path.exists() else []
+
+    names = retries.read(lambda: str(path), listing)
+    steps = (int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))  # as Orbax
+    return sorted(steps, reverse=True)
+
+
+def _drop_odd_losses(path: epath.Path) -> None:
+    """Removes what is not a loss from checkpoints, where Orbax would fail at it; by process 0."""
+    for step in _steps(path) if jax.process_index() == 0 else ():
+        metrics = path / str(step) / "metrics"
+        try:
+            text = retries.read(lambda path=metrics: str(path), (metrics / "metrics").read_bytes)
+            if math.isfinite(json.loads(text)["loss"]):
+                continue
+        except (FileNotFoundError, NotADirectoryError):  # Orbax takes them as none
+            continue
+        except (IsADirectoryError, ValueError, LookupError, TypeError, OverflowError,
+                RecursionError):  # fmt: skip
+            pass
+        metrics.rmtree()
+        console.say(f"the loss of checkpoint {step} in {path} cannot be read and is removed")
+    processes.agree(f"reading the losses in {path.name}")
+
+
 def find(path: epath.Path) -> tuple[list[Saved], dict[int, str]]:
     """The checkpoints in a folder, newest first, and why others there are damaged, by step.
 
     Nothing is read but their metadata, and no device is used. ConfigError: one was written by
-    another format version.
+    another format version, or `path` is a file. ReadError: one is out of reach.
     """
-    entries = path.iterdir() if path.exists() else ()
-    steps = sorted((int(entry.name) for entry in entries if entry.name.isdigit()), reverse=True)
     found, damaged = [], {}
-    for step in steps:
+    for step in _steps(path):
         if files.is_bucket(path) and not (path / str(step) / COMMITTED).exists():
             continue  # a save that was not finished; in folders such a one has another name
         try:
@@ -156,9 +192,13 @@ def find(path: epath.Path) -> tuple[list[Saved], dict[int, str]]:
 
 
 def _read_metadata(path: epath.Path, step: int) -> Saved:
+    file = path / "_CHECKPOINT_METADATA"  # Orbax would open every array for it
     try:
-        metadata = dict(ocp.checkpointables_metadata(path).custom_metadata or {})
-    except Exception as error:  # Orbax has no error of its own for damage
+        text = retries.read(lambda: str(file), file.read_bytes)
+        metadata = dict(json.loads(text)["custom_metadata"])
+    except ReadError:
+        raise
+    except Exception as error:  # whatever a file system or a parser says
         raise DamagedError(f"its metadata cannot be read ({_first_line(error)})") from error
     if "format" not in metadata:
         raise DamagedError("its metadata has no format version")
@@ -169,10 +209,17 @@ def _read_metadata(path: epath.Path, step: int) -> Saved:
         )
     if metadata.pop("sha256", None) != _hash(metadata):
         raise DamagedError("its metadata was changed after it was saved")
+    own = metadata.get("step", step)  # older ones do not have it
+    if own != step:
+        raise DamagedError(f"its folder was renamed or copied: it was saved at step {own}")
+    if step >= STEPS:
+        raise DamagedError(f"its folder was renamed or copied: steps are below {STEPS}")
     return Saved(step, path, metadata["facts"], metadata["digests"])
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
+    while error.__cause__ is not None:  # Orbax wraps what TensorStore says
+        error = error.__cause__
     text = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {text[0][:200]}"
 
@@ -181,6 +228,7 @@ def load(saved: Saved, abstract: Mapping[str, Any]) -> dict[str, Any]:
     """Items of a checkpoint, laid out as the shapes in `abstract` say; all processes together.
 
     DamagedError, in all processes: one of them cannot read its part, or a checksum differs.
+    ReadError, which ends them all: a part is out of reach.
     """
     loaded, reason = None, ""
     index = jax.process_index()
@@ -190,7 +238,12 @@ def load(saved: Saved, abstract: Mapping[str, Any]) -> dict[str, Any]:
     context.multiprocessing.barrier_sync_key_prefix = f"process_{index}"
     try:
         with context:
-            loaded = ocp.load_checkpointables(saved.path, dict(abstract))
+            loaded = retries.read(
+                lambda: str(saved.path),
+                lambda: ocp.load_checkpointables(saved.path, dict(abstract)),
+            )
+    except ReadError:
+        raise
     except Exception as error:  # Orbax has no error of its own for damage
         reason = f"it cannot be read ({_first_line(error)})"
     reasons = [text for text in processes.gather("reading a checkpoint", reason) if text]

@@ -5,15 +5,14 @@ Nothing is prepared here but the digits and what is rendered from them, which ne
 
 import dataclasses
 import hashlib
+import itertools
 import re
-import time
 from collections.abc import Callable, Mapping
 from concurrent import futures
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 from array_record.python import array_record_module
 from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
@@ -23,15 +22,11 @@ from rin_jax.data import catalog, preprocessing, shard_writer
 from rin_jax.data.dataset import Data
 from rin_jax.data.digits import Digits
 from rin_jax.data.moving_digits import MovingDigits
+from rin_jax.runtime import retries
 
-TRIES, PAUSE = 3, 0.5  # of reading a record; seconds before the second try, twice that later
-
-
-class ReadError(OSError):
-    """A record that could not be read at any try, with its file and its position there.
-
-    It may be the network or a disk: not a mistake of the user, and the same command may go on.
-    """
+REMEDY = (
+    "; if the file is damaged, copy it anew, or delete its folder and run once with --mode=prepare"
+)
 
 
 class Source:
@@ -40,8 +35,8 @@ class Source:
     Record i is {"image": uint8 [H, W, C]} and, if info.num_classes > 0, "label": int. Of a clip
     with `data.clip.cond_frames` = c, "frames" are its first c frames, unless c is 0, and "image" is
     the rest, uint8 [T, H, W, C]: what is denoised. An image is decoded for training at
-    `data.image_size`, see `preprocessing.decode`. Reading from several
-    threads is safe; it raises ReadError, or ConfigError at a label that is none of the classes.
+    `data.image_size`, see `preprocessing.decode`. Reading from several threads is safe; it raises
+    ReadError (`runtime.retries`), or ConfigError at a label that is none of the classes.
     """
 
     def __init__(self, builder: tfds.core.DatasetBuilder, data: Data):
@@ -85,21 +80,17 @@ class Source:
 
     def _read(self, index: int, decode: Callable[[Mapping], Any]) -> Any:
         """decode(features of a record), tried again if it fails."""
-        for attempt in range(TRIES):
-            try:
-                if attempt:
-                    time.sleep(PAUSE * attempt)
-                    self._records = self._open()  # an open file that went stale stays so
-                # TFDS's own way to the features takes five times as long
-                record = self._records[index]
-                return decode(tf_example_pb2.Example.FromString(record).features.feature)
-            except Exception as error:
-                failure = error
-                logging.warning("%s, try %d: %s", self.place(index), attempt + 1, error)
-        raise ReadError(
-            f"{self.place(index)} cannot be read, after {TRIES} tries: {failure}; if the file is "
-            "damaged, copy it anew, or delete its folder and run once with --mode=prepare"
-        ) from failure
+        tries = itertools.count()
+
+        def attempt():
+            if next(tries):
+                self._records = self._open()  # an open file that went stale stays so
+            # TFDS's own way to the features takes five times as long
+            record = self._records[index]
+            return decode(tf_example_pb2.Example.FromString(record).features.feature)
+
+        # array_record and the decoders have many classes of errors
+        return retries.read(lambda: self.place(index), attempt, lambda error: True, REMEDY)
 
     def _pixels(self, stored: Mapping) -> np.ndarray:
         """The image [H, W, C] or the whole clip [T, H, W, C]."""
@@ -179,15 +170,19 @@ def _check_clips(data: Data, folder: epath.Path) -> None:
 
 
 def _check_files(name: str, files: list) -> None:
-    """Raises ConfigError if a file is missing or does not have the records that it should have."""
+    """Raises ConfigError if a file is missing or lacks records, ReadError if it is out of reach."""
 
     def problem(file) -> str | None:
         path = epath.Path(file.filename)
-        if not path.exists():
-            return f"{path} is missing"
+
+        def look() -> bool:
+            with path.open("rb") as stream:
+                return bool(stream.read(1))
+
         try:
-            with path.open("rb") as stream:  # OSError here: of the disk or the network, not ours
-                stream.read(1)
+            retries.read(lambda: str(path), look)
+        except FileNotFoundError:
+            return f"{path} is missing"
         except PermissionError as error:
             return f"{path} cannot be opened: {error}"
         try:

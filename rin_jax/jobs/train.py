@@ -23,7 +23,7 @@ from rin_jax.data import pipeline
 from rin_jax.data.source import Source, open_source
 from rin_jax.experiment import Experiment, check_devices, device_mesh, make_experiment
 from rin_jax.network import cost
-from rin_jax.runtime import chips, console, processes, sharding, workdir_lock
+from rin_jax.runtime import chips, console, processes, retries, sharding, workdir_lock
 from rin_jax.runtime.chips import GIB
 from rin_jax.runtime.preemption import Watch
 from rin_jax.sampling.weights import abstract_params
@@ -108,6 +108,8 @@ def open_workdir(experiment: Experiment, workdir: str) -> Iterator[None]:
                 text = json.dumps(experiment.config.to_dict(), indent=2)
                 (path / "config.json").write_text(f"{text}\n")
             except OSError as error:
+                if retries.may_pass(error):
+                    raise
                 text = f"cannot write to --workdir {workdir}: {error}."
                 raise ConfigError(f"{text} Name a folder that can be written.") from error
         processes.agree("writing to --workdir")
@@ -130,11 +132,11 @@ def train(config: ml_collections.ConfigDict, workdir: str, watch: Watch | None =
     found, unreadable = resume.find_run(experiment, workdir)
     newest = found[0].step if found else 0
     path, measures = epath.Path(workdir), bool(experiment.evaluation.every_steps)
-    drawn = curves.image_path(path, "progress", newest).exists()
+    done = newest >= num_steps and curves.is_drawn(path, "progress", newest)
     # without a trend figure there is no feature network that could be used
-    done = drawn and not (measures and curves.last_step(path, TREND) not in (None, newest))
+    done = done and not (measures and curves.last_step(path, TREND) not in (None, newest))
     processes.agree("resuming", checkpoints=[saved.step for saved in found], done=done)
-    if newest >= num_steps and done:
+    if done:
         remedy = "for more steps set --config.train.num_steps."
         console.say(f"{workdir} is trained to step {newest}; {remedy}")
         return
@@ -142,6 +144,9 @@ def train(config: ml_collections.ConfigDict, workdir: str, watch: Watch | None =
     beginning = None if found else resume.find_beginning(experiment)
     open_batches(experiment, mesh, source, 0)  # its mistakes, before anything is written
     with open_workdir(experiment, workdir), contextlib.ExitStack() as stack:
+        unsaved = resume.mark_of_unsaved(workdir)
+        if jax.process_index() == 0:
+            unsaved.unlink(missing_ok=True) if found else unsaved.write_text("")
         console.say(describe(experiment, mesh))
         train_step = compile_train_step(experiment, mesh)
         console.say(describe_memory(train_step))
@@ -160,7 +165,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, watch: Watch | None =
         snapshots = None
         if experiment.ema.snapshot_every_steps:
             snapshots = stack.enter_context(Checkpoints(folder(workdir, "snapshots")))
-        saver, trend = Saver(experiment, checkpoints, snapshots, step), None
+        saver, trend = Saver(experiment, checkpoints, snapshots, step, unsaved), None
         if measures:
             trend = stack.enter_context(Trend(experiment, source, workdir, mesh))
         run_loop(

@@ -2,6 +2,8 @@
 
 import collections
 import contextlib
+import logging
+import sys
 import time
 from collections.abc import Iterator, Mapping
 
@@ -61,3 +63,18 @@ def say(text: str) -> None:
     if jax.process_index() == 0:
         with contextlib.suppress(OSError):
             print(text, flush=True)
+
+
+def silence_failed_loads() -> None:
+    """Prints no traceback of what a failed load of a checkpoint leaves: tasks, a closed loop.
+
+    Orbax leaves a task for each array. The load itself tells what failed.
+    """
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    before = sys.unraisablehook
+
+    def hook(unraisable) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook

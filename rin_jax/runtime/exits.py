@@ -2,7 +2,7 @@
 
 | code | | a restart |
 |---|---|---|
-| 1 | an unexpected error, or a process 0 that cannot be reached | resumes |
+| 1 | an unexpected error, or a process 0 or a file that cannot be reached | resumes |
 | 2 | a mistake in the configuration or the command | would fail again |
 | 3 | a number that is not finite | would fail again |
 | 75 | told to end by SIGTERM, SIGINT, SIGHUP or the cloud; saved | resumes |

@@ -64,18 +64,17 @@ def _lock(file: TextIO, workdir: str) -> None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            file.seek(0)
-            holder = _parse(file.read())
+            holder = _parse(Path(file.name).read_bytes())
         elsewhere = holder and holder["host"] != socket.gethostname()
         if not elsewhere or time.monotonic() > deadline:
             raise _held(workdir, holder)
         time.sleep(1.0)
 
 
-def _parse(text: str) -> dict | None:
+def _parse(text: str | bytes) -> dict | None:
     try:
         holder = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return holder if isinstance(holder, dict) and {"id", "pid", "host"} <= set(holder) else None
 

@@ -86,7 +86,9 @@ def load_ema(
     if ema == BEST:
         made, ema = folder(workdir, BEST), None
     if made.exists() and (ema is None or ema not in found[0].emas):
-        found, _ = checkpoints.find(made)
+        found, damaged = checkpoints.find(made)
+        if not found:
+            raise restore.none_usable(made, damaged)
     elif made.name == BEST:
         raise ConfigError(f"--ema is {BEST}, but {workdir} has none; see evaluation.keep_best.")
     newest = found[0]

@@ -9,6 +9,7 @@ before as one more event file. A run that resumes takes back what came after its
 so that a kill loses no curve.
 """
 
+import io
 import json
 import tempfile
 import time
@@ -16,6 +17,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from etils import epath
+from PIL import Image
 
 from rin_jax.runtime import console, files
 from rin_jax.runtime.files import encode_gif, write_png
@@ -24,7 +26,10 @@ INTERVAL = 300.0  # seconds after which curves are copied to a bucket
 
 
 class Writer:
-    """Writes scalars and images of a run; entries after `resumed_step` are taken back first."""
+    """Writes scalars and images of a run; entries after `resumed_step` are taken back first.
+
+    Lines of metrics.jsonl that are not curves are dropped, which is said.
+    """
 
     def __init__(self, workdir: str, resumed_step: int, active: bool):
         self._active = active
@@ -35,14 +40,25 @@ class Writer:
             self._local = tempfile.TemporaryDirectory()
             self._folder = epath.Path(self._local.name)
         self._metrics = self._folder / "metrics.jsonl"
-        if (self._workdir / "metrics.jsonl").exists():
-            lines = (self._workdir / "metrics.jsonl").read_text().splitlines()
-            draft = self._folder / "metrics.draft"  # a run that is killed here loses no curve
-            draft.write_text("".join(f"{x}\n" for x in lines if _step(x) <= resumed_step))
-            draft.replace(self._metrics)
-            self._copy_metrics()
+        self._take_back(resumed_step)
         self._resumed, self._parts, self._copied = resumed_step, 0, time.monotonic()
         self._events = self._open_events(purge_step=resumed_step + 1)
+
+    def _take_back(self, resumed_step: int) -> None:
+        """Keeps the lines of metrics.jsonl up to a step."""
+        kept = self._workdir / "metrics.jsonl"
+        if not kept.exists():
+            if resumed_step:
+                console.say(f"{kept} is not there; it begins at step {resumed_step}")
+            return
+        lines = [(_step(line), line) for line in kept.read_bytes().splitlines()]
+        good = [(step, line) for step, line in lines if step is not None]
+        draft = self._folder / "metrics.draft"  # a run that is killed here loses no curve
+        draft.write_bytes(b"".join(x + b"\n" for step, x in good if step <= resumed_step))
+        draft.replace(self._metrics)
+        if odd := len(lines) - len(good):
+            console.say(f"{kept}: damaged lines are dropped ({odd})")
+        self._copy_metrics()
 
     def _open_events(self, purge_step: int | None = None):
         import tensorboardX  # imports PyTorch where that is installed: 200 MB in every other job
@@ -112,8 +128,8 @@ class Writer:
         self._events.file_writer.add_summary(Summary(value=[value]), step)
 
     def lacks(self, step: int, name: str) -> bool:
-        """Whether the image of a step is not there; False where nothing is written."""
-        return self._active and not image_path(self._workdir, name, step).exists()
+        """Whether the image of a step is not there, whole; False where nothing is written."""
+        return self._active and not is_drawn(self._workdir, name, step)
 
     def close(self) -> None:
         """Writes all that is not written yet."""
@@ -128,9 +144,9 @@ class Writer:
 def last_step(workdir: epath.Path, prefix: str) -> int | None:
     """The last step for which metrics.jsonl has a figure of that prefix."""
     path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    steps = [_step(line) for line in lines if f'"{prefix}' in line]
-    return max((step for step in steps if step < float("inf")), default=None)
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    steps = [_step(line) for line in lines if f'"{prefix}'.encode() in line]
+    return max((step for step in steps if step is not None), default=None)
 
 
 def image_path(workdir: epath.Path, name: str, step: int) -> epath.Path:
@@ -138,9 +154,19 @@ def image_path(workdir: epath.Path, name: str, step: int) -> epath.Path:
     return workdir / name / f"{step:08d}.png"
 
 
-def _step(line: str) -> float:
-    """The step of a line of metrics.jsonl; infinite if the line was cut off."""
+def is_drawn(workdir: epath.Path, name: str, step: int) -> bool:
+    """Whether the image of a step is there, whole: a run that was killed may leave half of one."""
     try:
-        return json.loads(line)["step"]
-    except ValueError:
-        return float("inf")
+        Image.open(io.BytesIO(image_path(workdir, name, step).read_bytes())).verify()
+    except (OSError, SyntaxError, ValueError):  # what Pillow says of bytes that are not a PNG
+        return False
+    return True
+
+
+def _step(line: bytes) -> int | None:
+    """The step of a line of metrics.jsonl; None if the line was cut off or is not one of curves."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return step if type(step) is int else None

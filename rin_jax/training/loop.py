@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 
 from rin_jax.checkpointing.checkpoints import Checkpoints
@@ -51,14 +52,19 @@ class Saver:
     checkpoints: Checkpoints
     snapshots: Checkpoints | None  # None: the run keeps none
     step: int  # the last one saved
+    unsaved: epath.Path  # the mark of a run that has none yet
 
     def save(self, state: TrainState, step: int, images_read: int, loss: float) -> None:
         """Starts saving the state after `step`, if that is not saved yet; `loss` ranks it."""
         if step == self.step:
             return
-        self.step = step
+        first, self.step = not self.step, step
         metadata = metadata_of(state, self.experiment, images_read)
         self.checkpoints.save(step, items_of(state), metadata, loss)
+        if first:
+            self.checkpoints.wait()
+            if jax.process_index() == 0:
+                self.unsaved.unlink(missing_ok=True)
 
     def snapshot(self, state: TrainState, step: int) -> None:
         """Starts saving the power averages after `step`, unless an interrupted run has done so."""

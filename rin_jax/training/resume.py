@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import jax
+from etils import epath
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
@@ -16,15 +17,45 @@ from rin_jax.runtime import console, sharding
 from rin_jax.training import state
 from rin_jax.training.state import TrainState
 
+FOLDERS = "checkpoints", "snapshots", "best", "damaged", "events", "progress"  # of a workdir
+CURVES = "metrics.jsonl", "events"
+
+
+def check_names(workdir: str) -> None:
+    """Raises ConfigError where a file has the name of a folder of a run, or the other way round."""
+    for name in (*FOLDERS, "metrics.jsonl"):
+        path = epath.Path(workdir) / name
+        if path.exists() and path.is_dir() != (name in FOLDERS):
+            is_now, should = ("a file", "folder") if name in FOLDERS else ("a folder", "file")
+            raise ConfigError(f"{path} is {is_now}, but a run has a {should} there; move it away.")
+
+
+def mark_of_unsaved(workdir: str) -> epath.Path:
+    """A file that is there from before the curves of a run begin until it has a checkpoint."""
+    return epath.Path(workdir) / "unsaved"
+
+
+def check_curves(workdir: str) -> None:
+    """Raises ConfigError if a new run would take the place of curves whose checkpoints are lost."""
+    curves = [name for name in CURVES if (epath.Path(workdir) / name).exists()]
+    if curves and not mark_of_unsaved(workdir).exists():
+        raise ConfigError(
+            f"{workdir} has {' and '.join(curves)} of a run, but none of its checkpoints. Put "
+            "them back; or, to start anew, name another --workdir or delete these curves."
+        )
+
 
 def find_run(experiment: Experiment, workdir: str) -> tuple[list[Saved], dict[int, str]]:
     """The checkpoints that a run goes on from, as `restore.find`; none if it is new.
 
-    Raises ConfigError as `restore.find`, or if they belong to another architecture or optimizer, or
-    lack an average.
+    Raises ConfigError as `check_names`, `restore.find` and `check_curves`, or if they belong to
+    another architecture or optimizer, or lack an average.
     """
+    check_names(workdir)
     found, damaged = restore.find(workdir)
-    if found:
+    if not found:
+        check_curves(workdir)
+    else:
         where = f"checkpoint {found[0].step} in {workdir}"
         check_architecture(experiment, found[0].config, where)
         before, now = found[0].config["optimizer"]["name"], experiment.config.optimizer.name

@@ -22,6 +22,7 @@ from sklearn import datasets
 
 from rin_jax import ConfigError
 from rin_jax.data import catalog, digits, pipeline, source
+from rin_jax.runtime import retries
 from tests.data import small_sets
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -29,7 +30,7 @@ REPOSITORY = pathlib.Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
-    monkeypatch.setattr(source, "PAUSE", 0.01)
+    monkeypatch.setattr(retries, "PAUSES", (0.01, 0.02))
 
 
 def test_digits_are_scikit_learns(digits_dir):
@@ -265,9 +266,9 @@ def test_a_damaged_record_is_named_with_its_file(digits_dir, tmp_path):
     rewrite(file, lambda x: [*x[:7], x[7].replace(b"IDAT", b"IDAX"), *x[8:]])
     opened = small_sets.opened("digits", "train[2:]", str(tmp_path), 8, 1)
     assert opened[4]["image"].shape == (8, 8, 1)
-    with pytest.raises(source.ReadError, match=rf"{file.name}, record 7 cannot be read"):
+    with pytest.raises(retries.ReadError, match=rf"{file.name}, record 7 cannot be read"):
         opened[5]
-    with pytest.raises(source.ReadError, match="record 7 cannot be read"):
+    with pytest.raises(retries.ReadError, match="record 7 cannot be read"):
         pipeline.fixed_examples(opened, 10)
 
 
@@ -316,13 +317,13 @@ def test_a_read_that_keeps_failing_is_no_mistake_of_the_user(digits_dir, monkeyp
     message = r"array_record.*, record 9 cannot be read, after 3 tries: .*Stale file handle"
     for read in (opened.__getitem__, opened.label):
         opens.append(time.monotonic())
-        with pytest.raises(source.ReadError, match=message) as error:
+        with pytest.raises(retries.ReadError, match=message) as error:
             read(7)
         assert not isinstance(error.value, ConfigError)
-    assert len(opens) == 2 * source.TRIES
-    waited = np.diff(opens).reshape(-1)[[0, 1, 3, 4]] / source.PAUSE
-    assert (waited > [1, 2, 1, 2]).all()
-    with pytest.raises(source.ReadError, match="cannot be read, after 3 tries"):
+    assert len(opens) == 2 * 3
+    waited = np.diff(opens)[[0, 1, 3, 4]]
+    assert (waited > [0.01, 0.02, 0.01, 0.02]).all()
+    with pytest.raises(retries.ReadError, match="cannot be read, after 3 tries"):
         next(pipeline.train_batches(opened, 16, seed=0, start=0))
 
 

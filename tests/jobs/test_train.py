@@ -114,6 +114,7 @@ def test_interrupted_and_resumed_is_bit_identical(
             train_lib.train(config, workdir)
     resumed = newest(workdir)
     assert resumed == {1: 0, 3: 3, 4: 4}[stop]  # every two, before samples
+    assert Path(workdir, "unsaved").exists() == (not resumed)  # else it is not started anew
     train_lib.train(config, workdir)
 
     step, state = restored(workdir, data_dir)
@@ -236,6 +237,7 @@ def test_what_a_run_leaves(undisturbed):
     assert "progress" in events.Tags()["images"]
     with open(f"{undisturbed}/config.json") as file:
         assert json.load(file)["model"]["depth"] == 1
+    assert not Path(undisturbed, "unsaved").exists()
 
 
 def test_the_same_noise_every_time(undisturbed, data_dir):
@@ -335,7 +337,7 @@ def test_utilisation_is_of_the_chips_peak():
 
 @pytest.mark.parametrize("last", [False, True])
 def test_what_was_lost_after_a_save_is_made_up_for(undisturbed, data_dir, tmp_path, last):
-    """Killed when the checkpoint was complete and the samples of its step were not."""
+    """Killed when the checkpoint was complete and the samples of its step were not, or half."""
     workdir = tmp_path / "copy"
     shutil.copytree(undisturbed, workdir)
     if not last:
@@ -343,7 +345,9 @@ def test_what_was_lost_after_a_save_is_made_up_for(undisturbed, data_dir, tmp_pa
     step = newest(str(workdir))
     config = tiny.config(data__data_dir=data_dir, train__sample_every_steps=step)
     picture = workdir / "progress" / f"{step:08d}.png"
-    picture.unlink(missing_ok=True)
+    if last:
+        picture.write_bytes(picture.read_bytes()[:99])
+    assert last or not picture.exists()
     train_lib.train(config, str(workdir))
     assert picture.exists()
     if last:

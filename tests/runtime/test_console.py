@@ -1,4 +1,8 @@
-"""Progress lines."""
+"""Progress lines, and what is kept off the terminal."""
+
+import logging
+import sys
+import types
 
 import pytest
 
@@ -28,3 +32,13 @@ def test_progress_says_where_the_time_went(monkeypatch):
     assert progress.line({"loss": 0.5}) == "step 20/100 (20.0 %)  loss 0.5  0:20 left"
     now[0] = 30.0
     assert progress.update(30) == {"images_per_second": 10.0, "time_step": 1.0}
+
+
+def test_of_what_nobody_can_catch_only_the_rest_of_failed_loads_is_kept_off(monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda failed: seen.append(str(failed.exc_value)))
+    monkeypatch.setattr(logging.getLogger("asyncio"), "level", logging.NOTSET)
+    console.silence_failed_loads()
+    for text in ("Event loop is closed", "another"):
+        sys.unraisablehook(types.SimpleNamespace(exc_value=RuntimeError(text)))
+    assert seen == ["another"]
