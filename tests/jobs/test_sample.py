@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -104,6 +105,47 @@ def test_files(workdir):
     other = run(config, workdir, classes=["7", "2"], checkpoint=1)
     assert other.name == "00000001"
     assert (np.load(other / "samples.npz")["images"] != arrays["images"]).any()
+
+
+def contents(folder):
+    """The bytes of every file below a folder, by its path."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+def test_interrupted_it_goes_on_and_ends_with_the_same_files(workdir, tmp_path, monkeypatch):
+    """Also if other images were begun in between, whose files were written over the first ones."""
+    config, flags = tiny.config(**SMALL, mesh__data=8), {"num": 75, "classes": ["random"]}
+    quiet, other, killed = (tmp_path / name for name in ("quiet", "other", "killed"))
+    for path in (quiet, other, killed):
+        shutil.copytree(workdir / "checkpoints", path / "checkpoints")
+    run(config, quiet, **flags)
+    drawn, write = [], sample.Parts.write
+
+    def dies(parts, batches):
+        if drawn.append(sum(len(rows) for rows, _ in batches)) or len(drawn) == 2:
+            raise KeyboardInterrupt  # the files of these images are there, their part is not
+        write(parts, batches)
+
+    monkeypatch.setattr(sample.Parts, "write", dies)
+    for path in (killed, other):
+        drawn.clear()
+        with pytest.raises(KeyboardInterrupt):
+            run(config, path, **flags)
+        assert not (path / "samples/00000003/samples.npz").exists()
+    monkeypatch.setattr(sample.Parts, "write", lambda *a: (drawn.append(1), write(*a))[-1])
+    drawn.clear()
+    run(config, killed, **flags)
+    assert len(drawn) == 2  # of three rounds of 8 x 4 images
+    assert contents(killed / "samples") == contents(quiet / "samples")
+    with monkeypatch.context() as patch:
+        patch.setattr(sample, "write", dies)
+        with pytest.raises(TypeError):  # at the very end
+            run(tiny.config(**SMALL, mesh__data=8, seed=4), other, **flags)
+    drawn.clear()
+    run(config, other, **flags)
+    assert len(drawn) == 3, "parts of images that were overwritten were used"
+    assert contents(other / "samples") == contents(quiet / "samples")
 
 
 @pytest.fixture(scope="module")
