@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -146,6 +147,35 @@ def test_interrupted_it_goes_on_and_ends_with_the_same_files(workdir, tmp_path, 
     run(config, other, **flags)
     assert len(drawn) == 3, "parts of images that were overwritten were used"
     assert contents(other / "samples") == contents(quiet / "samples")
+
+
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path, monkeypatch):
+    config = tiny.config(**SMALL, data__image_size=64, model__patch_size=32)
+    experiment, needed = save(tmp_path, config), []
+
+    def noise(device, indices):
+        rng = np.random.default_rng(indices[0])
+        return rng.integers(0, 256, (4, *experiment.rin.example_shape), np.uint8), None
+
+    def traced(function):
+        def call(*args):
+            tracemalloc.start()
+            function(*args)
+            needed.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+
+        return call
+
+    monkeypatch.setattr(sample, "make_device_sampler", lambda *args: lambda *more: noise)
+    monkeypatch.setattr(sample, "draw", traced(sample.draw))
+    monkeypatch.setattr(sample, "write", traced(sample.write))
+    for num in (160, 1600):
+        run(config, tmp_path, num=num)
+    drawing, writing, drawing_more, writing_more = needed
+    tenth = 160 * 64 * 64
+    assert drawing_more - drawing < tenth
+    assert writing_more - writing < tenth
+    assert min(drawing, writing) > 100 * 64 * 64 / 2  # it is seen at all
 
 
 @pytest.fixture(scope="module")
