@@ -25,8 +25,19 @@ def in_parts(abstract: Any) -> Any:
 
 
 def gather(loaded: Any, abstract: Any) -> Any:
-    """Arrays that were read in parts, laid out as the shapes in `abstract` say."""
-    return jax.device_put(loaded, jax.tree.map(lambda leaf: leaf.sharding, abstract))
+    """Arrays that were read in parts, laid out as the shapes in `abstract` say.
+
+    One program for all of them: the collectives of several could wait for each other for ever.
+    """
+    arrays, tree = jax.tree.flatten(loaded)
+    places = [leaf.sharding for leaf in jax.tree.leaves(abstract)]
+    split = {
+        i: x for i, x in enumerate(arrays) if not x.sharding.is_equivalent_to(places[i], x.ndim)
+    }
+    if not split:
+        return loaded
+    whole = jax.jit(lambda x: x, out_shardings={i: places[i] for i in split})(split)
+    return tree.unflatten([whole.get(i, x) for i, x in enumerate(arrays)])
 
 
 def _part(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

@@ -79,6 +79,7 @@ with processes.together({}, 60.0, {}, print):
     mesh = sharding.make_mesh(*json.loads(sys.argv[2]))
     rng, folder = np.random.default_rng(0), checkpoints.folder(sys.argv[1])
     arrays = {"w": rng.normal(size=(3, 64, 512)), "v": rng.normal(size=(512, 96)), "b": np.ones(7)}
+    arrays |= {f"k{i}": rng.normal(size=(8 * i, 64)) for i in range(1, 40)}  # many collectives
     arrays = {name: x.astype(np.float32) for name, x in arrays.items()}
     places = dict.fromkeys(arrays, sharding.replicated(mesh))
     places["w"] = jax.NamedSharding(mesh, jax.P(None, None, "fsdp"))
