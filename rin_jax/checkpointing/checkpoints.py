@@ -23,6 +23,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from rin_jax import ConfigError, at_least_one
+from rin_jax.checkpointing import reading
 from rin_jax.checkpointing.checksums import tree_checksums
 from rin_jax.runtime import console, files, processes, retries
 from rin_jax.runtime.retries import ReadError
@@ -90,6 +91,7 @@ class Checkpoints:
         _drop_odd_losses(path)
         context = ocp.Context()  # processes wait for each other by step; two folders may save one
         context.multiprocessing.barrier_sync_key_prefix = path.name
+        context.array.saving.max_replicas_for_replica_parallel = reading.PARTS
         self._checkpointer = ocp.training.Checkpointer(
             path,
             context=context,
@@ -236,11 +238,11 @@ def load(saved: Saved, abstract: Mapping[str, Any]) -> dict[str, Any]:
     context.multiprocessing.primary_host = index
     context.multiprocessing.active_processes = {index}
     context.multiprocessing.barrier_sync_key_prefix = f"process_{index}"
+    wanted = reading.in_parts(dict(abstract)) if jax.process_count() > 1 else dict(abstract)
     try:
         with context:
             loaded = retries.read(
-                lambda: str(saved.path),
-                lambda: ocp.load_checkpointables(saved.path, dict(abstract)),
+                lambda: str(saved.path), lambda: ocp.load_checkpointables(saved.path, wanted)
             )
     except ReadError:
         raise
@@ -249,6 +251,7 @@ def load(saved: Saved, abstract: Mapping[str, Any]) -> dict[str, Any]:
     reasons = [text for text in processes.gather("reading a checkpoint", reason) if text]
     if reasons:
         raise DamagedError(reasons[0])
+    loaded = reading.gather(loaded, dict(abstract))
     for name, value in tree_checksums(loaded).items():
         if saved.checksums.get(name) != value:
             raise DamagedError(f"{name} is not what was saved (checksum {value})")

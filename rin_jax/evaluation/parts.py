@@ -1,15 +1,18 @@
-"""Features of images by their index, as files of a folder: what an evaluation keeps while it runs.
+"""Arrays of images by their index, as files of a folder: what a long job keeps while it runs.
 
-    FOLDER/FIRST-STOP.npz    float32 arrays [STOP - FIRST, ...] of images FIRST..STOP-1, by name
+    FOLDER/FIRST-STOP.npz    arrays [STOP - FIRST, ...] of images FIRST..STOP-1, by name
 
-A file is written as a whole or not at all, and never changed. Any number of processes write their
-own files; an evaluation that is interrupted goes on with the images that no file has. An image
-needs some 20 kB for Inception, whatever its own size.
+An evaluation keeps features, some 20 kB an image for Inception, and a sampling the images. A file
+is written as a whole or not at all, and never changed. Any number of processes write their own
+files; a job that is interrupted goes on with the images that no file has.
 """
 
+import contextlib
 import io
 import re
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import BinaryIO
 
 import numpy as np
 from etils import epath
@@ -30,29 +33,63 @@ class Parts:
         found = [match for match in map(_NAME.fullmatch, names) if match]
         return sorted((int(match[1]), int(match[2])) for match in found)
 
-    def write(self, first: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """The features of images `first`, first + 1, ..; each array has a row for each."""
-        (count,) = {len(array) for array in arrays.values()}
-        write_arrays(self.folder / f"{first:09d}-{first + count:09d}.npz", arrays)
+    def write(self, batches: Sequence[tuple[np.ndarray, Mapping[str, np.ndarray]]]) -> None:
+        """A file for each piece without a gap of batches (indices [B], arrays [B, ...] by name)."""
+        indices = np.concatenate([rows for rows, _ in batches])
+        names = batches[0][1]
+        arrays = {name: np.concatenate([found[name] for _, found in batches]) for name in names}
+        at = 0
+        for run in runs(indices):
+            first, rows = int(run[0]), slice(at, at + len(run))
+            path = self.folder / f"{first:09d}-{first + len(run):09d}.npz"
+            write_arrays(path, {name: array[rows] for name, array in arrays.items()})
+            at += len(run)
+
+    def pieces(self, count: int) -> Iterator[dict[str, np.ndarray]]:
+        """The arrays of images 0..count-1 in their order, file by file; all must be there."""
+        done = 0  # images that were given out
+        for first, stop in self.ranges():
+            if stop <= done or done >= count:  # two jobs wrote at the same time
+                continue
+            assert first <= done, f"there is nothing of images {done}..{first - 1}"
+            arrays = self._read(first, stop)
+            yield {name: array[done - first : count - first] for name, array in arrays.items()}
+            done = min(stop, count)
+        assert done == count, f"there is nothing of images {done}..{count - 1}"
 
     def blocks(self, count: int) -> Iterator[dict[str, np.ndarray]]:
-        """The features of images 0..count-1 in their order, BLOCK at a time; all must be there."""
+        """As `pieces`, BLOCK images at a time."""
         held: dict[str, np.ndarray] = {}
-        done = 0  # images that are held or were given out
-        for first, stop in self.ranges():
-            if stop <= done or done >= count:  # two evaluations wrote at the same time
-                continue
-            assert first <= done, f"images {done}..{first - 1} have no features"
-            arrays = self._read(first, stop)
-            rows = {name: array[done - first : count - first] for name, array in arrays.items()}
-            done = min(stop, count)
+        for rows in self.pieces(count):
             held = {n: np.concatenate([held[n], x]) if held else x for n, x in rows.items()}
             while len(next(iter(held.values()))) >= BLOCK:
                 yield {name: array[:BLOCK] for name, array in held.items()}
                 held = {name: array[BLOCK:] for name, array in held.items()}
-        assert done == count, f"images {done}..{count - 1} have no features"
         if len(next(iter(held.values()))):
             yield held
+
+    def join(
+        self, path: epath.Path, count: int, names: Sequence[str], more: Mapping[str, np.ndarray]
+    ) -> None:
+        """One .npz file of the arrays `names` of images 0..count-1, and of `more`.
+
+        The files are read one after the other, once for each name, and not held together.
+        """
+        with _whole_file(path) as file, zipfile.ZipFile(file, "w") as archive:
+            for name in names:
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    for i, piece in enumerate(self.pieces(count)):
+                        rows = piece[name]
+                        if i == 0:
+                            header = {
+                                "descr": np.lib.format.dtype_to_descr(rows.dtype),
+                                "fortran_order": False, "shape": (count, *rows.shape[1:]),
+                            }  # fmt: skip
+                            np.lib.format.write_array_header_1_0(member, header)
+                        member.write(rows.tobytes())
+            for name, array in more.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, np.asanyarray(array))
 
     def _read(self, first: int, stop: int) -> dict[str, np.ndarray]:
         data = (self.folder / f"{first:09d}-{stop:09d}.npz").read_bytes()
@@ -66,11 +103,19 @@ class Parts:
 
 def write_arrays(path: epath.Path, arrays: Mapping[str, np.ndarray]) -> None:
     """An .npz file with its folder, as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
+    with _whole_file(path) as file:
+        file.write(buffer.getvalue())
+
+
+@contextlib.contextmanager
+def _whole_file(path: epath.Path) -> Iterator[BinaryIO]:
+    """A file to be written, with its folder, which is there under its name when all is written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".draft")
-    draft.write_bytes(buffer.getvalue())
+    with draft.open("wb") as file:
+        yield file
     draft.replace(path)
 
 

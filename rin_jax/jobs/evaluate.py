@@ -21,7 +21,6 @@ from etils import epath
 from jax.sharding import Mesh
 
 from rin_jax import ConfigError
-from rin_jax.checkpointing.checksums import tree_checksums
 from rin_jax.data.source import Source, open_source
 from rin_jax.evaluation import protocol, records, sample_files
 from rin_jax.evaluation.parts import Parts
@@ -34,7 +33,7 @@ from rin_jax.runtime import console, processes
 from rin_jax.sampling import labels as label_rules
 from rin_jax.sampling import measuring, real_images
 from rin_jax.sampling.conditions import make_conditions, source_of
-from rin_jax.sampling.generate import guide_experiment, make_device_sampler
+from rin_jax.sampling.generate import describe_images, guide_experiment, make_device_sampler
 from rin_jax.sampling.weights import load_ema
 
 PACKAGES = "rin-jax", "jax", "jaxlib", "flax", "numpy"
@@ -140,20 +139,17 @@ def of_model(
     labels = label_rules.by_rule(
         evaluation.labels, evaluation.num_samples, known, seed, histogram[:known]
     )
-    conditions, config = make_conditions(experiment, labels, source), experiment.config
+    conditions = make_conditions(experiment, labels, source)
     images = make_device_sampler(experiment, mesh, seed)(params, conditions)
     images, of_frames = measuring.of_clips(experiment, images, conditions)
     description = {
-        "step": step, "ema": name, "seed": seed, "labels": evaluation.labels if known else "none",
-        "weights": protocol.digest(tree_checksums({"params": params})),
-        "sampler": config.sampler.to_dict(), "process": config.diffusion.to_dict(),
-        "model": config.model.to_dict(), "evaluations": experiment.sampler.num_evaluations,
-        "guidance_scale": config.sampler.guidance_scale,
-        **real_images.describe_samples(experiment, source),
-    }  # fmt: skip
+        **describe_images(experiment, step, name, params),
+        "labels": evaluation.labels if known else "none",
+        **json.loads(json.dumps(real_images.describe_samples(experiment, source))),
+    }
     return Samples(
         images, experiment.generation.images_per_device, conditions.labels, evaluation,
-        json.loads(json.dumps(description)), f"{step:08d}-{name}", of_frames,
+        description, f"{step:08d}-{name}", of_frames,
     )  # fmt: skip
 
 

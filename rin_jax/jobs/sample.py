@@ -12,35 +12,51 @@ Of clips, where frames were given with the truth beside or above them (`moving_p
     WORKDIR/samples/STEP/000000.gif and .mp4   each clip; MP4 where PyAV is installed
     WORKDIR/samples/STEP/samples.npz           images uint8 [N, T, H, W, C] and the given frames too
 
-A later call for the same step writes over them. The label of image i follows from the rule, the
-seed and i, and the image from its label, the seed and i: more images never change the first ones.
-Where frames are given they are those of real clips, and the label is that of clip i
-(`sampling/conditions.py`).
+Every process writes the images that it makes, and keeps them as arrays in
+
+    WORKDIR/samples/STEP/parts/HASH/           removed when the record is there
+
+until process 0 joins these to samples.npz: no process holds all images. A job that is interrupted
+and started again goes on where it was, with any number of processes; one with other settings for
+the same step writes over the files. The label of image i follows from the rule, the seed and i, and
+the image from its label, the seed and i: more images never change the first ones. Where frames are
+given they are those of real clips, and the label is that of clip i (`sampling/conditions.py`).
 """
 
 import contextlib
 import dataclasses
-import io
+import functools
+import hashlib
 import json
 from collections.abc import Sequence
+from concurrent import futures
 
 import jax
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 
 from rin_jax import ConfigError
 from rin_jax.data import catalog
+from rin_jax.evaluation import protocol
+from rin_jax.evaluation.parts import Parts
 from rin_jax.experiment import Experiment, device_mesh, make_experiment
 from rin_jax.interop.loading import Model, load
-from rin_jax.runtime import console, files
-from rin_jax.sampling import grids, moving_pictures, trace
+from rin_jax.runtime import console, files, processes
+from rin_jax.sampling import grids, measuring, moving_pictures, shares, trace
 from rin_jax.sampling import labels as label_rules
 from rin_jax.sampling.conditions import Conditions, make_conditions
-from rin_jax.sampling.generate import generate_all, guide_experiment, jit_sampler
+from rin_jax.sampling.generate import (
+    describe_images,
+    guide_experiment,
+    jit_sampler,
+    make_device_sampler,
+)
 from rin_jax.sampling.rollout import Rollout
 from rin_jax.sampling.weights import load_ema
 
 PICTURED = 8  # images whose way is shown
+WRITERS = 8  # files of images that are written at the same time
 
 
 def sample(
@@ -70,17 +86,20 @@ def sample(
     else:
         model = load(export, experiment)
     folder = epath.Path(workdir) / "samples" / f"{model.step:08d}"
-    part = experiment.generation.images_per_device * model.mesh.size
+    parts = open_parts(folder, model, conditions, rollout)
     program = jit_sampler if rollout is None else rollout.program
-    images = generate_all(experiment, model.mesh, seed, model.params, conditions, part, program)
+    images = make_device_sampler(experiment, model.mesh, seed, program)(model.params, conditions)
+    draw(folder, experiment, model.mesh, images, conditions, parts)
     if show:
         few = np.arange(min(PICTURED, len(conditions)))
         cond = conditions.of(few)
         trajectory = trace.trace(experiment, model.mesh, model.params, seed, few, cond)
     if jax.process_index() == 0:
-        write(model, folder, images, conditions, rollout)
         if show:
             trace.write(folder, trajectory)
+        write(model, folder, parts, conditions, rollout)
+        parts.folder.parent.rmtree()
+    processes.agree("files of samples")
     made = f"{len(conditions)} samples of step {model.step} ({model.ema} weights)"
     console.say(f"{made}: {folder}.png and {folder}")
     return folder
@@ -101,27 +120,93 @@ def choose_labels(experiment: Experiment, classes: Sequence[str], num: int | Non
     return label_rules.choose(classes, num, known, experiment.seed)
 
 
-def write(
-    model: Model, folder: epath.Path, images: np.ndarray, conditions: Conditions,
-    rollout: Rollout | None,
+def open_parts(
+    folder: epath.Path, model: Model, conditions: Conditions, rollout: Rollout | None
+) -> Parts:
+    """What an interrupted job with the same images has kept; that of other ones is removed."""
+    description = describe_images(model.experiment, model.step, model.ema, model.params) | {
+        "all_labels": hashlib.sha256(conditions.labels.tobytes()).hexdigest(),
+        "frames": conditions.fingerprint, "rollout": rollout and dataclasses.asdict(rollout),
+    }  # fmt: skip
+    parts = Parts(folder / "parts" / protocol.digest(description))
+    if jax.process_index() == 0:
+        for name in ("samples.npz", "record.json"):  # they are there when all the rest is
+            (folder / name).unlink(missing_ok=True)
+        others = parts.folder.parent.iterdir() if parts.folder.parent.exists() else ()
+        for other in others:
+            if other.name != parts.folder.name:
+                other.rmtree()
+    return parts
+
+
+def draw(
+    folder: epath.Path, experiment: Experiment, mesh: Mesh, images: measuring.Images,
+    conditions: Conditions, parts: Parts,
 ) -> None:  # fmt: skip
-    """The pictures, the arrays and the record."""
-    config, names = model.config, class_names(model.config, model.class_names or ())
-    labels, indices, clip = conditions.labels, np.arange(len(conditions)), config.data.clip
-    arrays = {"images": images, "labels": labels, "indices": indices, "seed": config.seed}
-    first = np.argsort(labels[: label_rules.GRID], kind="stable")
-    captions = [names[label] for label in labels[first]] if names else []
-    if clip is None:
-        write_images(folder, images, first, captions)
-    else:
-        write_clips(folder, images, conditions, first, captions)
+    """Makes the images that `parts` lacks, a file of each, and adds them; all processes.
+
+    The files of a batch are written while the next one is made. An image whose part is there has
+    its files too.
+    """
+    size, clips = experiment.generation.images_per_device, experiment.data.clip is not None
+    write_one = functools.partial(write_clip, conditions=conditions) if clips else write_image
+    if clips and not files.can_write_mp4():
+        console.say('GIF files alone; for MP4 too: pip install "rin-jax[video]"')
+
+    def make(device: jax.Device, indices: np.ndarray) -> dict[str, np.ndarray]:
+        arrays = {"images": np.asarray(images(device, indices)[0])[indices % size]}
         if conditions.cond_frames:
             arrays["frames"] = conditions.truth(indices)[:, : conditions.cond_frames]
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    (folder / "samples.npz").write_bytes(buffer.getvalue())
+        return arrays
+
+    def keep(made: Sequence[tuple[np.ndarray, dict[str, np.ndarray]]]) -> None:
+        for indices, arrays in made:
+            list(writers.map(functools.partial(write_one, folder), indices, arrays["images"]))
+        parts.write(made)
+
+    with futures.ThreadPoolExecutor(WRITERS) as writers, futures.ThreadPoolExecutor(1) as keeper:
+        before = None
+        for made in shares.rounds(make, size, len(conditions), parts, mesh):
+            if before:
+                before.result()
+            before = keeper.submit(keep, made)
+        if before:
+            before.result()
+    processes.agree("samples")
+
+
+def write_image(folder: epath.Path, index: int, image: np.ndarray) -> None:
+    """The file of an image."""
+    files.write_png(folder / f"{index:06d}.png", image)
+
+
+def write_clip(folder: epath.Path, index: int, clip: np.ndarray, conditions: Conditions) -> None:
+    """The files of a clip."""
+    strips = moving_pictures.strips(clip[None], conditions, np.array([index]))
+    (pictures,) = moving_pictures.beside(strips)
+    files.write_gif(folder / f"{index:06d}.gif", pictures)
+    if files.can_write_mp4():
+        files.write_mp4(folder / f"{index:06d}.mp4", pictures)
+
+
+def write(
+    model: Model, folder: epath.Path, parts: Parts, conditions: Conditions, rollout: Rollout | None
+) -> None:
+    """The pictures of the first images, the arrays and, when all is there, the record."""
+    config, names = model.config, class_names(model.config, model.class_names or ())
+    labels, clip, count = conditions.labels, config.data.clip, len(conditions)
+    first = np.argsort(labels[: label_rules.GRID], kind="stable")
+    captions = [names[label] for label in labels[first]] if names else []
+    images = np.concatenate([piece["images"] for piece in parts.pieces(len(first))])
+    if clip is None:
+        draw_grid(folder, images[first], captions)
+    else:
+        draw_clips(folder, images, conditions, first, captions)
+    streamed = ["images", "frames"] if conditions.cond_frames else ["images"]
+    small = {"labels": labels, "indices": np.arange(count), "seed": config.seed}
+    parts.join(folder / "samples.npz", count, streamed, small)
     record = {
-        "step": model.step, "ema": model.ema, "seed": config.seed, "num": len(labels),
+        "step": model.step, "ema": model.ema, "seed": config.seed, "num": count,
         "evaluations": model.experiment.sampler.num_evaluations,
         "sampler": config.sampler.to_dict(), "dtype": config.model.dtype, "class_names": names,
     }  # fmt: skip
@@ -131,23 +216,19 @@ def write(
     (folder / "record.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
-def write_images(
-    folder: epath.Path, images: np.ndarray, first: np.ndarray, captions: Sequence[str]
-) -> None:
-    """The grid of images `first`, with their captions if there are any, and each image."""
-    grid = grids.grid(images[first], grids.COLUMNS)
+def draw_grid(folder: epath.Path, images: np.ndarray, captions: Sequence[str]) -> None:
+    """The first images, with their captions if there are any."""
+    grid = grids.grid(images, grids.COLUMNS)
     if captions:
-        grid = grids.captioned_grid(images[first], captions, grids.COLUMNS)
+        grid = grids.captioned_grid(images, captions, grids.COLUMNS)
     files.write_png(folder.parent / f"{folder.name}.png", grid)
-    for i, image in enumerate(images):
-        files.write_png(folder / f"{i:06d}.png", image)
 
 
-def write_clips(
+def draw_clips(
     folder: epath.Path, clips: np.ndarray, conditions: Conditions, first: np.ndarray,
     captions: Sequence[str],
 ) -> None:  # fmt: skip
-    """The frames of the first clips, some of `first` moving with their captions, and each clip."""
+    """The frames of the first clips, and some of `first` moving with their captions."""
     few = np.arange(min(moving_pictures.CLIPS, len(clips)))
     strips = moving_pictures.strips(clips[few], conditions, few)
     files.write_png(folder.parent / f"{folder.name}.png", moving_pictures.still(strips))
@@ -155,15 +236,6 @@ def write_clips(
     strips = moving_pictures.strips(clips[few], conditions, few)
     pictures = moving_pictures.moving(strips, captions)
     files.write_gif(folder.parent / f"{folder.name}.gif", pictures)
-    mp4 = files.can_write_mp4()
-    if not mp4:
-        console.say('GIF files alone; for MP4 too: pip install "rin-jax[video]"')
-    for i in range(len(clips)):
-        strips = moving_pictures.strips(clips[i : i + 1], conditions, np.array([i]))
-        (pictures,) = moving_pictures.beside(strips)
-        files.write_gif(folder / f"{i:06d}.gif", pictures)
-        if mp4:
-            files.write_mp4(folder / f"{i:06d}.mp4", pictures)
 
 
 def class_names(config, known: Sequence[str]) -> list[str]:

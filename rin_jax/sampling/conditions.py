@@ -27,6 +27,7 @@ class Conditions:
     cond_frames: int  # how many frames are given
     num_classes: int  # of the network
     input_scale: float  # of the process
+    fingerprint: str = ""  # of the data set whose frames are given
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -61,14 +62,16 @@ def make_conditions(
     `source` is the data set if it is open already; else it is opened where frames are given, which
     raises as `open_source`.
     """
-    labels, num_classes, clips = np.asarray(labels, np.int32), experiment.rin.num_classes, None
+    labels, num_classes = np.asarray(labels, np.int32), experiment.rin.num_classes
+    clips, fingerprint = None, ""
     if experiment.rin.cond_frames:
         source = source_of(experiment, source or open_source(experiment.data))
         clips, known = pipeline.Reader(source), source.info.num_classes > 0
+        fingerprint = source.fingerprint
         own = [source.label(i % len(source)) if known else NO_LABEL for i in range(len(labels))]
         labels = np.array(own, np.int32)
     cond_frames, scale = experiment.rin.cond_frames, experiment.objective.process.input_scale
-    return Conditions(labels, clips, cond_frames, num_classes, scale)
+    return Conditions(labels, clips, cond_frames, num_classes, scale, fingerprint)
 
 
 def source_of(experiment: Experiment, source: Source) -> Source:

@@ -11,8 +11,10 @@ What changes the rounding is the kind of device, the compiler's version and opti
 """
 
 import concurrent.futures
+import functools
+import json
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +23,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from rin_jax import ConfigError
+from rin_jax.checkpointing.checksums import tree_checksums
 from rin_jax.checkpointing.restore import find_checkpoints
 from rin_jax.diffusion.samplers import example_noise
+from rin_jax.evaluation import protocol
 from rin_jax.experiment import Experiment, make_experiment, saved_config
 from rin_jax.network.conditioning import Cond
 from rin_jax.network.rin import RIN
-from rin_jax.runtime import console, processes
+from rin_jax.runtime import processes
 from rin_jax.sampling.conditions import Conditions
 from rin_jax.sampling.denoiser import denoiser, guided
 from rin_jax.sampling.weights import abstract_params, load_ema, on_device, whole
@@ -66,6 +70,9 @@ def jit_sampler(experiment: Experiment, guide: RIN | None = None, rounded: bool 
         return to_uint8(images) if rounded else to_pixels(images)
 
     return images_of
+
+
+unrounded_sampler = functools.partial(jit_sampler, rounded=False)
 
 
 def seeded_noise(key: Array, indices: Array, shape: tuple[int, ...]):
@@ -122,18 +129,20 @@ def make_generate(
 
 
 def make_device_sampler(
-    experiment: Experiment, mesh: Mesh, seed: int
+    experiment: Experiment, mesh: Mesh, seed: int,
+    make_program: Callable = unrounded_sampler,
 ) -> Callable[[dict, Conditions], Callable[[jax.Device, np.ndarray], tuple[Array, np.ndarray]]]:
     """(params, conditions) -> a function (device, indices [B]) -> (images of `seed`, labels [B]).
 
-    Images are float32 [size, *example_shape] in 0..255, not rounded, on that device, which is one
-    of this process's. Image i lies in row i modulo size = `sampler.images_per_device`; the other
-    rows mean nothing. No two of the indices have one row; `conditions` are those of all images of
-    the seed. It is compiled once for all parameters. Raises as `make_generate`.
-    """
+    Images are those of `make_program`, as in `make_generate`: [size, ...], float32 in 0..255 and
+    not rounded if it is not given, on that device, which is one of this process's. Image i lies in
+    row i modulo size = `sampler.images_per_device`; the other rows mean nothing. No two of the
+    indices have one row; `conditions` are those of all images of the seed. It is compiled once for
+    all parameters. Raises as `make_generate`.
+    """  # fmt: skip
     experiment.sampler.check_grid()
     guide = load_guide(experiment, mesh)
-    program = jit_sampler(experiment, guide and guide.experiment.rin, rounded=False)
+    program = make_program(experiment, guide and guide.experiment.rin)
     size, key = experiment.generation.images_per_device, jax.random.key(seed)
 
     def sampler(params: dict, conditions: Conditions):
@@ -152,19 +161,17 @@ def make_device_sampler(
     return sampler
 
 
-def generate_all(
-    experiment: Experiment, mesh: Mesh, seed: int, params: dict, conditions: Conditions, part: int,
-    make_program: Callable = jit_sampler,
-) -> np.ndarray:  # fmt: skip
-    """Images 0, 1, .. of `seed` under N conditions, `part` of them at a time, a line for each."""
-    generate = make_generate(experiment, mesh, seed, make_program)
-    progress = console.Progress(0, len(conditions), 1)
-    images = []
-    for first in range(0, len(conditions), part):
-        rows = np.arange(first, min(first + part, len(conditions)))
-        images.append(generate(params, rows, conditions.of(rows)))
-        console.say(progress.line(progress.update(int(rows[-1]) + 1)))
-    return np.concatenate(images)
+def describe_images(experiment: Experiment, step: int, ema: str, params: dict) -> dict[str, Any]:
+    """What the images of a seed depend on beside their conditions, as JSON."""
+    config = experiment.config
+    description = {
+        "step": step, "ema": ema, "seed": experiment.seed,
+        "weights": protocol.digest(tree_checksums({"params": params})),
+        "sampler": config.sampler.to_dict(), "process": config.diffusion.to_dict(),
+        "model": config.model.to_dict(), "evaluations": experiment.sampler.num_evaluations,
+        "guidance_scale": config.sampler.guidance_scale,
+    }  # fmt: skip
+    return json.loads(json.dumps(description))
 
 
 def places(indices: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -181,7 +188,8 @@ def run_batches(
 ) -> np.ndarray:
     """Images [K, B, H, W, C] of K batches [K, B], dealt out to the processes and their devices.
 
-    `params` are whole on every device. Devices compile at the same time, each for itself.
+    `params` are whole on every device. Devices compile at the same time, each for itself. Every
+    process gets all images, a batch at a time: it is meant for a few; `shares` for many.
     """
     members = sorted({device.process_index for device in mesh.devices.flat})
     devices = mesh.local_devices
@@ -199,15 +207,14 @@ def run_batches(
 
     with concurrent.futures.ThreadPoolExecutor(len(devices)) as pool:
         parts = list(pool.map(run, devices[: len(own)]))
+    made = {k: parts[i % len(devices)][i // len(devices)] for i, k in enumerate(own)}
     if len(members) == 1:
-        return np.stack([parts[k % len(devices)][k // len(devices)] for k in range(len(indices))])
-    shape = jax.eval_shape(program, params, *batch(0))
-    images = np.zeros((-(-len(indices) // len(members)), *shape.shape), shape.dtype)
-    for k in range(len(own)):
-        images[k] = parts[k % len(devices)][k // len(devices)]
+        return np.stack([made[k] for k in range(len(indices))])
     processes.agree("sampled")  # a collective would not wait long for the slowest
-    everyone = multihost_utils.process_allgather(images)
-    return np.stack([everyone[k % len(members), k // len(members)] for k in range(len(indices))])
+    shape = jax.eval_shape(program, params, *batch(0))
+    zeros = np.zeros(shape.shape, shape.dtype)
+    tell = multihost_utils.broadcast_one_to_all
+    return np.stack([tell(made.get(k, zeros), k in made) for k in range(len(indices))])
 
 
 def to_pixels(images: Array) -> Array:

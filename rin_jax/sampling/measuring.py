@@ -4,8 +4,6 @@ Every process takes its share of the images that have no features yet, a batch a
 the features at least once a minute, so that a job that is interrupted goes on where it was.
 """
 
-import concurrent.futures
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -16,11 +14,12 @@ from jax.sharding import Mesh
 
 from rin_jax.evaluation import frames, summary
 from rin_jax.evaluation.feature_networks import FeatureNetwork
-from rin_jax.evaluation.parts import Parts, missing, runs
+from rin_jax.evaluation.parts import Parts
 from rin_jax.evaluation.protocol import Evaluation
 from rin_jax.evaluation.real_statistics import Reference
 from rin_jax.experiment import Experiment
-from rin_jax.runtime import console, processes
+from rin_jax.runtime import processes
+from rin_jax.sampling import shares
 from rin_jax.sampling.conditions import Conditions
 
 Array = jax.Array
@@ -30,7 +29,7 @@ Images = Callable[[jax.Device, np.ndarray], tuple[Array, np.ndarray]]
 # (device, images as above, indices [B]) -> {"NETWORK/OUTPUT": float32 [B, F]} of these images
 Features = Callable[[jax.Device, Array, np.ndarray], dict[str, np.ndarray]]
 AT_ONCE = 64  # images that are read from the host
-WRITE_SECONDS, SAY_SECONDS = 60.0, 10.0
+WRITE_SECONDS = 60.0
 WRITE_IMAGES = 2000  # at the latest, so that memory does not grow with the number of images
 
 
@@ -41,12 +40,6 @@ def extract(
 
     `features` are those of `make_features`, one for each network, and perhaps `of_frames`.
     """
-    ranges = json.loads(processes.gather("features so far", json.dumps(parts.ranges()))[0])
-    todo = missing(ranges, count)
-    batches = np.split(todo, np.flatnonzero(np.diff(todo // size)) + 1) if todo.size else []
-    members = sorted({device.process_index for device in mesh.devices.flat})
-    own = np.array_split(np.arange(len(batches)), len(members))[members.index(jax.process_index())]
-    own = [batches[i] for i in own]
 
     def one(device: jax.Device, indices: np.ndarray) -> dict[str, np.ndarray]:
         pixels, labels = images(device, indices)
@@ -55,24 +48,15 @@ def extract(
             found |= of(device, pixels, indices)
         return found
 
-    devices = mesh.local_devices
-    progress = console.Progress(count - len(todo), count, 1)
-    share = len(todo) / max(sum(map(len, own)), 1)  # of all processes, for one image of this one
-    done, held, written, said = 0, [], time.monotonic(), time.monotonic()
-    with concurrent.futures.ThreadPoolExecutor(len(devices)) as pool:
-        for first in range(0, len(own), len(devices)):
-            round_ = own[first : first + len(devices)]
-            held += zip(round_, pool.map(one, devices, round_), strict=True)
-            done += sum(map(len, round_))
-            now, last = time.monotonic(), first + len(devices) >= len(own)
-            enough = sum(len(indices) for indices, _ in held) >= WRITE_IMAGES
-            if last or enough or now - written > WRITE_SECONDS:
-                _write(parts, held)
-                held, written = [], now
-            if last or now - said > SAY_SECONDS:
-                reached = count - len(todo) + int(done * share)
-                console.say(progress.line(progress.update(reached)))
-                said = now
+    held, written = [], time.monotonic()
+    for made in shares.rounds(one, size, count, parts, mesh):
+        held += made
+        enough = sum(len(indices) for indices, _ in held) >= WRITE_IMAGES
+        if enough or time.monotonic() - written > WRITE_SECONDS:
+            parts.write(held)
+            held, written = [], time.monotonic()
+    if held:
+        parts.write(held)
     processes.agree("features of all images")
 
 
@@ -169,13 +153,3 @@ def of_frames(measures: Sequence[str], conditions: Conditions, cond_frames: int)
         return {f"frames/{name}": x.astype(np.float32) for name, x in found.items()}
 
     return features
-
-
-def _write(parts: Parts, held: Sequence[tuple[np.ndarray, Mapping[str, np.ndarray]]]) -> None:
-    """A file for each piece of the indices without a gap."""
-    indices = np.concatenate([rows for rows, _ in held])
-    arrays = {name: np.concatenate([found[name] for _, found in held]) for name in held[0][1]}
-    at = 0
-    for run in runs(indices):
-        parts.write(int(run[0]), {name: x[at : at + len(run)] for name, x in arrays.items()})
-        at += len(run)

@@ -14,7 +14,7 @@ from rin_jax.experiment import make_experiment
 from rin_jax.interop import card, rin_torch
 from rin_jax.jobs import export
 from rin_jax.sampling.conditions import make_conditions
-from rin_jax.sampling.generate import generate_all
+from rin_jax.sampling.generate import make_generate
 from rin_jax.sampling.moving_pictures import grid_labels
 from tests import tiny
 from tests.interop import exports
@@ -130,7 +130,9 @@ def test_the_job_draws_what_really_followed_and_keeps_what_was_given(
     loaded = rin_jax.load(str(tmp_path / "to"))
     conditions = make_conditions(experiment, grid_labels(experiment.rin))
     made = loaded.sample(8)
-    for_job = generate_all(experiment, model.mesh, 0, model.params, conditions, 4)
+    rows = np.arange(8)
+    generate = make_generate(experiment, model.mesh, 0)
+    for_job = generate(model.params, rows, conditions.of(rows))
     np.testing.assert_array_equal(made, for_job)
     truth = conditions.truth(np.arange(8))
     np.testing.assert_array_equal(loaded.clips["frames"], truth[:, :2])

@@ -104,12 +104,12 @@ def test_killed_three_times_it_ends_with_the_same_record(
     monkeypatch.setattr(measuring, "WRITE_SECONDS", 0.0)  # after each of six batches
     write, calls = measuring.Parts.write, []
 
-    def dies(parts, first, arrays):
+    def dies(parts, batches):
         if len(calls) < 3:
-            calls.append(first)
+            calls.append(batches)
             if len(calls) % 2:
                 raise KeyboardInterrupt
-        write(parts, first, arrays)
+        write(parts, batches)
 
     monkeypatch.setattr(measuring.Parts, "write", dies)
     for _ in range(2):

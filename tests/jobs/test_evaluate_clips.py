@@ -123,11 +123,11 @@ def test_killed_it_ends_with_the_same_figures(evaluated, workdir, data_dir, monk
     monkeypatch.setattr(measuring, "WRITE_SECONDS", 0.0)  # after each batch
     write, calls = measuring.Parts.write, []
 
-    def dies(parts, first, arrays):
-        calls.append(first)
+    def dies(parts, batches):
+        calls.append(batches)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        write(parts, first, arrays)
+        write(parts, batches)
 
     monkeypatch.setattr(measuring.Parts, "write", dies)
     with pytest.raises(KeyboardInterrupt):

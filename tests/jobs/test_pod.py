@@ -245,23 +245,32 @@ def test_one_two_and_again_one_process_with_a_signal_between(start, trained, dat
     assert_same_run(workdir, trained(ALONE), data_dir)
 
 
-def test_samples_by_two_processes_are_those_of_one_to_the_bit(start, trained, tmp_path):
-    arrays = []
-    for layout in (ALONE, TWO):
-        workdir = tmp_path / str(layout[0])
-        shutil.copytree(trained(ALONE), workdir)
-        pod = start(
-            workdir, layout, mode="sample",
-            flags=["--num=23", "--classes=random", "--config.sampler.images_per_device=4",
-                   "--config.sampler.name=dpmpp_2m", "--config.sampler.eta=1.0"],
-        )  # fmt: skip
+def test_samples_by_two_processes_are_those_of_one_to_the_byte(start, trained, tmp_path):
+    """Every file; and those of one process that goes on where two were killed."""
+    samples = {}
+    for name, layout in (("one", ALONE), ("two", TWO), ("killed", TWO)):
+        workdir = tmp_path / name
+        shutil.copytree(trained(ALONE) / "checkpoints", workdir / "checkpoints")
+        flags = ["--num=87", "--classes=random", "--config.sampler.images_per_device=4",
+                 "--config.sampler.name=dpmpp_2m", "--config.sampler.eta=1.0"]  # fmt: skip
+        pod = start(workdir, layout, mode="sample", flags=flags)
+        folder = workdir / "samples" / f"{NUM_STEPS:08d}"
+        if name == "killed":
+            pod.wait_for(lambda folder=folder: any(folder.rglob("*-*.npz")))
+            for index in (0, 1):
+                os.kill(pod.pid(index), signal.SIGKILL)
+            assert pod.end() == 128 + signal.SIGKILL, pod.log
+            assert not (folder / "record.json").exists()
+            pod = start(workdir, ALONE, mode="sample", flags=flags)
         assert pod.end() == 0, pod.log
-        arrays.append(dict(np.load(workdir / "samples" / f"{NUM_STEPS:08d}" / "samples.npz")))
-    alone, two = arrays
-    assert alone["images"].shape == (23, 8, 8, 1)
-    assert alone["images"].std() > 10
-    for name, array in alone.items():
-        np.testing.assert_array_equal(two[name], array)
+        found = sorted(path for path in (workdir / "samples").rglob("*") if path.is_file())
+        samples[name] = {path.relative_to(workdir): path.read_bytes() for path in found}
+    arrays = np.load(folder / "samples.npz")
+    assert arrays["images"].shape == (87, 8, 8, 1)
+    assert arrays["images"].std() > 10
+    assert len(samples["one"]) == 87 + 3  # the grid, samples.npz, record.json
+    assert samples["two"] == samples["one"]
+    assert samples["killed"] == samples["one"]
 
 
 def test_two_processes_find_the_figures_that_one_finds(start, trained, data_dir, tmp_path):

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -104,6 +106,76 @@ def test_files(workdir):
     other = run(config, workdir, classes=["7", "2"], checkpoint=1)
     assert other.name == "00000001"
     assert (np.load(other / "samples.npz")["images"] != arrays["images"]).any()
+
+
+def contents(folder):
+    """The bytes of every file below a folder, by its path."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+def test_interrupted_it_goes_on_and_ends_with_the_same_files(workdir, tmp_path, monkeypatch):
+    """Also if other images were begun in between, whose files were written over the first ones."""
+    config, flags = tiny.config(**SMALL, mesh__data=8), {"num": 75, "classes": ["random"]}
+    quiet, other, killed = (tmp_path / name for name in ("quiet", "other", "killed"))
+    for path in (quiet, other, killed):
+        shutil.copytree(workdir / "checkpoints", path / "checkpoints")
+    run(config, quiet, **flags)
+    drawn, write = [], sample.Parts.write
+
+    def dies(parts, batches):
+        if drawn.append(sum(len(rows) for rows, _ in batches)) or len(drawn) == 2:
+            raise KeyboardInterrupt  # the files of these images are there, their part is not
+        write(parts, batches)
+
+    monkeypatch.setattr(sample.Parts, "write", dies)
+    for path in (killed, other):
+        drawn.clear()
+        with pytest.raises(KeyboardInterrupt):
+            run(config, path, **flags)
+        assert not (path / "samples/00000003/samples.npz").exists()
+    monkeypatch.setattr(sample.Parts, "write", lambda *a: (drawn.append(1), write(*a))[-1])
+    drawn.clear()
+    run(config, killed, **flags)
+    assert len(drawn) == 2  # of three rounds of 8 x 4 images
+    assert contents(killed / "samples") == contents(quiet / "samples")
+    with monkeypatch.context() as patch:
+        patch.setattr(sample, "write", dies)
+        with pytest.raises(TypeError):  # at the very end
+            run(tiny.config(**SMALL, mesh__data=8, seed=4), other, **flags)
+    drawn.clear()
+    run(config, other, **flags)
+    assert len(drawn) == 3, "parts of images that were overwritten were used"
+    assert contents(other / "samples") == contents(quiet / "samples")
+
+
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path, monkeypatch):
+    config = tiny.config(**SMALL, data__image_size=64, model__patch_size=32)
+    experiment, needed = save(tmp_path, config), []
+
+    def noise(device, indices):
+        rng = np.random.default_rng(indices[0])
+        return rng.integers(0, 256, (4, *experiment.rin.example_shape), np.uint8), None
+
+    def traced(function):
+        def call(*args):
+            tracemalloc.start()
+            function(*args)
+            needed.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+
+        return call
+
+    monkeypatch.setattr(sample, "make_device_sampler", lambda *args: lambda *more: noise)
+    monkeypatch.setattr(sample, "draw", traced(sample.draw))
+    monkeypatch.setattr(sample, "write", traced(sample.write))
+    for num in (160, 1600):
+        run(config, tmp_path, num=num)
+    drawing, writing, drawing_more, writing_more = needed
+    tenth = 160 * 64 * 64
+    assert drawing_more - drawing < tenth
+    assert writing_more - writing < tenth
+    assert min(drawing, writing) > 100 * 64 * 64 / 2  # it is seen at all
 
 
 @pytest.fixture(scope="module")
