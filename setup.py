@@ -34,7 +34,7 @@ setuptools.setup(
         "ml-collections>=1.0",
         "numpy>=2.0",
         "opencv-python-headless>=4.10",
-        "optax>=0.2.6",
+        "optax>=0.2.7",
         "orbax-checkpoint>=0.12.4",
         "pillow>=10.1",
         "safetensors>=0.8",  # the first that writes arrays as they lie in memory

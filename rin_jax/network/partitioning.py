@@ -75,6 +75,19 @@ def logical_axes(path: Path, ndim: int) -> tuple[str | None, ...]:
     return (None,) * (ndim - len(axes)) + axes
 
 
+def matrix_axes(path: Path, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """The axes of what comes in and of what goes out, of a kernel of attention or an MLP; or None.
+
+    The other axes are those of layers.
+    """
+    axes = logical_axes(path, ndim)
+    named = tuple(axis for axis, name in enumerate(axes) if name)
+    if path[-1] != "kernel" or not named:
+        return None
+    split = 1 if axes[named[0]] == "width" else -1
+    return named[:split], named[split:]
+
+
 def is_decayed(path: Path) -> bool:
     """Whether a parameter is decayed and adapted: a kernel or a table."""
     return path[-1] not in ("bias", "scale")

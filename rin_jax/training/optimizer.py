@@ -1,11 +1,11 @@
-"""LAMB and AdamW over stacked layers, the learning-rate schedule and norms by module.
+"""LAMB, AdamW and Muon over stacked layers, the learning-rate schedule and norms by module.
 
 Layers applied by scan share one parameter array with leading layer axes; LAMB's trust ratio
-takes one norm for each layer, as if they were separate variables. Weight decay and trust ratio
-leave out biases and norm scales.
+takes one norm for each layer, and Muon one matrix, as if they were separate variables. Weight decay
+and trust ratio leave out biases and norm scales.
 
-Source: LAMB arXiv 1904.00962 algorithm 2; AdamW arXiv 1711.05101; settings as in the authors'
-released configurations.
+Source: LAMB arXiv 1904.00962 algorithm 2; AdamW arXiv 1711.05101; Muon arXiv 2502.16982; settings
+as in the authors' released configurations, which have no Muon.
 """
 
 import dataclasses
@@ -67,7 +67,38 @@ def lamb(
     )
 
 
-OPTIMIZERS = {"lamb": lamb, "adamw": functools.partial(optax.adamw, mask=decay_mask)}
+def muon(
+    learning_rate: optax.ScalarOrSchedule, b1: float, b2: float, eps: float, weight_decay: float
+) -> optax.GradientTransformation:
+    """Muon for the kernels of attention and MLPs, AdamW for the rest; `b1` is the momentum of both.
+
+    Updates of kernels have a root mean square of 0.2, about that of Adam's (section 2.2).
+    """
+
+    def axes(path, x):
+        return partitioning.matrix_axes(partitioning.names(path), x.ndim)
+
+    def kinds(params):
+        return jax.tree_util.tree_map_with_path(
+            lambda *leaf: "matrix" if axes(*leaf) else "other", params
+        )
+
+    def dimensions(matrices):
+        return jax.tree_util.tree_map_with_path(
+            lambda *leaf: optax.contrib.MuonDimensionNumbers(*axes(*leaf)), matrices
+        )
+
+    of_matrices = optax.contrib.muon(
+        learning_rate, beta=b1, eps=eps, weight_decay=weight_decay, consistent_rms=0.2,
+        muon_weight_dimension_numbers=dimensions,
+    )  # fmt: skip
+    of_others = optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=decay_mask)
+    return optax.partition({"matrix": of_matrices, "other": of_others}, kinds)
+
+
+OPTIMIZERS = {
+    "lamb": lamb, "adamw": functools.partial(optax.adamw, mask=decay_mask), "muon": muon,
+}  # fmt: skip
 
 
 def cosine(progress: jax.Array, end_factor: float, rate: float) -> jax.Array:
@@ -113,12 +144,12 @@ def learning_rate_schedule(
 class Optimizer:
     """The section `optimizer` of a configuration."""
 
-    name: str  # "lamb" or "adamw"
+    name: str  # "lamb", "adamw" or "muon"
     learning_rate: float  # its peak, at the end of the warm-up
     warmup_steps: int  # steps over which it grows from 0
     decay: Mapping[str, Any]  # how it falls afterwards, {"name": one of DECAYS, and its parameters}
-    b1: float  # decay of Adam's first moment
-    b2: float  # and of the second
+    b1: float  # decay of the first moment
+    b2: float  # and of the second, Adam's
     eps: float  # added to the root of the second
     weight_decay: float  # of kernels and tables
     clip_norm: float | None  # bound of the gradient's global norm, before anything else; None: none
@@ -157,4 +188,5 @@ def updates_taken(opt_state: Any) -> jax.Array:
     def of_schedule(path, _):
         return getattr(path[-1], "tuple_name", "") == "ScaleByScheduleState"
 
-    return optax.tree.get(opt_state, "count", filtering=of_schedule)
+    found = optax.tree.get_all_with_path(opt_state, "count", filtering=of_schedule)
+    return found[0][1]  # Muon has two, of the same steps

@@ -51,6 +51,8 @@ def test_every_row_of_the_axes_names_a_parameter_and_splits_it_evenly():
             assert shape[axes.index("hidden")] == 2 * shape[axes.index("width")], path
         attention = "attention" in path and path[-1] == "kernel"
         assert ("heads" in axes) or not attention, path
+        matrix = partitioning.matrix_axes(path, len(shape))
+        assert (matrix is not None) == (path[-1] == "kernel" and {"attention", "ffn"} & set(path))
         assert ("hidden" in axes) or not ("ffn" in path and path[-1] == "kernel"), path
 
 

@@ -71,10 +71,11 @@ def test_ema_starts_from_the_parameters_and_follows(one_device):
     assert difference(params, jax.device_get(last.emas["decay_0.9"])) > 0
 
 
-def test_adamw_step_runs_with_clipping():
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_other_optimizers_take_steps_with_clipping(name):
     losses, _, _ = run(
         tiny.experiment(
-            optimizer__name="adamw", optimizer__clip_norm=1.0, optimizer__learning_rate=1e-3
+            optimizer__name=name, optimizer__clip_norm=1.0, optimizer__learning_rate=1e-3
         )
     )
     assert np.isfinite(losses).all()
