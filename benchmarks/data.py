@@ -89,7 +89,7 @@ def time_preparation(data_dir: str, image_size: int, threads: int) -> dict:
 def time_reading(data_dir: str, image_size: int, threads: int, seconds: float, count: int) -> dict:
     """Reads batches for some seconds, `count` times, without keeping decoded images."""
     since = time.perf_counter()
-    data = Data("photographs", "train", data_dir, image_size, None, 3, 2, False, threads, 2)
+    data = Data("photographs", "train", data_dir, None, image_size, None, 3, 2, False, threads, 2)
     source = open_source(data)
     batch_size = max(32, min(256, 2**20 // image_size**2))
     pipeline._MEMORY_BYTES = 0  # a data set of this size would be kept in memory

@@ -238,7 +238,7 @@ def check_devices(experiment: Experiment, mesh: Mesh) -> None:
 def saved_config(saved: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """The configuration that a checkpoint or an export keeps, with the fields it may lack."""
     config = copy.deepcopy(dict(saved))
-    config["data"] = {"clip": None, **config["data"]}
+    config["data"] = {"clip": None, "cache_dir": None, **config["data"]}
     config["model"] = SINCE_FORMAT_2 | config["model"]
     known = {name: x for name, x in config["evaluation"].items() if name in OLD_EVALUATION}
     config["evaluation"] = OLD_EVALUATION | known
