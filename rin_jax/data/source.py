@@ -19,7 +19,7 @@ from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
 from rin_jax import ConfigError
-from rin_jax.data import catalog, local_copy, preprocessing, shard_writer
+from rin_jax.data import catalog, local_copy, preprocessing, set_metadata
 from rin_jax.data.dataset import Data
 from rin_jax.data.digits import Digits
 from rin_jax.data.moving_digits import MovingDigits
@@ -175,7 +175,7 @@ def open_source(data: Data) -> Source:
 def _check_clips(data: Data, folder: epath.Path) -> None:
     """Raises ConfigError if clips were prepared with other frames of each file than wanted."""
     split = re.match(r"\w*", data.split)[0]
-    made = shard_writer.read_report(folder, split) or {"stride": 1, "window": "first"}
+    made = set_metadata.read_report(folder, split) or {"stride": 1, "window": "first"}
     for field, value in data.clip.prepared.items():
         if made.get(field, value) != value:
             raise ConfigError(
