@@ -156,7 +156,7 @@ def _describe(report: dict) -> str:
 
 def _describe_encoding(report: dict) -> str:
     what = "image" if "frames" not in report else "clip"
-    size = f"{report['bytes'] / report['written'] / 1e3:,.1f} KB for each {what}"
+    size = f"{report['bytes'] / report['written'] / 1e3:,.1f} KB on disk for each {what}"
     loss = "without loss" if report["psnr"] is None else f"PSNR {report['psnr']:.2f} dB"
     return f"{size}, as {report['encoding'].upper()}, {loss}"
 

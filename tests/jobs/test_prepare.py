@@ -174,7 +174,7 @@ def test_a_set_of_tfds_in_place_and_at_another_size(tmp_path, capsys):
     prepare(config(tmp_path, name="small_plain", image_size=4, channels=3, num_classes=0))
     said = capsys.readouterr().out
     assert "no classes" in said
-    assert "KB for each image, as PNG, without loss" in said
+    assert "KB on disk for each image, as PNG, without loss" in said
 
 
 @pytest.mark.parametrize(
