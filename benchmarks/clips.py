@@ -107,7 +107,7 @@ def main() -> None:
             save_video(path, seed)
         size = sum(path.stat().st_size for path in paths) / len(paths) / 1e3
         original = open_folder(str(videos), "videos", "train", None, 3, FIRST)
-        target = catalog.sized_folder("videos", folder, SIZE, FIRST.frames)
+        target = catalog.sized_folder("videos", folder, None, SIZE, FIRST.frames)
         report = shard_writer.write(original, target, SIZE, 1, lambda done: None, FIRST)
         record = report["bytes"] / report["written"] / 1e3
         print(f"{len(paths)} videos of {size:.0f} KB, records of {record:.0f} KB")

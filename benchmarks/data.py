@@ -28,7 +28,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn import datasets
 
-from rin_jax.data import catalog, pipeline, shard_writer
+from rin_jax.data import catalog, pipeline, preprocessing, shard_writer
 from rin_jax.data.dataset import Data
 from rin_jax.data.originals import TfdsOriginal
 from rin_jax.data.source import open_source
@@ -71,25 +71,28 @@ class Photographs(tfds.core.GeneratorBasedBuilder):
             yield key, {"image": io.BytesIO(jpeg), "label": key % 2}
 
 
-def time_preparation(data_dir: str, image_size: int, threads: int) -> dict:
+def time_preparation(data_dir: str, image_size: int, threads: int, encoding: str) -> dict:
     """Prepares the photographs at one size."""
     builder = catalog.tfds_builder("photographs", data_dir)
     original = TfdsOriginal(catalog.info("photographs", "train", builder), builder)
     folder = catalog.sized_folder("photographs", data_dir, image_size)
     wall, busy = time.perf_counter(), time.process_time()
-    report = shard_writer.write(original, folder, image_size, threads, lambda done: None)
+    report = shard_writer.write(
+        original, folder, image_size, threads, lambda done: None, encoding=encoding
+    )
     wall, busy = time.perf_counter() - wall, time.process_time() - busy
     return {
         "images_per_second": report["written"] / wall,
         "images_per_core_second": report["written"] / busy,
         "kb_per_image": report["bytes"] / report["written"] / 1e3,
+        "psnr": report["psnr"],
     }
 
 
 def time_reading(data_dir: str, image_size: int, threads: int, seconds: float, count: int) -> dict:
     """Reads batches for some seconds, `count` times, without keeping decoded images."""
     since = time.perf_counter()
-    data = Data("photographs", "train", data_dir, image_size, None, 3, 2, False, threads, 2)
+    data = Data("photographs", "train", data_dir, None, image_size, None, 3, 2, False, threads, 2)
     source = open_source(data)
     batch_size = max(32, min(256, 2**20 // image_size**2))
     pipeline._MEMORY_BYTES = 0  # a data set of this size would be kept in memory
@@ -131,6 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--images", type=int, default=1000, help="photographs")
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 256, 512, 1024])
+    parser.add_argument("--format", choices=preprocessing.ENCODINGS, default="png")
     parser.add_argument("--threads", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each repetition")
     parser.add_argument("--repetitions", type=int, default=5)
@@ -153,18 +157,20 @@ def main() -> None:
             row = result["raw"][image_size] = time_reading(data_dir, image_size, *timing)
             print_reading("raw", image_size, row)
         for image_size in args.sizes:
-            made = time_preparation(data_dir, image_size, args.threads)
+            made = time_preparation(data_dir, image_size, args.threads, args.format)
             row = time_reading(data_dir, image_size, *timing)
             result["prepared"][image_size] = {"prepare": made, "read": row}
             print_reading("prepared", image_size, row)
-    print("\n| prepare, px | images/s | images/s/core | hours per 1,000 images | KB per image |")
-    print("|---|---|---|---|---|")
+    per_image = "hours per 1,000 images | KB per image | PSNR, dB"
+    print(f"\n| prepare, px | images/s | images/s/core | {per_image} |")
+    print("|---|---|---|---|---|---|")
     for image_size, rows in result["prepared"].items():
         made = rows["prepare"]
         print(
             f"| {image_size} | {made['images_per_second']:,.0f} "
             f"| {made['images_per_core_second']:,.0f} "
-            f"| {1000 / made['images_per_second'] / 3600:.4f} | {made['kb_per_image']:.1f} |"
+            f"| {1000 / made['images_per_second'] / 3600:.4f} | {made['kb_per_image']:.1f} "
+            f"| {made['psnr'] or float('inf'):.2f} |"
         )
     if args.json:
         pathlib.Path(args.json).write_text(json.dumps(result, indent=2) + "\n")

@@ -82,6 +82,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.data.name = "digits"
     config.data.split = "train"
     config.data.data_dir = config_dict.placeholder(str)
+    config.data.cache_dir = config_dict.placeholder(str)
     config.data.image_size = config_dict.placeholder(int)
     config.data.clip = config_dict.placeholder(ml_collections.ConfigDict)  # images
     config.data.channels = config_dict.placeholder(int)

@@ -59,6 +59,7 @@ def recipe() -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict()
     config.data.split = "train"  # [V]
     config.data.data_dir = config_dict.placeholder(str)
+    config.data.cache_dir = config_dict.placeholder(str)
     config.data.clip = config_dict.placeholder(ml_collections.ConfigDict)  # images
     config.data.channels = 3
     config.data.flip = True  # [V]

@@ -63,6 +63,9 @@ SOURCE = flags.DEFINE_string(
 DOWNLOADED = flags.DEFINE_string(
     "downloaded", None, "--mode=prepare: a folder with files, under their original names, that "
     "TFDS would fetch or that have to be fetched by hand.")
+FORMAT = flags.DEFINE_enum(
+    "format", None, ("png", "jpeg"), "--mode=prepare: store images as PNG, without loss, which is "
+    "the default, or as JPEG of quality 95.")
 JOIN_TIMEOUT = flags.DEFINE_float(
     "join_timeout", 300.0, "Seconds to wait at the start until all processes of the run are there.")
 TOPOLOGY = flags.DEFINE_string(
@@ -81,7 +84,7 @@ READS = {
     "evaluate": (WORKDIR, EMA, CHECKPOINT, EXPORT, SAMPLES),
     "reference": (WORKDIR,),
     "reconstruct": (WORKDIR, LENGTH),
-    "prepare": (WORKDIR, SOURCE, DOWNLOADED),
+    "prepare": (WORKDIR, SOURCE, DOWNLOADED, FORMAT),
     "plan": (TOPOLOGY, NUM_SLICES),
     "export": (WORKDIR, TO, EMA, GRID, ONNX, PUSH),
     "import_pix2seq": (WORKDIR, SOURCE),

@@ -29,8 +29,9 @@ TINY = {
         "guide": None, "guide_checkpoint": None, "images_per_device": 100,
     },
     "data": {
-        "name": "digits", "split": "train[:64]", "data_dir": None, "image_size": 8, "clip": None,
-        "channels": 1, "num_classes": 10, "flip": True, "num_threads": 4, "prefetch": 2,
+        "name": "digits", "split": "train[:64]", "data_dir": None, "cache_dir": None,
+        "image_size": 8, "clip": None, "channels": 1, "num_classes": 10, "flip": True,
+        "num_threads": 4, "prefetch": 2,
     },
     "optimizer": {
         "name": "lamb", "learning_rate": 1e-2, "warmup_steps": 2,

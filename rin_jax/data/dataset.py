@@ -43,7 +43,10 @@ class Data:
     # prepared from a folder
     name: str
     split: str  # a split of it as TFDS writes them, "train" or "train[:90%]"
-    data_dir: str | None  # the folder of prepared data sets; None is TFDS's own default
+    # the folder of prepared data sets, perhaps in a bucket; None is TFDS's own default
+    data_dir: str | None
+    # the folder that gets a copy of a data set in a bucket; None is TFDS's own default
+    cache_dir: str | None
     image_size: int | None  # height and width to train at; None: that of the data set
     clip: Clip | None  # what a clip is, given as a mapping; None: examples are images
     channels: int | None  # 1 (grey, read as 1 or 3) or 3 (colour); None: those of the data set

@@ -67,7 +67,7 @@ class MovingDigits(tfds.core.GeneratorBasedBuilder):
             scene = draw_scene(split, index, self.image_size, [len(kind) for kind in shapes])
             pair = shapes[scene.label][list(scene.shapes)]
             frames = render(pair, scene.path(self.frames), self.image_size)
-            video = [io.BytesIO(preprocessing.encode_png(frame)) for frame in frames]
+            video = [io.BytesIO(preprocessing.encode(frame)) for frame in frames]
             yield index, {"video": video, "label": scene.label}
 
 

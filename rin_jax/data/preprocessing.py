@@ -1,4 +1,4 @@
-"""Pixels of one image or clip: decoding, the central square, antialiased resizes, PNG.
+"""Pixels of one image or clip: decoding, the central square, antialiased resizes, encoding.
 
 Owns the rule by which an image of any kind and size becomes a training image: the largest central
 square, then a bicubic resize (Keys' kernel, a = -1/2, widened when shrinking) in floating point,
@@ -21,6 +21,11 @@ _READ = {  # (grey, divisor of the size) -> how OpenCV decodes
     (False, 4): cv2.IMREAD_REDUCED_COLOR_4, (True, 4): cv2.IMREAD_REDUCED_GRAYSCALE_4,
     (False, 8): cv2.IMREAD_REDUCED_COLOR_8, (True, 8): cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }  # fmt: skip
+ENCODINGS = {  # how a prepared image is stored, and Pillow's options
+    # filtered but not compressed, since ArrayRecord does that: faster, and of the same size
+    "png": {"compress_level": 0},
+    "jpeg": {"quality": 95, "subsampling": 0},  # all pixels of the colours, too
+}
 cv2.setNumThreads(1)  # the pipeline has its own threads
 
 
@@ -146,9 +151,9 @@ def flatten(image: Image.Image, channels: int) -> np.ndarray:
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
-def encode_png(image: np.ndarray) -> bytes:
-    """PNG of a uint8 image [H, W, 1 or 3], filtered but not compressed: ArrayRecord does that."""
+def encode(image: np.ndarray, encoding: str = "png") -> bytes:
+    """A uint8 image [H, W, 1 or 3] in one of ENCODINGS."""
     buffer = io.BytesIO()
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    picture.save(buffer, "PNG", compress_level=0)  # faster, and of the same size in the end
+    picture.save(buffer, encoding, **ENCODINGS[encoding])
     return buffer.getvalue()

@@ -2,8 +2,9 @@
 
 Each shard is a fixed range of the original's images, made by one thread and kept when it is
 complete, so that the work goes on where it stopped. Beside the shards there is a report of each
-split and what TFDS reads. A record has an image, or all frames of a clip, as PNG. The result is an
-ordinary TFDS data set: `tfds.data_source("NAME_SIZEpx", data_dir=...)` opens it.
+split and what TFDS reads (`set_metadata.py`). A record has an image, or all frames of a clip, as
+PNG or JPEG. The result is an ordinary TFDS data set: `tfds.data_source("NAME_SIZEpx",
+data_dir=...)` opens it.
 """
 
 import collections
@@ -18,34 +19,30 @@ import os
 import pathlib
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent import futures
 
+import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
 from rin_jax import ConfigError
 from rin_jax.data import preprocessing
 from rin_jax.data.dataset import Clip
-from rin_jax.data.originals import FolderOriginal, TfdsOriginal
-
-Original = TfdsOriginal | FolderOriginal
+from rin_jax.data.set_metadata import (
+    Original,
+    Shard,
+    Stored,
+    make_features,
+    make_report,
+    publish,
+    write_whole,
+)
 
 FORMAT = 1  # of the records; a split that was begun in another format is not gone on with
 _SHARD_BYTES = 2**27  # of pixels, about
 _FEWEST, _MOST = 16, 1024  # shards
 _MAX_SKIPPED = 0.01  # share of all images; ten may be skipped in any case
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """What is known of a written shard."""
-
-    records: int  # images or clips in it; "image" stands for both below
-    bytes: int  # of the file
-    enlarged: int  # images whose shorter side was below the training size
-    classes: dict[int, int]  # images of each class
-    skipped: list[tuple[str, str]]  # (what, why) of each image that was left out
 
 
 def shard_ranges(
@@ -60,7 +57,7 @@ def shard_ranges(
 
 def write(
     original: Original, folder: os.PathLike, image_size: int, num_threads: int,
-    progress: Callable[[int], None], clip: Clip | None = None,
+    progress: Callable[[int], None], clip: Clip | None = None, encoding: str = "png",
 ) -> dict:  # fmt: skip
     """Writes one split of a data set, or what is missing of it.
 
@@ -70,6 +67,7 @@ def write(
       num_threads: shards that are written at a time, at most; never more than processors.
       progress: called with the number of images done since its last call, from any thread.
       clip: what the original's clips are like; None if it has images.
+      encoding: of the images, a key of `preprocessing.ENCODINGS`.
 
     Returns:
       The report, which is also folder/report-SPLIT.json: see `make_report`.
@@ -78,10 +76,10 @@ def write(
       ConfigError: too many unreadable images; another process writes this data set; it was begun
         with other images; the disk is full. What is written is kept.
     """
+    stored = Stored(image_size, clip, encoding)
     plan = {
-        "format": FORMAT, "original": original.fingerprint, "image_size": image_size,
-        "channels": original.channels, "class_names": list(original.class_names),
-        "clip": clip and clip.prepared,
+        "format": FORMAT, "original": original.fingerprint, "channels": original.channels,
+        "class_names": list(original.class_names), **stored.describe(),
     }  # fmt: skip
     folder = pathlib.Path(folder)  # a local one, with renames that replace
     staging = folder.parent / f"incomplete-{original.split}"
@@ -89,11 +87,11 @@ def write(
     with _only_one(staging):
         _check_plan(staging, plan)
         try:
-            shards = _write_all(original, folder, staging, image_size, num_threads, progress, clip)
+            shards = _write_all(original, folder, staging, stored, num_threads, progress)
             if not sum(shard.records for shard in shards):
                 raise ConfigError(_too_many(original, shards))
-            report = make_report(original, image_size, shards, clip)
-            publish(folder, staging, original, report, clip)
+            report = make_report(original, stored, shards)
+            publish(folder, staging, original, stored, report)
         except (OSError, RuntimeError) as error:  # array_record raises RuntimeError
             full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
             if not (full or "No space left" in str(error)):
@@ -131,9 +129,9 @@ def _check_plan(staging: pathlib.Path, plan: dict) -> None:
     write_whole(path, json.dumps(plan))
 
 
-def _write_all(original, folder, staging, image_size, num_threads, progress, clip) -> list[Shard]:
+def _write_all(original, folder, staging, stored, num_threads, progress) -> list[Shard]:
     """All shards in their order; the first error stops all threads."""
-    ranges = shard_ranges(len(original), image_size, original.channels, clip)
+    ranges = shard_ranges(len(original), stored.image_size, original.channels, stored.clip)
     stop, data_set = threading.Event(), folder.parent.name
     finished: list[Shard] = []
 
@@ -143,9 +141,7 @@ def _write_all(original, folder, staging, image_size, num_threads, progress, cli
         if shard is None:
             draft = staging / f"{name}.draft"
             try:
-                shard = _write_shard(
-                    original, ranges[index], draft, image_size, progress, stop, clip
-                )
+                shard = _write_shard(original, ranges[index], draft, stored, progress, stop)
                 draft.rename(staging / name)
             finally:
                 draft.unlink(missing_ok=True)
@@ -169,27 +165,30 @@ def _write_all(original, folder, staging, image_size, num_threads, progress, cli
             raise
 
 
-def _write_shard(original, indices, path, image_size, progress, stop, clip) -> Shard:
+def _write_shard(original, indices, path, stored, progress, stop) -> Shard:
     """Writes the images `indices` of the original to `path`, unless `stop` is set."""
-    features = make_features(original, image_size, clip)
+    features = make_features(original, stored)
     serializer = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info())
-    enlarged, classes, skipped = 0, collections.Counter(), []
+    squared_error, enlarged, classes, skipped = 0.0, 0, collections.Counter(), []
     writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
     for what, load in original.read(indices.start, indices.stop):
         if stop.is_set():
             raise futures.CancelledError  # another thread failed
         try:
             image, label = load()
-            if clip is not None and len(image) != clip.frames:
-                raise ValueError(f"{len(image)} frames instead of {clip.frames}")
-            enlarged_one = min(image.shape[-3:-1]) < image_size
-            image = preprocessing.preprocess(image, image_size, original.channels)
+            if stored.clip is not None and len(image) != stored.clip.frames:
+                raise ValueError(f"{len(image)} frames instead of {stored.clip.frames}")
+            enlarged_one = min(image.shape[-3:-1]) < stored.image_size
+            image = preprocessing.preprocess(image, stored.image_size, original.channels)
         except Exception as error:  # whatever a decoder may raise
             skipped.append((what, f"{type(error).__name__}: {error}"))
         else:
-            images = image[None] if clip is None else image
-            files = [io.BytesIO(preprocessing.encode_png(one)) for one in images]
-            example = {"image": files[0]} if clip is None else {"video": files}
+            images = image[None] if stored.clip is None else image
+            encoded = [preprocessing.encode(one, stored.encoding) for one in images]
+            if stored.encoding != "png":
+                squared_error += _squared_error(images, encoded)
+            files = [io.BytesIO(one) for one in encoded]
+            example = {"image": files[0]} if stored.clip is None else {"video": files}
             if label is not None:
                 example["label"] = label
                 classes[label] += 1
@@ -203,7 +202,13 @@ def _write_shard(original, indices, path, image_size, progress, stop, clip) -> S
     if reader.num_records() != written:  # the writer does not tell of every failure
         raise OSError(errno.EIO, f"{reader.num_records()} of {written} records", str(path))
     reader.close()
-    return Shard(written, size, enlarged, dict(classes), skipped)
+    return Shard(written, size, squared_error, enlarged, dict(classes), skipped)
+
+
+def _squared_error(images: np.ndarray, encoded: list[bytes]) -> float:
+    """The mean squared error of decoded images [N, H, W, C]."""
+    read = [preprocessing.decode(one, images.shape[-1]) for one in encoded]
+    return float(np.square(images - np.stack(read).astype(np.float32)).mean())
 
 
 def _finished_shard(folder: pathlib.Path, staging: pathlib.Path, name: str) -> Shard | None:
@@ -227,73 +232,3 @@ def _too_many(original: Original, shards: list[Shard]) -> str:
     )
 
 
-def read_report(folder: pathlib.Path, split: str) -> dict | None:
-    """The report of a finished split, or None."""
-    path = folder / f"report-{split}.json"
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def publish(
-    folder: pathlib.Path, staging: pathlib.Path, original: Original, report: dict,
-    clip: Clip | None,
-) -> None:  # fmt: skip
-    """Moves the shards to their place and, last, makes the split known to TFDS."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in staging.glob("*.array_record-*-of-?????"):
-        path.rename(folder / path.name)
-    write_whole(folder / f"report-{original.split}.json", json.dumps(report, indent=2))
-    template = tfds.core.ShardedFileTemplate(
-        folder, dataset_name=folder.parent.name, filetype_suffix="array_record"
-    )
-    splits = []
-    for path in sorted(folder.glob("report-*.json")):
-        one = json.loads(path.read_text())
-        files = template.replace(split=one["split"])
-        splits.append(tfds.core.SplitInfo(one["split"], one["shard_lengths"], one["bytes"], files))
-    tfds.folder_dataset.write_metadata(
-        data_dir=folder,
-        features=make_features(original, report["image_size"], clip),
-        split_infos=splits,
-        filename_template=template,
-        check_data=False,  # would need TensorFlow; each shard was checked
-        description=f"{original.name} at {report['image_size']} pixels: the largest central square "
-        f"of each image, resized ({'antialiased bicubic' if clip is None else 'area'}), PNG.",
-    )
-
-
-def make_features(
-    original: Original, image_size: int, clip: Clip | None
-) -> tfds.features.FeaturesDict:
-    """The features of a record: an image or video, as PNG, and, if there are classes, a label."""
-    shape = (image_size, image_size, original.channels)
-    image = tfds.features.Image(shape=shape, encoding_format="png")
-    features = {"image": image}
-    if clip is not None:
-        features = {"video": tfds.features.Sequence(image, length=clip.frames)}
-    if original.class_names:
-        features["label"] = tfds.features.ClassLabel(names=list(original.class_names))
-    return tfds.features.FeaturesDict(features)
-
-
-def make_report(
-    original: Original, image_size: int, shards: Sequence[Shard], clip: Clip | None
-) -> dict:
-    """What `write` returns, from all shards of a split."""
-    classes = sum((collections.Counter(shard.classes) for shard in shards), collections.Counter())
-    return {
-        "name": original.name, "split": original.split, "original": original.fingerprint,
-        "image_size": image_size, "channels": original.channels, **(clip.prepared if clip else {}),
-        "written": sum(shard.records for shard in shards),
-        "bytes": sum(shard.bytes for shard in shards),
-        "enlarged": sum(shard.enlarged for shard in shards),
-        "classes": {name: classes[label] for label, name in enumerate(original.class_names)},
-        "skipped": [list(image) for shard in shards for image in shard.skipped],
-        "shard_lengths": [shard.records for shard in shards],
-    }  # fmt: skip
-
-
-def write_whole(path: pathlib.Path, text: str) -> None:
-    """Writes a file that is there as a whole or not at all."""
-    draft = path.with_name(f"{path.name}.draft")
-    draft.write_text(text)
-    draft.rename(path)

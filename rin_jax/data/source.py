@@ -18,7 +18,7 @@ from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
 from rin_jax import ConfigError
-from rin_jax.data import catalog, preprocessing, shard_writer
+from rin_jax.data import catalog, local_copy, preprocessing, set_metadata
 from rin_jax.data.dataset import Data
 from rin_jax.data.digits import Digits
 from rin_jax.data.moving_digits import MovingDigits
@@ -43,13 +43,14 @@ class Source:
         self.data, self.info = data, catalog.info(data.name, data.split, builder, data.frames)
         self._builder = builder
         self._image_key, self._label_key = catalog.feature_keys(data.name, builder, data.frames)
-        self._files = builder.info.splits[data.split].file_instructions
+        self._local = local_copy.local_builder(builder, data)
+        self._files = self._local.info.splits[data.split].file_instructions
         _check_files(data.name, self._files)
         self._records = self._open()
 
     def _open(self):
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
-        return self._builder.as_data_source(self.data.split, deserialize_method=raw)
+        return self._local.as_data_source(self.data.split, deserialize_method=raw)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -140,6 +141,11 @@ def open_source(data: Data) -> Source:
     if info.example_shape[-1] is not None:  # else each record tells
         preprocessing.check_channels(info.example_shape[-1], data.channels)
     if isinstance(builder, Digits | MovingDigits) and not builder.is_prepared():
+        if "://" in str(builder.data_path):
+            raise ConfigError(
+                f"data.data_dir is {data.data_dir!r}, but {data.name!r} is made on a disk of this "
+                "machine; name a folder on it, or do not set data.data_dir"
+            )
         catalog.prepare_with_tfds(data.name, builder, None)
         builder = catalog.find_builder(*where)
     if data.clip is not None:
@@ -160,7 +166,7 @@ def open_source(data: Data) -> Source:
 def _check_clips(data: Data, folder: epath.Path) -> None:
     """Raises ConfigError if clips were prepared with other frames of each file than wanted."""
     split = re.match(r"\w*", data.split)[0]
-    made = shard_writer.read_report(folder, split) or {"stride": 1, "window": "first"}
+    made = set_metadata.read_report(folder, split) or {"stride": 1, "window": "first"}
     for field, value in data.clip.prepared.items():
         if made.get(field, value) != value:
             raise ConfigError(

@@ -156,7 +156,7 @@ def checkpoint_model(config: ml_collections.ConfigDict, workdir: str, ema: str |
         check_architecture(experiment, found[0].config, f"checkpoint {found[0].step} in {workdir}")
         own = saved_config(found[0].config)
         own.sampler, own.mesh = experiment.config.sampler.to_dict(), ANY_DEVICES
-        own.data.data_dir = None
+        own.data.data_dir = own.data.cache_dir = None
         experiment = make_experiment(own)
     check_exportable(experiment)
     mesh = device_mesh(experiment, jax.local_devices()[:1])

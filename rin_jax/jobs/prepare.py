@@ -17,7 +17,7 @@ import tqdm
 from etils import epath
 
 from rin_jax import ConfigError
-from rin_jax.data import catalog, pipeline, shard_writer
+from rin_jax.data import catalog, pipeline, set_metadata, shard_writer
 from rin_jax.data.dataset import Data, declared_size
 from rin_jax.data.originals import FolderOriginal, TfdsOriginal, open_folder
 from rin_jax.data.source import Source, open_source
@@ -31,13 +31,16 @@ COUNTED = 10_000  # labels
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
-def prepare(config, workdir: str | None, folder: str | None, downloaded: str | None) -> epath.Path:
+def prepare(
+    config, workdir: str | None, folder: str | None, downloaded: str | None, encoding: str | None
+) -> epath.Path:
     """Prepares `data.name` at `data.image_size` in `data.data_dir`; returns the preview's path.
 
     Of `config` only the section data and the seed are read. The preview goes to `workdir` or, if
     None, to the data set. `folder` has images or clips of the user's own (`data/originals.py`) that
-    become the data set; `downloaded` files that TFDS would otherwise fetch. ConfigError at what is
-    wrong; what was written is kept.
+    become the data set; `downloaded` files that TFDS would otherwise fetch. `encoding` is a key of
+    `preprocessing.ENCODINGS`; None: PNG, or as it is if it is there. ConfigError at what is wrong;
+    what was written is kept.
     """
     data = section(Data, "data", config.to_dict())
     if files.is_bucket(catalog.folder_of(data.data_dir)):
@@ -51,11 +54,17 @@ def prepare(config, workdir: str | None, folder: str | None, downloaded: str | N
     else:
         original = _folder_original(data, split, folder)
     if original is not None:
-        _write(original, data)
+        _write(original, data, encoding or "png")
     source = open_source(dataclasses.replace(data, channels=data.channels or 3, prefetch=1))
-    if (report := shard_writer.read_report(epath.Path(source.info.folder), split)) is not None:
+    report = set_metadata.read_report(epath.Path(source.info.folder), split)
+    if encoding and (report is None or report["encoding"] != encoding):
+        stored = "as TFDS does; leave it out"
+        if report is not None:
+            stored = f"as {report['encoding']}; leave it out, or delete that folder first"
+        raise ConfigError(f"--format is {encoding}, but {source.info.folder} is stored {stored}")
+    if report is not None:
         console.say(_describe(report))
-    return _show(source, config.seed, workdir)
+    return _show(source, config.seed, workdir, report and _describe_encoding(report))
 
 
 def _folder_original(data: Data, split: str, folder: str) -> FolderOriginal:
@@ -101,7 +110,7 @@ def _tfds_original(
     return data, TfdsOriginal(info, builder)
 
 
-def _write(original: TfdsOriginal | FolderOriginal, data: Data) -> None:
+def _write(original: TfdsOriginal | FolderOriginal, data: Data, encoding: str) -> None:
     folder = catalog.sized_folder(data.name, data.data_dir, data.image_size, data.frames)
     if original.split in catalog.find_splits(folder):
         raise ConfigError(
@@ -118,7 +127,9 @@ def _write(original: TfdsOriginal | FolderOriginal, data: Data) -> None:
     since = time.monotonic()
     with tqdm.tqdm(total=len(original), unit=f" {what}", mininterval=patience) as bar:
         threads = data.num_threads
-        shard_writer.write(original, folder, data.image_size, threads, bar.update, data.clip)
+        shard_writer.write(
+            original, folder, data.image_size, threads, bar.update, data.clip, encoding
+        )
     seconds = time.monotonic() - since
     console.say(f"{console.duration(seconds)}, {len(original) / seconds:,.0f} {what}/s")
 
@@ -134,12 +145,20 @@ def _describe(report: dict) -> str:
         what, shape = "clips", f"{report['frames']} frames ({taken}) of {shape}"
     written = f"{report['written']:,} {what} of {shape}"
     lines = [f"{written}, {report['bytes'] / 1e9:,.3f} GB in {len(report['shard_lengths'])} files"]
+    lines.append(_describe_encoding(report))
     if report["enlarged"]:
         lines.append(f"enlarged, since they were smaller: {report['enlarged']:,}")
     if report["skipped"]:
         lines.append(f"left out: {len(report['skipped']):,}")
         lines += [f"  {what}: {why}" for what, why in report["skipped"][:10]]
     return "\n".join([*lines, _describe_classes(report["classes"], what)])
+
+
+def _describe_encoding(report: dict) -> str:
+    what = "image" if "frames" not in report else "clip"
+    size = f"{report['bytes'] / report['written'] / 1e3:,.1f} KB on disk for each {what}"
+    loss = "without loss" if report["psnr"] is None else f"PSNR {report['psnr']:.2f} dB"
+    return f"{size}, as {report['encoding'].upper()}, {loss}"
 
 
 def _describe_classes(counts: Mapping[str, int], what: str) -> str:
@@ -151,11 +170,16 @@ def _describe_classes(counts: Mapping[str, int], what: str) -> str:
     return f"{len(counts)} classes, {numbers}"
 
 
-def _show(source: Source, seed: int, workdir: str | None) -> epath.Path:
-    """Writes preview.png: the first examples of training with their labels, and a histogram."""
+def _show(source: Source, seed: int, workdir: str | None, how: str | None) -> epath.Path:
+    """Writes preview.png: the first examples of training with their labels, and a histogram.
+
+    `how` they are stored is written below the examples, if it is known.
+    """
     what, names = _what(source.data), source.info.class_names
     draw = _draw_images if source.data.clip is None else _draw_clips
     picture, num = draw(source, seed)
+    if how is not None:
+        picture = grids.stack(picture, grids.text(how, 480, 16))
     if names:
         counted = min(COUNTED, len(source))
         counts = np.bincount([source.label(i) for i in range(counted)], minlength=len(names))

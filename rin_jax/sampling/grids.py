@@ -52,7 +52,7 @@ def captioned_grid(images: np.ndarray, captions: Sequence[str], columns: int) ->
     images = enlarge(images, 96)
     images = np.broadcast_to(images, (*images.shape[:3], 3))
     width, line = images.shape[2], 14
-    strips = [_text(caption[: width // 6], width, line) for caption in captions]
+    strips = [text(caption[: width // 6], width, line) for caption in captions]
     return grid(np.concatenate([images, np.stack(strips)], axis=1), columns)
 
 
@@ -64,8 +64,8 @@ def histogram(counts: np.ndarray, title: str) -> np.ndarray:
     bars = np.where(np.arange(height, 0, -1)[:, None] <= filled, np.uint8(90), np.uint8(235))
     if bar > 2:
         bars[:, ::bar] = 255  # a gap between classes
-    text = _text(f"{title}; most {counts.max()}, fewest {counts.min()}", max(width, 480), 16)
-    return stack(text, np.repeat(bars[..., None], 3, axis=-1))
+    line = text(f"{title}; most {counts.max()}, fewest {counts.min()}", max(width, 480), 16)
+    return stack(line, np.repeat(bars[..., None], 3, axis=-1))
 
 
 def stack(upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
@@ -78,8 +78,8 @@ def stack(upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
     return np.concatenate([filled(upper), filled(lower)])
 
 
-def _text(text: str, width: int, height: int) -> np.ndarray:
+def text(line: str, width: int, height: int) -> np.ndarray:
     """Black text on white, uint8 [height, width, 3]."""
     strip = Image.new("RGB", (width, height), "white")
-    ImageDraw.Draw(strip).text((2, 1), text, fill="black")
+    ImageDraw.Draw(strip).text((2, 1), line, fill="black")
     return np.asarray(strip)

@@ -21,10 +21,11 @@ def small_image(index):
 def section(name, split, data_dir, image_size, channels, **changes) -> Data:
     """A section `data` of these fields."""
     options = {
-        "clip": None, "num_classes": None, "flip": False, "num_threads": 4, "prefetch": 2,
-        **changes,
+        "cache_dir": None, "clip": None, "num_classes": None, "flip": False,
+        "num_threads": 4, "prefetch": 2, **changes,
     }  # fmt: skip
-    return Data(name, split, str(data_dir), image_size, channels=channels, **options)
+    where = {"name": name, "split": split, "data_dir": str(data_dir)}
+    return Data(**where, image_size=image_size, channels=channels, **options)
 
 
 def opened(*arguments, **changes) -> Source:

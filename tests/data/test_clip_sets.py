@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from rin_jax import ConfigError
-from rin_jax.data import catalog, pipeline, shard_writer
+from rin_jax.data import catalog, pipeline, set_metadata, shard_writer
 from rin_jax.data.dataset import Clip
 from tests.data import small_sets
 
@@ -39,10 +39,10 @@ class Clips:
             yield f"clip {index}", lambda index=index: (self.pixels(index), index % 2)
 
 
-def write(data_dir, **changes):
+def write(data_dir, encoding="png", **changes):
     original, clip = Clips(), Clip(**{**CLIP, **changes})
     folder = pathlib.Path(catalog.sized_folder("mine", str(data_dir), SIZE, clip.frames))
-    return shard_writer.write(original, folder, SIZE, 2, lambda done: None, clip)
+    return shard_writer.write(original, folder, SIZE, 2, lambda done: None, clip, encoding)
 
 
 @pytest.fixture(scope="module")
@@ -92,12 +92,21 @@ def test_a_record_has_all_frames_of_a_clip(clips_dir):
     assert info.features["video"].shape == (5, 8, 8, 3)
     described = catalog.describe("mine", "train", str(clips_dir), SIZE, frames=5)
     assert (described.example_shape, described.num_examples) == ((5, 8, 8, 3), NUM - 1)
-    report = shard_writer.read_report(clips_dir / "mine_5x8px" / "1.0.0", "train")
+    report = set_metadata.read_report(clips_dir / "mine_5x8px" / "1.0.0", "train")
     assert report["skipped"] == [["clip 7", "ValueError: 4 frames instead of 5"]]
     assert report["classes"] == {"even": 10, "odd": 9}
     assert {key: report[key] for key in ("written", "frames", "stride", "window")} == {
         "written": 19, "frames": 5, "stride": 3, "window": "random",
     }  # fmt: skip
+
+
+def test_the_loss_of_clips_is_that_of_all_their_frames(clips_dir, tmp_path):
+    report = write(tmp_path, encoding="jpeg")
+    sets = [opened(data_dir, cond_frames=0) for data_dir in (clips_dir, tmp_path)]
+    whole, lossy = (np.stack([source[index]["image"] for index in range(NUM - 1)], dtype=np.float64)
+                    for source in sets)  # fmt: skip
+    error = np.square(whole - lossy).mean()
+    assert report["psnr"] == pytest.approx(10 * np.log10(255**2 / error), abs=1e-3)
 
 
 @pytest.mark.parametrize("kept_in_memory", [True, False])
@@ -193,7 +202,7 @@ def test_what_was_begun_goes_on_with_the_same_frames_only(tmp_path, monkeypatch)
     monkeypatch.setattr(shard_writer, "publish", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write(tmp_path)
-    with pytest.raises(ConfigError, match=r"other images or settings \(changed: clip\)"):
+    with pytest.raises(ConfigError, match=r"other images or settings \(changed: stride\)"):
         write(tmp_path, stride=1)
     monkeypatch.undo()
     assert write(tmp_path, cond_frames=0)["written"] == 19  # it is not what was prepared

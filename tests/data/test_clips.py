@@ -248,7 +248,7 @@ def test_a_folder_becomes_a_data_set(folder, tmp_path):
         ["broken.avi", "short.mp4", "sound.mp4"], "ClipError"
     )
     assert (report["written"], report["stride"]) == (len(FILES), 2)
-    source = open_source(Data("mine", "train", str(tmp_path), 32, clip, 3, 0, False, 1, 1))
+    source = open_source(Data("mine", "train", str(tmp_path), None, 32, clip, 3, 0, False, 1, 1))
     kept = [file for file in original.files if file in FILES]
     assert len(source) == len(kept) == len(FILES)
     for index, file in enumerate(kept):

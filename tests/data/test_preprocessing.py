@@ -110,7 +110,7 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_for_training(channels, image_size
 
 
 def test_only_a_jpeg_is_decoded_at_a_fraction():
-    encoded = preprocessing.encode_png(awkward.scene(300, 420))
+    encoded = preprocessing.encode(awkward.scene(300, 420))
     assert preprocessing.decode(encoded, 3, 4).shape == (300, 420, 3)
 
 
@@ -159,7 +159,7 @@ def test_pixels_without_a_scale_are_refused(tmp_path):
     Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tif")
     with pytest.raises(ValueError, match="'F' have no known scale"):
         preprocessing.read_any(tmp_path / "float.tif", 3)
-    (tmp_path / "half.png").write_bytes(preprocessing.encode_png(awkward.scene())[:300])
+    (tmp_path / "half.png").write_bytes(preprocessing.encode(awkward.scene())[:300])
     with pytest.raises(OSError, match="truncated"):
         preprocessing.read_any(tmp_path / "half.png", 3)
 
@@ -167,7 +167,7 @@ def test_pixels_without_a_scale_are_refused(tmp_path):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_png_round_trip(channels):
     image = awkward.scene()[..., :channels]
-    encoded = preprocessing.encode_png(image)
+    encoded = preprocessing.encode(image)
     np.testing.assert_array_equal(preprocessing.decode(encoded, channels), image)
     assert len(encoded) > image.nbytes  # not compressed, which ArrayRecord does
 

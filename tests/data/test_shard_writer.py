@@ -17,7 +17,7 @@ from array_record.python import array_record_module
 from PIL import Image
 
 from rin_jax import ConfigError
-from rin_jax.data import catalog, shard_writer
+from rin_jax.data import catalog, set_metadata, shard_writer
 from rin_jax.data.originals import TfdsOriginal, open_folder
 from tests.data import awkward, oracle, small_sets
 
@@ -29,11 +29,12 @@ def folder_of(data_dir, size, name="mine"):
 
 
 def write(
-    data_dir, root, size=16, split="train", channels=3, threads=2, progress=lambda done: None
-):
+    data_dir, root, size=16, split="train", channels=3, threads=2, progress=lambda done: None,
+    **options,
+):  # fmt: skip
     original = open_folder(str(root), "mine", split, None, channels)
     return original, shard_writer.write(
-        original, folder_of(data_dir, size), size, threads, progress
+        original, folder_of(data_dir, size), size, threads, progress, **options
     )
 
 
@@ -76,7 +77,7 @@ def test_pixels_are_those_of_an_independent_library(tmp_path, channels):
     folder = folder_of(tmp_path, 16)
     assert (
         report
-        == shard_writer.read_report(folder, "train")
+        == set_metadata.read_report(folder, "train")
         == json.loads((folder / "report-train.json").read_text())
     )
 
@@ -110,6 +111,36 @@ def test_splits_join_and_sizes_stay_apart(tmp_path):
     assert len(read(tmp_path, size=8)) == 18
     with pytest.raises(ConfigError, match=r"has a data set 'mine' .*only at 16px, 20px, 21px, 8px"):
         read(tmp_path, size=32)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jpeg_is_stored_and_the_report_says_what_is_lost(tmp_path, channels):
+    for index in range(20):
+        (tmp_path / "scenes").mkdir(exist_ok=True)
+        Image.fromarray(awkward.scene(80 + index, 90)).save(tmp_path / "scenes" / f"{index}.png")
+    reports, images = {}, {}
+    for encoding in ("png", "jpeg"):
+        _, reports[encoding] = write(
+            tmp_path / encoding, tmp_path / "scenes", 64, channels=channels, encoding=encoding
+        )
+        records = read(tmp_path / encoding, 64, channels=channels)
+        images[encoding] = np.stack([record["image"] for record in records]).astype(np.float64)
+    error = np.square(images["jpeg"] - images["png"]).mean()
+    assert reports["jpeg"]["psnr"] == pytest.approx(10 * np.log10(255**2 / error), abs=1e-3)
+    assert reports["jpeg"]["psnr"] > 35
+    assert reports["png"]["psnr"] is None
+    assert images["png"].shape == (20, 64, 64, channels)
+    info = tfds.builder("mine_64px", data_dir=str(tmp_path / "jpeg")).info
+    assert info.features["image"].shape == (64, 64, channels)
+    raw = tfds.decode.DeserializeMethod.RAW_BYTES
+    stored = tfds.data_source(
+        "mine_64px", data_dir=str(tmp_path / "jpeg"), split="train", deserialize_method=raw
+    )
+    assert b"\xff\xd8\xff" in stored[0]
+    _, other = write(tmp_path / "jpeg", tmp_path / "scenes", 64, "test", channels)
+    assert (other["encoding"], other["psnr"]) == ("png", None)
+    assert len(read(tmp_path / "jpeg", 64, "test", channels)) == 20
+    assert (read(tmp_path / "jpeg", 64, channels=channels)[0]["image"] == images["jpeg"][0]).all()
 
 
 def content(folder):

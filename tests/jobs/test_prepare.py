@@ -31,8 +31,8 @@ def config(data_dir, **changes):
     return tiny.config(**{f"data__{field}": value for field, value in options.items()})
 
 
-def prepare(config, workdir=None, folder=None, downloaded=None):
-    return prepare_lib.prepare(config, workdir, folder, downloaded)
+def prepare(config, workdir=None, folder=None, downloaded=None, encoding=None):
+    return prepare_lib.prepare(config, workdir, folder, downloaded, encoding)
 
 
 def cells(path, size, columns):
@@ -72,14 +72,18 @@ def test_from_a_folder_to_the_batches_of_a_run(tmp_path):
     made = command(
         "--config=configs/digits.py:tiny", "--config.data.name=animals",
         f"--config.data.data_dir={tmp_path}/tfds", "--config.data.image_size=16",
-        "--config.data.flip=False", "--mode=prepare", f"--source={tmp_path}/photos", workdir=run,
+        "--config.data.flip=False", "--mode=prepare", f"--source={tmp_path}/photos",
+        "--format=jpeg", workdir=run,
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
-    for words in ("preparing 19 images", "18 images of 16 pixels", "dog/broken.jpg: Unidentified",
-                  "3 classes, from 6 images", "18 images as the network sees them"):  # fmt: skip
+    for words in ("preparing 19 images", "18 images of 16 pixels", "as JPEG, PSNR",
+                  "dog/broken.jpg: Unidentified", "3 classes, from 6 images",
+                  "18 images as the network sees them"):  # fmt: skip
         assert words in made.stdout
     again = prepare(animals, workdir=str(tmp_path / "again"))
     assert again.read_bytes() == (run / "preview.png").read_bytes()
+    with pytest.raises(ConfigError, match="--format is png, but .* is stored as jpeg; leave it"):
+        prepare(animals, encoding="png")
     with pytest.raises(ConfigError, match="has 'train' of 'animals' already"):
         prepare(animals, folder=str(tmp_path / "photos"))
     assert first_batch(make_experiment(animals))["image"].shape == (16, 16, 16, 3)
@@ -168,7 +172,9 @@ def test_a_set_of_tfds_in_place_and_at_another_size(tmp_path, capsys):
     assert (len(opened), opened.info.example_shape) == (10, (12, 12, 3))
     assert "enlarged, since they were smaller: 10" in capsys.readouterr().out
     prepare(config(tmp_path, name="small_plain", image_size=4, channels=3, num_classes=0))
-    assert "no classes" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "no classes" in said
+    assert "KB on disk for each image, as PNG, without loss" in said
 
 
 @pytest.mark.parametrize(
