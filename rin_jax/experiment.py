@@ -35,9 +35,7 @@ from rin_jax.training.optimizer import Optimizer
 from rin_jax.training.settings import Train
 
 # Attributes of the network that may change while its weights are used.
-NOT_ARCHITECTURE = (
-    "remat", "dtype", "dropout", "attention_dropout", "drop_path", "conv_dropout",
-)  # fmt: skip
+NOT_ARCHITECTURE = "remat", "dtype", "dropout", "attention_dropout", "drop_path", "conv_dropout"
 # Fields that configurations of older checkpoints and exports lack, and what their code had instead.
 SINCE_FORMAT_2 = {
     "latent_positions": "learned", "interface_positions": "learned", "latent_self_cond": True,
@@ -259,10 +257,8 @@ def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
     What it has is not checked: a section may be missing, or something else.
     """
     config = copy.deepcopy(dict(saved))
-    older = {
-        "data": {"clip": None, "cache_dir": None}, "model": SINCE_FORMAT_2,
-        "evaluation": OLD_EVALUATION,
-    }  # fmt: skip
+    data = {"clip": None, "cache_dir": None}
+    older = {"data": data, "model": SINCE_FORMAT_2, "evaluation": OLD_EVALUATION}
     for name, fields in older.items():
         if isinstance(found := config.get(name), Mapping):
             kept = {key: x for key, x in found.items() if name != "evaluation" or key in fields}
