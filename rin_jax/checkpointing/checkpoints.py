@@ -151,7 +151,10 @@ def _steps(path: epath.Path) -> list[int]:
     def listing() -> list[str]:
         if path.exists() and not path.is_dir():
             raise ConfigError(f"{path} is a file, not a folder of checkpoints; move it away.")
-        return [entry.name for entry in path.iterdir()] if path.exists() else []
+        entries = path.iterdir() if path.exists() else ()
+        # in a bucket a save that was not finished has the name of one that was
+        saved = (x for x in entries if not files.is_bucket(path) or (x / COMMITTED).exists())
+        return [entry.name for entry in saved]
 
     names = retries.read(lambda: str(path), listing)
     steps = (int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))  # as Orbax
@@ -184,8 +187,6 @@ def find(path: epath.Path) -> tuple[list[Saved], dict[int, str]]:
     """
     found, damaged = [], {}
     for step in _steps(path):
-        if files.is_bucket(path) and not (path / str(step) / COMMITTED).exists():
-            continue  # a save that was not finished; in folders such a one has another name
         try:
             found.append(_read_metadata(path / str(step), step))
         except DamagedError as error:
