@@ -113,6 +113,7 @@ def run_loop(
         if due["trend"] and trend is not None:
             with progress.spending("evaluation"), watch.quiet(step, saver.wait):
                 writer.scalars(step, trend.measure(step, state.emas))
+                writer.copy()  # no save may follow
 
     if first_step:  # the run may have been interrupted between the save and these
         due = due_at(first_step, experiment)
