@@ -179,7 +179,7 @@ def test_generated_clips_are_compared_with_those_of_the_split(tmp_path, data_dir
         ({"evaluation__networks": ("inception",)}, "does not see clips; choose of classifier, i3d"),
         ({"evaluation__networks": ("i3d",)}, "needs clips of 9 frames, but 5 are compared"),
         ({"data__image_size": 8}, "11 x 11 pixels, but the frames have 8: leave 'ssim' out"),
-        ({"evaluation__count_cond_frames": 1}, "count_cond_frames is 1; it is True or False"),
+        ({"evaluation__count_cond_frames": 1}, "count_cond_frames is 1; it must be True or False"),
         ({"evaluation__real_samples": 0}, "evaluation.real_samples is 0; it must be at least 1"),
     ],
 )

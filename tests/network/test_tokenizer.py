@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from rin_jax import ConfigError
+from rin_jax import ConfigError, of_mapping
 from rin_jax.network.tokenizer import PatchStem, Readout, Video, grid_of, patchify, unpatchify
 from tests.network.small import distance, fill
 
@@ -128,9 +128,10 @@ def test_fixed_codes_of_a_video_are_those_of_each_of_its_frames():
     [
         ({"patch_frames": 0}, "model.video.patch_frames"),
         ({"positions": "between"}, "model.video.positions is 'between'"),
-        ({"written": "yes"}, "model.video.written is 'yes'; it is True or False"),
+        ({"written": "yes"}, "model.video.written is 'yes'; it must be True or False"),
     ],
 )
 def test_a_wrong_field_of_a_video_is_named(changes, words):
+    fields = {"patch_frames": 1, "positions": "after", "written": True} | changes
     with pytest.raises(ConfigError, match=words):
-        Video(**({"patch_frames": 1, "positions": "after", "written": True} | changes))
+        of_mapping("model.video", Video, fields)

@@ -206,12 +206,12 @@ DEAF = """
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's mutex")
 
 
-def deaf(phase="contextlib.nullcontext()", ignored=()) -> subprocess.Popen:
-    """A process that has come to that call; `ignored`: signals that it ignores when it starts."""
+def deaf(phase="contextlib.nullcontext()", trap=":") -> subprocess.Popen:
+    """A process that has come to that call, started by a shell after the command `trap`."""
+    code = textwrap.dedent(DEAF).format(phase=phase)
     process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(DEAF).format(phase=phase)],
+        ["sh", "-c", f'{trap}; exec "$@"', "sh", sys.executable, "-c", code],
         cwd=ROOT, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: [signal.signal(number, signal.SIG_IGN) for number in ignored],
     )  # fmt: skip
     assert process.stdout.readline() == "deaf\n"
     return process
@@ -247,7 +247,7 @@ def test_a_second_sigint_ends_the_process_at_once():
 @linux
 def test_signals_that_are_ignored_at_the_start_stay_so():
     """As under nohup, and in the background of a script, which is itself interrupted."""
-    process = deaf(ignored=(signal.SIGHUP, signal.SIGINT))
+    process = deaf(trap="trap '' HUP INT")
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)
