@@ -75,6 +75,12 @@ def flip(storage: Storage, rng: random.Random) -> bool:
     return True
 
 
+def holder(storage: Storage) -> int | None:
+    """The process that the lock names."""
+    lock = storage.get("bucket", "run/lock.json")
+    return json.loads(lock.data)["pid"] if lock else None
+
+
 def kill_again_and_again(
     storage: Storage, folder: Path, num_steps: int, kills: int, most: int, rng: random.Random
 ) -> dict:
@@ -91,7 +97,7 @@ def kill_again_and_again(
         while life.process.poll() is None and len(storage.requests) < end:
             time.sleep(0.01)
         if life.process.poll() is None:
-            if rng.random() < 0.2 and storage.get("bucket", "run/lock.json"):
+            if rng.random() < 0.2 and holder(storage) == life.process.pid:
                 second = start(storage, folder, "second", num_steps)
                 code, holds = second.process.wait(600), life.process.poll() is None
                 assert code == 2 or not holds, (code, second.log[-3000:])
@@ -112,12 +118,12 @@ def kill_again_and_again(
 
 def free(storage: Storage) -> bool:
     """Whether a lock was left; fails if the next run could not take it."""
-    left = storage.get("bucket", "run/lock.json") is not None
+    left = holder(storage) is not None
     os.environ.update(storage.environment)
     workdir_lock.EXPIRY = EXPIRY
     with workdir_lock.hold(ADDRESS):
         pass
-    assert not storage.get("bucket", "run/lock.json")
+    assert holder(storage) is None
     return left
 
 
