@@ -55,6 +55,7 @@ NOT_RUN = {
     "benchmarks.step": "tests/benchmarks/test_step.py",
     "benchmarks.sampling": "tests/benchmarks/test_sampling.py",
     "benchmarks.sampling_quality": "takes hours; tests/benchmarks/test_sampling.py",
+    "benchmarks.sampling_memory": "takes minutes; tests/jobs/test_sample.py and test_pod.py",
     "benchmarks.features": "tests/benchmarks/test_features.py",
     "benchmarks.data": "takes minutes",
     "benchmarks.clips": "takes minutes",

@@ -98,6 +98,7 @@ def make_train_step(experiment: Experiment, mesh: Mesh):
         loss, grads = gradients(state.params, x, cond, draws, dropout_key)
 
         updates, opt_state = experiment.optimizer.update(grads, state.opt_state, state.params)
+        # at every step: the compiler takes them along in passes that the optimizer makes anyway
         norms = {"grad": grads, "update": updates, "param": state.params}
         norms = {name: module_norms(tree) for name, tree in norms.items()}
         metrics = {
