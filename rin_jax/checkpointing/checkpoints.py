@@ -239,7 +239,8 @@ def load(saved: Saved, abstract: Mapping[str, Any]) -> dict[str, Any]:
     context.multiprocessing.primary_host = index
     context.multiprocessing.active_processes = {index}
     context.multiprocessing.barrier_sync_key_prefix = f"process_{index}"
-    wanted = reading.in_parts(dict(abstract)) if jax.process_count() > 1 else dict(abstract)
+    several = jax.process_count() > 1
+    wanted = reading.in_parts(dict(abstract)) if several else dict(abstract)
     try:
         with context:
             loaded = retries.read(
@@ -252,7 +253,8 @@ def load(saved: Saved, abstract: Mapping[str, Any]) -> dict[str, Any]:
     reasons = [text for text in processes.gather("reading a checkpoint", reason) if text]
     if reasons:
         raise DamagedError(reasons[0])
-    loaded = reading.gather(loaded, dict(abstract))
+    if several:
+        loaded = reading.gather(loaded, dict(abstract))
     for name, value in tree_checksums(loaded).items():
         if saved.checksums.get(name) != value:
             raise DamagedError(f"{name} is not what was saved (checksum {value})")

@@ -14,20 +14,6 @@ from rin_jax.interop import export_format
 from tests.network import small
 
 
-class Bucket:
-    """What of an epath.Path of a bucket is used, over a local folder; it has no local path."""
-
-    def __init__(self, path):
-        self.path, self.name = epath.Path(path), epath.Path(path).name
-        self.exists, self.open = self.path.exists, self.path.open
-
-    def __truediv__(self, name: str) -> "Bucket":
-        return Bucket(self.path / name)
-
-    def __str__(self) -> str:
-        return f"gs://bucket/{self.name}"
-
-
 @pytest.fixture(scope="module")
 def network():
     rin = small.small()
@@ -46,15 +32,14 @@ def test_the_file_is_one_of_the_formats_own_library(network, tmp_path):
     assert small.distance(export_format.nest(read), params) == 0
 
 
-def test_a_bucket_gets_and_gives_the_same_file(network, tmp_path):
+def test_a_bucket_gets_and_gives_the_same_file(network, tmp_path, storage):
     rin, params = network
-    local, bucket = tmp_path / "local", tmp_path / "bucket"
-    local.mkdir(), bucket.mkdir()
-    sha256 = export_format.write_weights(epath.Path(local), params, {})
-    assert export_format.write_weights(Bucket(bucket), params, {}) == sha256
+    local, bucket = epath.Path(tmp_path), epath.Path("gs://bucket/export")
+    sha256 = export_format.write_weights(local, params, {})
+    assert export_format.write_weights(bucket, params, {}) == sha256
     name = "model.safetensors"
     assert (bucket / name).read_bytes() == (local / name).read_bytes()
-    read = export_format.read_weights(Bucket(bucket), sha256, rin, jnp.asarray)
+    read = export_format.read_weights(bucket, sha256, rin, jnp.asarray)
     assert small.distance(read, params) == 0
 
 
