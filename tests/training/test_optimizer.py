@@ -186,10 +186,10 @@ def test_stacked_layers_are_adapted_one_by_one():
 
 
 def test_muon_is_that_of_pytorch_for_each_matrix_and_adamw_for_the_rest():
-    """PyTorch iterates in bfloat16, so that updates agree to about a hundredth."""
+    """PyTorch iterates in bfloat16, so that updates agree to a few hundredths of their norm."""
     rng = np.random.default_rng(0)
     shapes = {
-        ("blocks_0", "compute", "attention", "query", "kernel"): ((2, 3), (16,), (2, 8)),
+        ("blocks_0", "compute", "attention", "query", "kernel"): ((2, 3), (16,), (2, 16)),
         ("blocks_0", "read", "attention", "out", "kernel"): ((2,), (2, 6), (20,)),
         ("prev_latent_mlp", "ffn", "hidden", "kernel"): ((), (8,), (32,)),
     }
@@ -224,7 +224,8 @@ def test_muon_is_that_of_pytorch_for_each_matrix_and_adamw_for_the_rest():
                 matrix.grad = torch.tensor(slope[layer])
                 peer.step()
             moved = matrix.detach().numpy() - start[layer]
-            assert error(found - start[layer], moved) < 0.03, path
+            off = np.linalg.norm(found - start[layer] - moved) / np.linalg.norm(moved)
+            assert off < 0.1, path
     for path in others:
         adamw = optimizer.OPTIMIZERS["adamw"](1e-2, 0.95, 0.99, 1e-8, weight_decay=0.1)
         value = {path[-1]: params[path]}
