@@ -10,12 +10,12 @@ the other 8 are predicted. Other conditions are one flag each:
     --config.data.clip.cond_frames=0 --config.data.num_classes=10   the same, by class
 
 Nothing about this experiment is published; all numbers are our choice, and those that are not here
-are the digits'. Three of them decide whether the predictions follow the given frames (two cores of
-an AMD EPYC, 2026-11-27): with AdamW or LAMB in place of Muon they had not begun to after 1,000
-steps; a predicted x0 is clipped in the loss, and most pixels are black, so that a small input scale
-leaves many of them without a gradient; and most noise levels have to be high ones, at which nothing
-but the given frames tells where the digits are. After the 5,000 steps the digits go on along their
-paths, and their shapes dissolve after two or three frames.
+are the digits'. Muon, the input scale and the noise levels were changed together, after AdamW and
+LAMB, at smaller scales and with fewer high noise levels, had not begun to follow the given frames
+in up to 1,000 steps. The reasons for the last two: a predicted x0 is clipped in the loss, and most
+pixels are black, so that a small scale leaves many of them without a gradient; and at high noise
+nothing but the given frames tells where the digits are. After the 5,000 steps the digits go on
+along their paths, and their shapes dissolve after two or three frames (docs/results.md).
 
     parameters  2,006,624
     GFLOPs      0.1 forward, one clip (0.139)

@@ -23,6 +23,8 @@ from absl import logging
 from rin_jax import ConfigError
 from rin_jax.data import catalog
 from rin_jax.data.dataset import Data
+from rin_jax.runtime import files
+from rin_jax.runtime.retries import ReadError
 
 TRIES, PAUSE = 3, 1.0  # of copying a file; seconds before the second try, twice that later
 THREADS = 8  # files that are copied at a time
@@ -37,13 +39,13 @@ def local_builder(builder: tfds.core.DatasetBuilder, data: Data) -> tfds.core.Da
     Raises:
       ConfigError: a file of the split is not in the bucket, or the folder cannot be written or has
         not enough space.
-      OSError: a file could not be copied at any try. The same command continues.
+      ReadError: a file could not be copied at any try. The same command continues.
     """
     address = os.fspath(builder.data_path)
-    if "://" not in address:
+    if not files.is_bucket(address):
         return builder
     parent = catalog.folder_of(data.cache_dir)
-    if "://" in os.fspath(parent):
+    if files.is_bucket(parent):
         raise ConfigError(
             f"data.data_dir is {data.data_dir!r}, a bucket, and the copy of {data.name!r} would be "
             f"in {parent}; set data.cache_dir to a folder on a disk of this machine"
@@ -66,8 +68,8 @@ def _copy(builder: tfds.core.DatasetBuilder, data: Data, folder: pathlib.Path) -
     system, path = fsspec.core.url_to_fs(address)
     listed = [entry for entry in system.ls(path, detail=True) if entry["type"] == "file"]
     sizes = {entry["name"].rpartition("/")[2]: entry["size"] for entry in listed}
-    files = builder.info.splits[data.split].file_instructions
-    shards = [os.fspath(file.filename).rpartition("/")[2] for file in files]
+    instructions = builder.info.splits[data.split].file_instructions
+    shards = [os.fspath(file.filename).rpartition("/")[2] for file in instructions]
     if lost := [name for name in shards if name not in sizes]:
         raise ConfigError(
             f"data.name={data.name!r}: {address} lacks {lost[0]} ({len(lost)} of {len(shards)} "
@@ -116,7 +118,7 @@ def _fetch_all(system, path: str, folder: pathlib.Path, sizes: Mapping[str, int]
 
 
 def _fetch(system, source: str, target: pathlib.Path, size: int) -> None:
-    """Copies one file, which is there as a whole or not at all; OSError after the last try."""
+    """Copies one file, which is there as a whole or not at all; ReadError after the last try."""
     draft = target.with_name(f"{target.name}.draft")
     for attempt in range(TRIES):
         try:
@@ -129,7 +131,7 @@ def _fetch(system, source: str, target: pathlib.Path, size: int) -> None:
         except Exception as error:  # whatever a client may raise
             failure = error
             logging.warning("%s, try %d: %s", source, attempt + 1, error)
-    raise OSError(f"{source} cannot be copied, after {TRIES} tries: {failure}") from failure
+    raise ReadError(f"{source} cannot be copied, after {TRIES} tries: {failure}") from failure
 
 
 def _size(path: pathlib.Path) -> int | None:

@@ -22,7 +22,7 @@ from rin_jax.data import catalog, local_copy, preprocessing, set_metadata
 from rin_jax.data.dataset import Data
 from rin_jax.data.digits import Digits
 from rin_jax.data.moving_digits import MovingDigits
-from rin_jax.runtime import retries
+from rin_jax.runtime import files, retries
 
 REMEDY = (
     "; if the file is damaged, copy it anew, or delete its folder and run once with --mode=prepare"
@@ -141,7 +141,7 @@ def open_source(data: Data) -> Source:
     if info.example_shape[-1] is not None:  # else each record tells
         preprocessing.check_channels(info.example_shape[-1], data.channels)
     if isinstance(builder, Digits | MovingDigits) and not builder.is_prepared():
-        if "://" in str(builder.data_path):
+        if files.is_bucket(builder.data_path):
             raise ConfigError(
                 f"data.data_dir is {data.data_dir!r}, but {data.name!r} is made on a disk of this "
                 "machine; name a folder on it, or do not set data.data_dir"
