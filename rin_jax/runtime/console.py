@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import inspect
 import logging
 import sys
 import time
@@ -66,15 +67,17 @@ def say(text: str) -> None:
 
 
 def silence_failed_loads() -> None:
-    """Prints no traceback of what a failed load of a checkpoint leaves: tasks, a closed loop.
+    """Prints no traceback of what a failed load of a checkpoint leaves: tasks, coroutines, a loop.
 
-    Orbax leaves a task for each array. The load itself tells what failed.
+    Orbax leaves a task for each array; what interrupts a read, its end included, it raises as an
+    error. The load itself tells what failed.
     """
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     before = sys.unraisablehook
 
     def hook(unraisable) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
+        closed = str(unraisable.exc_value) == "Event loop is closed"
+        if not (closed or inspect.iscoroutine(unraisable.object)):
             before(unraisable)
 
     sys.unraisablehook = hook

@@ -40,5 +40,31 @@ def test_of_what_nobody_can_catch_only_the_rest_of_failed_loads_is_kept_off(monk
     monkeypatch.setattr(logging.getLogger("asyncio"), "level", logging.NOTSET)
     console.silence_failed_loads()
     for text in ("Event loop is closed", "another"):
-        sys.unraisablehook(types.SimpleNamespace(exc_value=RuntimeError(text)))
+        sys.unraisablehook(types.SimpleNamespace(exc_value=RuntimeError(text), object=None))
     assert seen == ["another"]
+
+
+def test_a_read_that_is_given_up_leaves_no_traceback(monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda failed: seen.append(str(failed.exc_value)))
+
+    @types.coroutine
+    def wait():
+        yield
+
+    async def read():
+        try:
+            await wait()
+        except BaseException as error:
+            raise RuntimeError("while reading") from error
+
+    def give_up():
+        reading = read()
+        reading.send(None)
+        del reading
+
+    give_up()
+    assert seen == ["while reading"]
+    console.silence_failed_loads()
+    give_up()
+    assert seen == ["while reading"]
