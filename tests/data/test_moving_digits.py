@@ -54,16 +54,21 @@ def test_paths_are_straight_between_bounces_at_the_edges():
         np.testing.assert_allclose(near[~straight], speeds[~straight], atol=1e-9)
 
 
-def test_rendered_at_whole_pixels_the_brighter_one_on_top():
+def test_rendered_between_pixels_the_brighter_one_on_top():
     pair = np.random.default_rng(0).integers(1, 256, (2, 8, 8), np.uint8)
-    path = np.array([[[0, 0], [16, 16]], [[2.4, 3.6], [5.2, 6.9]]])
-    first, second = moving_digits.render(pair, path, SIZE)[..., 0].astype(int)
+    path = np.array([[[0, 0], [16, 16]], [[2, 4], [5, 7]], [[3.25, 0], [16, 8.5]]])
+    first, second, third = moving_digits.render(pair, path, SIZE)[..., 0].astype(int)
     np.testing.assert_array_equal(first[:8, :8], pair[0])
     np.testing.assert_array_equal(first[16:, 16:], pair[1])
     assert first.sum() == pair.sum(dtype=int)
     layers = np.zeros((2, SIZE, SIZE), int)
     layers[0, 2:10, 4:12], layers[1, 5:13, 7:15] = pair
     np.testing.assert_array_equal(second, layers.max(axis=0))
+    one, other = np.pad(pair.astype(float), [(0, 0), (1, 1), (1, 1)])
+    np.testing.assert_allclose(third[3:12, :8], 0.75 * one[1:, 1:-1] + 0.25 * one[:-1, 1:-1],
+                               atol=0.5)  # fmt: skip
+    np.testing.assert_allclose(third[16:, 8:17], (other[1:-1, 1:] + other[1:-1, :-1]) / 2, atol=0.5)
+    assert third[:, 17:].sum() == third[:3].sum() == 0
 
 
 def test_records_are_the_scenes(moving_dir):
@@ -72,12 +77,8 @@ def test_records_are_the_scenes(moving_dir):
     assert len(source) == 60
     assert source.info.example_shape == (16, 24, 24, 1)
     for index, scene in enumerate(scenes("train", 60)):
-        frames = np.zeros((2, 16, 24, 24), int)
-        for digit, at in enumerate(np.rint(scene.path(16)).astype(int).swapaxes(0, 1)):
-            for time, (row, column) in enumerate(at):
-                shape = shapes[scene.label][scene.shapes[digit]]
-                frames[digit, time, row : row + 8, column : column + 8] = shape
-        np.testing.assert_array_equal(whole(source[index])[..., 0], frames.max(axis=0))
+        pair, path = shapes[scene.label][list(scene.shapes)], scene.path(16)
+        np.testing.assert_array_equal(whole(source[index]), moving_digits.render(pair, path, 24))
         assert source[index]["label"] == scene.label
         assert scene.shapes[0] != scene.shapes[1]
 
