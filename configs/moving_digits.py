@@ -68,7 +68,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.data.clip.window = "first"
 
     config.optimizer.name = "muon"
-    config.optimizer.learning_rate = 6e-3
+    config.optimizer.learning_rate = 1.2e-2
     config.optimizer.warmup_steps = 100
     config.optimizer.b1 = 0.95
     config.optimizer.b2 = 0.95
