@@ -2,6 +2,8 @@
 
 import dataclasses
 import difflib
+import glob
+import importlib.util
 import inspect
 import os
 import reprlib
@@ -16,6 +18,11 @@ KINDS = {
     types.NoneType: "None",
 }  # fmt: skip
 
+# JAX would load the TPU's library where it is installed, which prints errors without a TPU. The
+# files are those of TPUs and GPUs.
+ACCELERATORS = "/dev/accel*", "/dev/vfio/*", "/dev/nvidia*", "/dev/kfd", "/dev/dxg"
+if importlib.util.find_spec("libtpu") and not any(map(glob.glob, ACCELERATORS)):
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # etils, which asks this once, would read buckets with TensorFlow where that is installed
 os.environ.setdefault("EPATH_USE_TF", "0")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `preemption` listens: no traceback
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from rin_jax import ConfigError, nearest
@@ -142,11 +142,11 @@ def describe_mistake(error: Exception, argv: list[str]) -> str:
 
 def main(argv: list[str]) -> None:
     """Dispatches to the job; a mistake of the user ends with one message and exit code 2."""
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # the libraries' own progress is not the user's
     from rin_jax.runtime import cluster, console, exits, preemption, processes, retries
     from rin_jax.training.metrics import NotFiniteError
 
+    if not flags.FLAGS["verbosity"].present:
+        console.silence_libraries()
     console.silence_failed_loads()
     codes = {ConfigError: 2, NotFiniteError: 3, cluster.ProcessError: 1, retries.ReadError: 1}
     try:

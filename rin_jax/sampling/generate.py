@@ -30,7 +30,7 @@ from rin_jax.evaluation import protocol
 from rin_jax.experiment import Experiment, make_experiment, saved_config
 from rin_jax.network.conditioning import Cond
 from rin_jax.network.rin import RIN
-from rin_jax.runtime import processes
+from rin_jax.runtime import console, processes
 from rin_jax.sampling.conditions import Conditions
 from rin_jax.sampling.denoiser import denoiser, guided
 from rin_jax.sampling.weights import abstract_params, load_ema, on_device, whole
@@ -138,24 +138,36 @@ def make_device_sampler(
     not rounded if it is not given, on that device, which is one of this process's. Image i lies in
     row i modulo size = `sampler.images_per_device`; the other rows mean nothing. No two of the
     indices have one row; `conditions` are those of all images of the seed. It is compiled once for
-    all parameters. Raises as `make_generate`.
+    all parameters, and before the first image, for as many devices as there are batches. Raises as
+    `make_generate`.
     """  # fmt: skip
     experiment.sampler.check_grid()
     guide = load_guide(experiment, mesh)
     program = make_program(experiment, guide and guide.experiment.rin)
     size, key = experiment.generation.images_per_device, jax.random.key(seed)
+    compiled: dict[jax.Device, Callable] = {}
 
     def sampler(params: dict, conditions: Conditions):
         params = whole((params, guide.params) if guide else params, mesh)
         local = {device: on_device(params, device) for device in mesh.local_devices}
 
-        def images_of(device: jax.Device, indices: np.ndarray) -> tuple[Array, np.ndarray]:
+        def arguments(device: jax.Device, indices: np.ndarray) -> tuple:
             rows = np.zeros(size, np.int32)
             rows[indices % size] = indices
-            place = (key, rows, conditions.of(rows))
-            images = program(local[device], *jax.device_put(place, device))
-            return images, conditions.labels[indices]
+            return local[device], *jax.device_put((key, rows, conditions.of(rows)), device)
 
+        def images_of(device: jax.Device, indices: np.ndarray) -> tuple[Array, np.ndarray]:
+            return compiled[device](*arguments(device, indices)), conditions.labels[indices]
+
+        batches = -(-len(conditions) // size)
+        new = [device for device in mesh.local_devices[:batches] if device not in compiled]
+        if new:
+            first, threads = np.arange(1), concurrent.futures.ThreadPoolExecutor(len(new))
+            with console.doing("compiling the sampler"), threads as pool:
+                programs = pool.map(
+                    lambda device: program.lower(*arguments(device, first)).compile(), new
+                )
+                compiled.update(zip(new, programs, strict=True))
         return images_of
 
     return sampler

@@ -39,7 +39,7 @@ def test_a_moving_picture_is_a_file_and_moves_in_tensorboard(tmp_path):
     writer.close()
     written = (tmp_path / "progress" / "00000007.gif").read_bytes()
     events = EventAccumulator(str(tmp_path / "events")).Reload()
-    (event,) = events.Images("progress/moving")
+    (event,) = events.Images("samples/progress_moving")
     assert (event.step, event.width, event.height) == (7, 9, 6)
     assert event.encoded_image_string == written
     assert Image.open(io.BytesIO(written)).n_frames == 5
