@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import os
 import reprlib
+import runpy
 import sys
 import types
 import typing
@@ -116,6 +117,11 @@ def of_mapping(field: str, kind: type, given: object) -> object:
         raise ConfigError(f"{field} has {found}; {remedy}.")
     check_types(f"{field}.", kind, given)
     return kind(**given)
+
+
+def command() -> None:
+    """The console command rin-jax: the same as `python -m rin_jax.main`."""
+    runpy.run_module("rin_jax.main", run_name="__main__", alter_sys=True)
 
 
 def load(source: str):

@@ -38,7 +38,7 @@ SHARING_SECONDS = 60.0  # network file systems show a new file late
 
 
 def describe(experiment: Experiment, mesh: Mesh) -> str:
-    """The parameters and the costs of a run, for a person."""
+    """The data, the parameters and the costs of a run, for a person."""
     rin, params = experiment.rin, abstract_params(experiment.rin, mesh)
     forward = cost.forward_flops(rin)
     step = cost.training_flops(rin, bool(experiment.objective.self_cond_rate))
@@ -46,7 +46,10 @@ def describe(experiment: Experiment, mesh: Mesh) -> str:
     chip = chips.by_kind(kind)
     peak = f"{chip.peak_flops / 1e12:g} TFLOP/s bfloat16 a chip" if chip else "not known"
     shape = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    data = experiment.data
     return (
+        f"data: {data.name} ({data.split}) of {' x '.join(map(str, data.example_shape))}, "
+        f"{data.num_classes} classes\n"
         f"{describe_parameters(params)}\n"
         f"tokens: {rin.num_tokens} interface, {rin.num_latents} latents\n"
         f"FLOPs per image: {forward / 1e9:,.3f} G forward, {step / 1e9:,.3f} G training step\n"

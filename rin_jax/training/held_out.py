@@ -23,6 +23,7 @@ from rin_jax.training import curves
 from rin_jax.training.step import abstract_batch, prepare_batch
 
 MOST = 1024  # examples, the first of the split
+FIRST_KEY = np.uint32(2**31)  # training folds in its steps, which are less
 
 
 class HeldOut:
@@ -62,14 +63,13 @@ class HeldOut:
             weights = (rows < count).astype(np.float32)
             batch, weights = sharding.global_batch((batch, weights), self._mesh)
             with sharding.logical_axes(self._mesh):
-                sums.append(self._program(params, batch, weights, np.uint32(first)))
+                sums.append(self._program(params, batch, weights, FIRST_KEY + np.uint32(first)))
         total, weight = np.sum(jax.device_get(sums), axis=0)
         return {curves.HELD_OUT: float(total / weight)}
 
     def _sums(self, params, batch, weights, first):
         """(sum of the errors, number) of the examples of a batch that has weights [B]."""
-        # steps, whose keys are those of training, are below 2**31
-        key = jax.random.fold_in(jax.random.key(self._experiment.seed), 2**31 + first)
+        key = jax.random.fold_in(jax.random.key(self._experiment.seed), first)
         x, cond = prepare_batch(self._experiment, batch, None)
         objective, denoise_fn = self._experiment.objective, denoiser(self._experiment.rin, params)
         draws = objective.draw(key, x.shape)

@@ -1,7 +1,9 @@
 """The training job: it resumes exactly, does nothing twice, and stops on bad numbers."""
 
+import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rin_jax import ConfigError
 from rin_jax.checkpointing import checkpoints, restore
+from rin_jax.data.source import Source
 from rin_jax.experiment import device_mesh, make_experiment
 from rin_jax.jobs import sample
 from rin_jax.jobs import train as train_lib
@@ -26,7 +29,7 @@ from rin_jax.runtime import sharding
 from rin_jax.sampling import grids
 from rin_jax.sampling.generate import make_generate
 from rin_jax.sampling.weights import load_ema
-from rin_jax.training import loop
+from rin_jax.training import curves, loop
 from rin_jax.training.metrics import SCALARS, NotFiniteError
 from rin_jax.training.state import abstract_state, items_of, state_of
 from tests import tiny, xla
@@ -243,9 +246,33 @@ def test_what_a_run_leaves(undisturbed):
     assert [point.step for point in points] == [2, 4, 6]
     assert np.isclose([p.value for p in points], [line["train/loss"] for line in lines]).all()
     assert events.Tags()["images"] == ["samples/progress"]
+    text = events.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert json.loads(text.split("```")[1].removeprefix("json")) == json.loads(
+        Path(undisturbed, "config.json").read_text()
+    )
     with open(f"{undisturbed}/config.json") as file:
         assert json.load(file)["model"]["depth"] == 1
     assert not Path(undisturbed, "unsaved").exists()
+
+
+def test_the_held_out_loss_is_a_curve_that_a_killed_run_makes_up_for(
+    undisturbed, data_dir, tmp_path, monkeypatch
+):
+    def other_split(source, name):
+        return Source(source._builder, dataclasses.replace(source.data, split="train[64:100]"))
+
+    monkeypatch.setattr(Source, "other_split", other_split)
+    workdir, name = tmp_path / "copy", curves.HELD_OUT
+    shutil.copytree(undisturbed, workdir)
+    config = tiny.config(data__data_dir=data_dir, train__num_steps=9,
+                         evaluation__held_out_every_steps=4)  # fmt: skip
+    train_lib.train(config, str(workdir))
+    found = {line["step"]: line[name] for line in metrics(workdir) if name in line}
+    assert list(found) == [8, 9]
+    path = workdir / "metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    train_lib.train(config, str(workdir))
+    assert {line["step"]: line[name] for line in metrics(workdir) if name in line} == found
 
 
 def test_the_same_noise_every_time(undisturbed, data_dir):
@@ -344,6 +371,26 @@ def test_utilisation_is_of_the_chips_peak():
     assert figures["time/mfu_percent"] == pytest.approx(100 * 4e6 * flops / (8 * 197e12))
     here = loop.utilisation(experiment, sharding.make_mesh(8, 1, 1), 8.0)
     assert here == {"time/images_per_second_per_chip": 1.0}
+
+
+def test_a_log_line_fits_and_is_aligned(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(loop.console.time, "monotonic", lambda: now[0])
+    lines = []
+    for seconds, loss, mfu, skipped in ((0.001, 0.001234567, 41.7, 0), (90.0, 1234.5, 3.2, 99)):
+        progress = loop.console.Progress(0, 300_000, 1024)
+        with progress.spending("input_wait"):
+            now[0] += seconds
+        now[0] += 1.0
+        figures = progress.update(100) | {"train/loss": loss, "train/skipped_steps": skipped}
+        lines.append(loop.log_line(progress, figures | {"time/mfu_percent": mfu}))
+    assert lines[0].startswith("loss 0.001235  left ")
+    assert max(map(len, lines)) <= 100
+    for word in (" left", " step", "images/s", " wait", " mfu"):
+        assert lines[0].index(word) == lines[1].index(word), lines
+    assert "wait  99 %  mfu   3 %  99 skipped" in lines[1]
+    numbers = re.findall(r"[\d.,:]+", lines[0])
+    assert len(set(numbers)) == len(numbers)  # none is there twice
 
 
 @pytest.mark.parametrize("last", [False, True])
