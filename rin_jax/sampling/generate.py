@@ -10,6 +10,7 @@ What changes the rounding is the kind of device, the compiler's version and opti
 `sampler.images_per_device`.
 """
 
+import collections
 import concurrent.futures
 import functools
 import json
@@ -52,13 +53,25 @@ class Guide(NamedTuple):
     params: dict
 
 
-def jit_sampler(experiment: Experiment, guide: RIN | None = None, rounded: bool = True):
+def jit_sampler(
+    experiment: Experiment, guide: RIN | None = None, rounded: bool = True,
+    callback: Callable[[int, np.ndarray, np.ndarray], None] | None = None,
+):  # fmt: skip
     """The program of one device: (params, key, indices [B], cond of [B]) -> uint8 [B, ...].
 
     With a guide `params` is the pair of both networks' parameters. `key` is that of the seed. If
     not `rounded`, images are the same numbers 0..255 in float32 before they are rounded.
+    callback(step, indices [n], x0 uint8 [n, ...]) is called after each step, from 1, with the
+    estimates of those rows that are images.
     """
     rin, sampler = experiment.rin, experiment.sampler
+    steps: collections.Counter = collections.Counter()  # of each batch
+
+    def tell(indices, x0):
+        indices, x0 = np.asarray(indices), np.asarray(x0)
+        first, own = int(indices[0]), indices % len(indices) == np.arange(len(indices))
+        steps[first] += 1
+        callback(steps[first], indices[own], x0[own])
 
     @jax.jit
     def images_of(params, key, indices, cond):
@@ -66,7 +79,13 @@ def jit_sampler(experiment: Experiment, guide: RIN | None = None, rounded: bool 
         noise, noise_fn = seeded_noise(key, indices, rin.example_shape)
         guide_fn = denoiser(guide, guide_params) if guide else None
         denoise_fn = guided(experiment.guidance, denoiser(rin, params), guide_fn, cond)
-        images = sampler.sample(denoise_fn, noise, cond, noise_fn)
+
+        def watch(x0, latents):
+            if callback is not None:
+                pixels = to_uint8(sampler.process.unscale(x0))
+                jax.debug.callback(tell, indices, pixels, ordered=True)
+
+        images, _ = sampler.watched(denoise_fn, noise, cond, noise_fn, watch)
         return to_uint8(images) if rounded else to_pixels(images)
 
     return images_of

@@ -172,7 +172,7 @@ def run_loop(
 
 def log_line(progress: console.Progress, figures: dict[str, float]) -> str:
     """What is said of the steps since the line before; all else is in the curves."""
-    loss = f"loss {figures.get('train/loss', np.nan):#7.4g}"
+    loss = f"loss {figures.get('train/loss', np.nan):7.4f}"
     rest = [f"wait {figures.get('time/input_wait_percent', 0.0):3.0f} %"]
     if "time/mfu_percent" in figures:
         rest.append(f"mfu {figures['time/mfu_percent']:3.0f} %")

@@ -377,14 +377,14 @@ def test_a_log_line_fits_and_is_aligned(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(loop.console.time, "monotonic", lambda: now[0])
     lines = []
-    for seconds, loss, mfu, skipped in ((0.001, 0.001234567, 41.7, 0), (90.0, 1234.5, 3.2, 99)):
+    for seconds, loss, mfu, skipped in ((0.001, 0.00321, 41.7, 0), (90.0, 98.7, 3.2, 99)):
         progress = loop.console.Progress(0, 300_000, 1024)
         with progress.spending("input_wait"):
             now[0] += seconds
         now[0] += 1.0
         figures = progress.update(100) | {"train/loss": loss, "train/skipped_steps": skipped}
         lines.append(loop.log_line(progress, figures | {"time/mfu_percent": mfu}))
-    assert lines[0].startswith("loss 0.001235  left ")
+    assert lines[0].startswith("loss  0.0032  left ")
     assert max(map(len, lines)) <= 100
     for word in (" left", " step", "images/s", " wait", " mfu"):
         assert lines[0].index(word) == lines[1].index(word), lines
