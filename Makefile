@@ -1,3 +1,4 @@
+# make         print this
 # make demo    train the digits on this machine and leave a sample grid
 # make test    the test suite
 # make check   the linters, and all tests that compile no network
@@ -10,7 +11,10 @@ BIN := $(VENV)/bin
 WORKDIR ?= runs/digits
 SHELL := /bin/bash
 
-.PHONY: demo test check lint clean
+.PHONY: help demo test check lint clean
+
+help:
+	@sed -n 's/^# //p' Makefile
 
 demo: $(VENV)/.base
 	$(BIN)/python -m rin_jax.main --config=configs/digits.py --workdir=$(WORKDIR)
@@ -32,7 +36,7 @@ lint: $(VENV)/.installed
 $(VENV)/.base: setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.base tests/peers.txt

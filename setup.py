@@ -17,13 +17,13 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    packages=setuptools.find_packages(include=["rin_jax", "rin_jax.*"]),
+    packages=setuptools.find_packages(include=["rin_jax", "rin_jax.*", "configs"]),
+    entry_points={"console_scripts": ["rin-jax = rin_jax:command"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
         "array_record>=0.5",
         "chex>=0.1.90",
-        "clu>=0.0.12",
         "etils[epath]>=1.9",
         "flatbuffers>=24",  # jax.export writes with it
         "flax>=0.11.2",
@@ -46,6 +46,7 @@ setuptools.setup(
     ],
     extras_require={
         "cuda": ["jax[cuda12]>=0.7.2"],
+        "demo": ["tensorboard>=2.18"],
         "gcs": GCS,
         "hub": HUB,
         "onnx": ONNX,

@@ -65,6 +65,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.train.num_steps = 150_000  # [V]
 
     config.checkpoint.keep_every_steps = config_dict.placeholder(int)
+    config.evaluation.held_out_every_steps = 5000
 
 
     if arg == "tiny":

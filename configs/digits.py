@@ -136,6 +136,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.evaluation.real_samples = config_dict.placeholder(int)  # all
     config.evaluation.every_steps = 1000
     config.evaluation.trend_samples = 200
+    config.evaluation.held_out_every_steps = config_dict.placeholder(int)  # all are learnt from
     config.evaluation.keep_best = True
 
     config.mesh = ml_collections.ConfigDict()
@@ -163,4 +164,5 @@ def shrink(config: ml_collections.ConfigDict) -> None:
     config.checkpoint.every_steps = 10
     config.evaluation.num_samples = 20
     config.evaluation.every_steps = config_dict.placeholder(int)
+    config.evaluation.held_out_every_steps = config_dict.placeholder(int)
     config.evaluation.trend_samples = 20

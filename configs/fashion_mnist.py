@@ -45,6 +45,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
     config.evaluation.num_samples = 10_000
     config.evaluation.every_steps = 2000
+    config.evaluation.held_out_every_steps = 500
 
     if arg == "tiny":
         digits.shrink(config)

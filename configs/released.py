@@ -108,6 +108,8 @@ def recipe() -> ml_collections.ConfigDict:
     config.evaluation.real_samples = config_dict.placeholder(int)  # all
     config.evaluation.every_steps = 50_000
     config.evaluation.trend_samples = 2000
+    # ImageNet's test split has no labels
+    config.evaluation.held_out_every_steps = config_dict.placeholder(int)
     config.evaluation.keep_best = False
 
     config.mesh = ml_collections.ConfigDict()
@@ -140,4 +142,5 @@ def shrink(config: ml_collections.ConfigDict) -> None:
     config.evaluation.networks = ("classifier",)
     config.evaluation.measures = ("frechet", "agreement")
     config.evaluation.every_steps = config_dict.placeholder(int)
+    config.evaluation.held_out_every_steps = config_dict.placeholder(int)
     config.evaluation.trend_samples = 20

@@ -2,9 +2,12 @@
 
 import dataclasses
 import difflib
+import glob
+import importlib.util
 import inspect
 import os
 import reprlib
+import runpy
 import sys
 import types
 import typing
@@ -16,6 +19,11 @@ KINDS = {
     types.NoneType: "None",
 }  # fmt: skip
 
+# JAX would load the TPU's library where it is installed, which prints errors without a TPU. The
+# files are those of TPUs and GPUs.
+ACCELERATORS = "/dev/accel*", "/dev/vfio/*", "/dev/nvidia*", "/dev/kfd", "/dev/dxg"
+if importlib.util.find_spec("libtpu") and not any(map(glob.glob, ACCELERATORS)):
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # etils, which asks this once, would read buckets with TensorFlow where that is installed
 os.environ.setdefault("EPATH_USE_TF", "0")
 
@@ -109,6 +117,11 @@ def of_mapping(field: str, kind: type, given: object) -> object:
         raise ConfigError(f"{field} has {found}; {remedy}.")
     check_types(f"{field}.", kind, given)
     return kind(**given)
+
+
+def command() -> None:
+    """The console command rin-jax: the same as `python -m rin_jax.main`."""
+    runpy.run_module("rin_jax.main", run_name="__main__", alter_sys=True)
 
 
 def load(source: str):

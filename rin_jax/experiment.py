@@ -49,7 +49,7 @@ OLD_EVALUATION = {
     "num_samples": 50_000, "labels": "random", "networks": None, "measures": ("frechet",),
     "count_cond_frames": True, "inception_protocol": "adm", "inception_weights": None,
     "dinov2_weights": None, "i3d_weights": None, "reference": None, "real_samples": None,
-    "every_steps": None, "trend_samples": 2000, "keep_best": False,
+    "every_steps": None, "trend_samples": 2000, "keep_best": False, "held_out_every_steps": None,
 }  # fmt: skip
 
 

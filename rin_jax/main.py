@@ -12,20 +12,21 @@ from pathlib import Path
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `preemption` listens: no traceback
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from rin_jax import ConfigError, nearest
 
+CONFIGS = Path(__file__).parents[1] / "configs"  # lies beside rin_jax/, installed or not
 # what all processes of a run do together
 TOGETHER = ("train", "sample", "evaluate", "reference", "reconstruct")
 MODES = (*TOGETHER, "prepare", "plan", "export", "import_pix2seq")
-sys.path.append(str(Path(__file__).parents[1]))  # configs/ lies beside rin_jax/
+sys.path.append(str(CONFIGS.parent))
 
 # fmt: off
 CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Configuration file, optionally with a variant: configs/digits.py:tiny. Any "
-    "field can be overridden: --config.model.depth=2.")
+    "config", None, "Configuration file, or the name of one in configs/, optionally with a "
+    "variant: configs/digits.py:tiny. Any field can be overridden: --config.model.depth=2.")
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run (checkpoints, curves, samples); the same one resumes it.")
 MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do with the run.")
@@ -98,7 +99,7 @@ def parse(argv: list[str]) -> list[str]:
     --help ends with exit code 0.
     """
     try:
-        left = flags.FLAGS(argv)
+        left = flags.FLAGS([packaged(argument) for argument in argv])
         if CONFIG.value is None:
             raise ConfigError("--config=FILE is missing, for instance --config=configs/digits.py.")
         CONFIG.value.lock()  # the error of a file that could not be read comes with the first use
@@ -112,6 +113,14 @@ def parse(argv: list[str]) -> list[str]:
     return left
 
 
+def packaged(argument: str) -> str:
+    """--config=imagenet256:tiny, the name of an experiment, as its file; others as they are."""
+    found = re.fullmatch(r"--?config=([\w-]+)(:.*)?", argument)
+    if found and (file := CONFIGS / f"{found[1]}.py").exists():
+        return f"--config={file}{found[2] or ''}"
+    return argument
+
+
 def describe_mistake(error: Exception, argv: list[str]) -> str:
     """One sentence about an error of absl, ml_collections or a configuration file."""
     text, line = str(error), " ".join(str(error).split())
@@ -119,6 +128,7 @@ def describe_mistake(error: Exception, argv: list[str]) -> str:
     file = found[1] if found else ""
     if isinstance(error, OSError) and not Path(file).is_file():
         others = [str(path) for path in Path(file).parent.glob("*.py")]
+        others += [path.stem for path in CONFIGS.glob("*.py")]
         return f"--config: there is no file {file}{nearest(file, others)}"
     if choice := re.fullmatch(r"flag (--\w+)=(.*): value should be one of <(.*)>", line):
         names = choice[3].split("|")
@@ -142,11 +152,11 @@ def describe_mistake(error: Exception, argv: list[str]) -> str:
 
 def main(argv: list[str]) -> None:
     """Dispatches to the job; a mistake of the user ends with one message and exit code 2."""
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # the libraries' own progress is not the user's
     from rin_jax.runtime import cluster, console, exits, preemption, processes, retries
     from rin_jax.training.metrics import NotFiniteError
 
+    if not flags.FLAGS["verbosity"].present:
+        console.silence_libraries()
     console.silence_failed_loads()
     codes = {ConfigError: 2, NotFiniteError: 3, cluster.ProcessError: 1, retries.ReadError: 1}
     try:
@@ -207,10 +217,21 @@ def check_addresses(mode: str, config: dict) -> None:
             files.check_address(name, value)
 
 
+def describe_config() -> str:
+    """The configuration's file and what the command line changes in it."""
+    flag = flags.FLAGS["config"]
+    changed = config_flags.get_override_values(flag)
+    fields = ", ".join(f"{name}={value}" for name, value in changed.items())
+    return f"configuration: {config_flags.get_config_filename(flag)}{fields and f', {fields}'}"
+
+
 def run(mode: str, watch) -> None:
     """Imports and runs one job; `watch` is for a job that saves before it is ended."""
     if mode == "train":
         from rin_jax.jobs.train import train as job
+        from rin_jax.runtime import console
+
+        console.say(describe_config())
     elif mode == "sample":
         from rin_jax.jobs.sample import sample as job
     elif mode == "evaluate":

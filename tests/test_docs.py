@@ -61,6 +61,7 @@ NOT_RUN = {
     "benchmarks.clips": "takes minutes",
     "benchmarks.weak_scaling": "the TPU compiler takes hours",
     "pip": "installs packages",
+    "tensorboard": "serves until it is ended; tests/training/test_curves.py reads what it shows",
     "make": "starts commands that are here, and this suite",
     "gcloud": "needs an account",
     "docker": "needs a registry",

@@ -37,6 +37,7 @@ def command(*arguments: str, workdir) -> subprocess.CompletedProcess:
         ([], "--config=FILE is missing"),
         (["--config=configs/digts.py"],
          "there is no file configs/digts.py; did you mean configs/digits.py?"),
+        (["--config=digts"], "there is no file digts; did you mean digits?"),
         (["--config=configs/digts.py", "--config.seed=1"], "did you mean configs/digits.py?"),
         (["--config=configs/digits.py", "--config.model.dpeth=2"],
          "--config.model.dpeth: the configuration has no field 'dpeth'; did you mean depth?"),

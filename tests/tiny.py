@@ -49,7 +49,7 @@ TINY = {
         "measures": ("frechet", "agreement"), "count_cond_frames": True,
         "inception_protocol": "adm", "inception_weights": None, "dinov2_weights": None,
         "i3d_weights": None, "reference": None, "real_samples": None, "every_steps": None,
-        "trend_samples": 20, "keep_best": False,
+        "trend_samples": 20, "held_out_every_steps": None, "keep_best": False,
     },
     "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
 }  # fmt: skip

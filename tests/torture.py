@@ -188,7 +188,7 @@ def contents(workdir: Path) -> dict[str, object]:
             saved["facts"].pop("config")  # names folders
             found[str(path.parent.relative_to(workdir))] = saved["digests"], saved["facts"]
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    timing = ("images_per_second", "time_")
+    timing = "time/"
     found["metrics"] = [
         {name: value for name, value in line.items() if not name.startswith(timing)}
         for line in lines
@@ -230,7 +230,8 @@ def assert_same(workdir: Path, expected: Path, log: str) -> None:
     common = set(ours) & set(theirs)
     assert {"metrics", f"checkpoints/{newest}"} <= common
     assert {name for name in theirs if name.startswith(("progress", "snapshots"))} <= common
-    assert not np.isnan([line["loss"] for line in ours["metrics"] if "loss" in line]).any()
+    losses = [line["train/loss"] for line in ours["metrics"] if "train/loss" in line]
+    assert not np.isnan(losses).any()
     every = CHANGES["train.log_every_steps"]
     resumed = {int(step) for step in re.findall(r"resumed from checkpoint (\d+)", log)}
     partial = {step - step % every + every for step in resumed if step % every}

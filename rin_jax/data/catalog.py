@@ -6,18 +6,22 @@ it and, for each image size, a copy of ours (`shard_writer.py`) in the folder NA
 clips, NAME_FRAMESxSIZEpx; the copy of the size that is wanted comes first.
 """
 
+import contextlib
 import dataclasses
 import difflib
+import io
+import os
 import re
+import sys
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 from etils import epath
 from tensorflow_datasets.core.download import checksums
 
 from rin_jax import ConfigError
 from rin_jax.data import digits, moving_digits  # noqa: F401  (the import registers the names)
+from rin_jax.runtime import console
 
 Builder = tfds.core.DatasetBuilder
 
@@ -213,8 +217,12 @@ def prepare_with_tfds(name: str, builder: Builder, downloaded: str | None) -> No
     config = tfds.download.DownloadConfig(try_download_gcs=False, manual_dir=downloaded)
     if downloaded is not None:
         _trust_files(builder, downloaded)
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else TensorFlow, if imported, tells of it
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
     try:
-        builder.download_and_prepare(file_format="array_record", download_config=config)
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS praises what it does
+            builder.download_and_prepare(file_format="array_record", download_config=config)
     except ImportError as error:
         raise _missing_package(f"preparing {name!r}", error) from error
     except (AssertionError, OSError) as error:  # files that are missing, network, disk
@@ -229,17 +237,19 @@ def prepare_with_tfds(name: str, builder: Builder, downloaded: str | None) -> No
 
 
 def _trust_files(builder: Builder, downloaded: str) -> None:
-    """Takes the user's files as they are, with a warning where TFDS knows other checksums.
+    """Takes the user's files as they are, and says so where TFDS knows other checksums.
 
     Some sources pack the same content anew, which changes the checksum of the package.
     """
-    known = builder.url_infos or {}
+    known, unknown = builder.url_infos or {}, []
     for url, expected in known.items():
         path = epath.Path(downloaded) / (expected.filename or "")
         if path.is_file():
             known[url] = checksums.compute_url_info(path)
             if known[url] != expected:
-                logging.warning("%s is not the file that TFDS knows; it is used as it is", path)
+                unknown.append(path.name)
+    if unknown:
+        console.say(f"used as they are, packed otherwise than TFDS knows: {', '.join(unknown)}")
 
 
 def require_tensorflow(doing: str) -> None:

@@ -62,7 +62,14 @@ class Objective:
         self, first_pass: DenoiseFn, second_pass: DenoiseFn,
         drop_cond: Callable[[Any, Array], Any], x: Array, cond: Any, draws: Draws,
     ) -> Array:  # fmt: skip
-        """Mean squared error of a batch of examples x [B, ...] in [-1, 1], a float32 scalar.
+        """The mean of `errors`, a float32 scalar."""
+        return jnp.mean(self.errors(first_pass, second_pass, drop_cond, x, cond, draws))
+
+    def errors(
+        self, first_pass: DenoiseFn, second_pass: DenoiseFn,
+        drop_cond: Callable[[Any, Array], Any], x: Array, cond: Any, draws: Draws,
+    ) -> Array:  # fmt: skip
+        """Mean squared error of each of a batch of examples x [B, ...] in [-1, 1], float32 [B].
 
         Each pass is the network with its parameters and a dropout of its own. `drop_cond`:
         (cond, keep bool [B]) -> cond with the others' condition hidden; `cond` is any pytree that
@@ -85,7 +92,7 @@ class Objective:
         return self.error(prediction, x0, xt, draws.eps, gamma)
 
     def error(self, prediction: Array, x0: Array, xt: Array, eps: Array, gamma: Array) -> Array:
-        """Mean squared error of a prediction in the units of `loss_type`."""
+        """Mean squared error of each example's prediction in the units of `loss_type`, [B]."""
         x0_hat, eps_hat = self.process.to_x0_eps(prediction, xt, gamma)
         if self.loss_type == "eps":
             difference = eps - eps_hat
@@ -94,4 +101,4 @@ class Objective:
         else:
             v_hat = process_lib.velocity(x0_hat, eps_hat, gamma)
             difference = process_lib.velocity(x0, eps, gamma) - v_hat
-        return jnp.mean(jnp.square(difference))
+        return jnp.mean(jnp.square(difference), axis=range(1, difference.ndim))

@@ -54,11 +54,14 @@ class Evaluation:
     real_samples: int | None  # real examples in the statistics, spread over all; None: all
     every_steps: int | None  # steps between two trend figures in training; None: none
     trend_samples: int  # images of each trend figure
+    # steps between two measurements of the training loss on the data set's split "test"; None, or
+    # without that split: none
+    held_out_every_steps: int | None
     keep_best: bool  # whether the average with the lowest trend figure is kept in WORKDIR/best
 
     def __post_init__(self):
         counts = "num_samples", "real_samples", "every_steps", "trend_samples"
-        at_least_one("evaluation", self, *counts)
+        at_least_one("evaluation", self, *counts, "held_out_every_steps")
         for network in self.chosen:
             one_of("evaluation.networks", network, NETWORKS)
         for measure in self.measures:

@@ -1,7 +1,8 @@
 """An exported model, ready to sample: rin_jax.load(folder or hub id).
 
     model = rin_jax.load("exports/digits")
-    images = model.sample(10, labels=range(10))
+    images = model.sample(10, labels=range(10))  # or names of classes
+    model.grid(images)
     prediction, latents = model.denoise(xt, gamma, labels)
     clips = rin_jax.load("exports/moving_digits").sample(10, frames=frames)
 
@@ -15,18 +16,18 @@ and the batch is split over them.
 
 import dataclasses
 import functools
-import io
-import math
-import zipfile
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import tqdm
 from etils import epath
 from jax.sharding import Mesh
+from PIL import Image
 
 from rin_jax import ConfigError
 from rin_jax.experiment import (
@@ -37,19 +38,19 @@ from rin_jax.experiment import (
     device_mesh,
     make_experiment,
 )
-from rin_jax.interop import export_format, hub, stablehlo
-from rin_jax.network.conditioning import NO_LABEL, of_labels
+from rin_jax.interop import arguments, export_format, given_clips, hub, stablehlo
+from rin_jax.network.conditioning import of_labels
 from rin_jax.runtime import files, sharding
+from rin_jax.sampling import grids
 from rin_jax.sampling.conditions import scaled_frames
-from rin_jax.sampling.generate import make_generate
+from rin_jax.sampling.generate import jit_sampler, make_generate
 
 Array = jax.Array
 GIVEN_FRAMES = "frames.npz"  # `Model.clips`
-MOST_BYTES = 2**28  # of what is read of it
 ANY_DEVICES = {"data": -1, "fsdp": 1, "tensor": 1}  # the mesh section of an export
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Model:
     """A network with its weights and the experiment that it comes from."""
 
@@ -78,18 +79,32 @@ class Model:
         experiment = make_experiment(ml_collections.ConfigDict(sections))
         return dataclasses.replace(self, experiment=experiment)
 
+    def __repr__(self) -> str:
+        data, count = self.experiment.data, sum(x.size for x in jax.tree.leaves(self.params))
+        shape = " x ".join(map(str, self.experiment.rin.example_shape))
+        return (
+            f"<rin_jax model of {data.name}: {shape}, {data.num_classes} classes, {count:,} "
+            f"parameters, step {self.step}, {self.ema}>"
+        )
+
     def sample(
-        self, num: int, labels: int | Sequence[int] | None = None, seed: int = 0,
-        frames: Array | None = None,
+        self, num: int, labels: int | str | Sequence[int | str] | None = None, seed: int = 0,
+        frames: Array | None = None, callback: Callable | None = None,
     ) -> np.ndarray:  # fmt: skip
         """Samples 0..num-1 of a seed: uint8 [num, *example_shape], as --mode=sample makes them.
 
-        Sample i is the same whatever `num` is. `labels` is a class for all or one for each; None
-        takes the classes in turn. Where the network is given frames and none are passed, they and
-        the classes are those of `clips` in turn. ConfigError at labels that the model does not
-        know, or not `num` of them: so in all methods.
+        Sample i is the same whatever `num` is. `labels` is a class for all or one for each, by
+        number or name; None takes the classes in turn. Where the network is given frames and none
+        are passed, they and the classes are those of `clips` in turn. ConfigError at labels that
+        the model does not know, or not `num` of them: so in all methods. In a notebook a bar shows
+        how many are there.
+
+        callback(step, indices [n], x0 uint8 [n, *example_shape]) sees the estimates of each batch
+        after each of its steps, from 1; with it the images are the same up to rounding.
         """
         known = self.experiment.rin.num_classes
+        num = arguments.whole_number("num", num, 2**31 - 1)
+        seed = arguments.whole_number("seed", seed, 2**32 - 1)
         if self.clips is not None and frames is None:
             turn = np.arange(num) % len(self.clips["frames"])
             frames = self.clips["frames"][turn]
@@ -100,7 +115,33 @@ class Model:
         scale = self.experiment.sampler.process.input_scale
         for name, values in self._frames(frames, num, sampler=True).items():
             cond[name] = scaled_frames(values, scale)
-        return self._generate(seed)(self.params, np.arange(num), cond)
+        generate = self._generate(seed)
+        if callback is not None:
+            program = functools.partial(jit_sampler, callback=callback)
+            generate = make_generate(self.experiment, self.mesh, seed, program)
+        images = np.zeros((num, *self.experiment.rin.example_shape), np.uint8)
+        at_once = self.experiment.generation.images_per_device * self.mesh.size
+        hidden = "ipykernel" not in sys.modules
+        with tqdm.tqdm(total=num, unit=" images", disable=hidden, file=sys.stdout) as bar:
+            for first in range(0, num, at_once):
+                rows = np.arange(first, min(first + at_once, num))
+                part = {name: values[rows] for name, values in cond.items()}
+                images[rows] = generate(self.params, rows, part)
+                bar.update(len(rows))
+        return images
+
+    def grid(self, images: np.ndarray, columns: int = grids.COLUMNS) -> Image.Image:
+        """uint8 images [B, H, W, C] as one picture, of clips the frames, one clip in each row.
+
+        A notebook shows it, and its method save writes a file.
+        """
+        images = arguments.examples("images", images, self.experiment.rin.example_shape)
+        if images.dtype != np.uint8 or not len(images):
+            raise ConfigError(f"images are {images.dtype} {images.shape}; give samples, uint8.")
+        if images.ndim == 5:
+            columns, images = images.shape[1], np.reshape(images, (-1, *images.shape[2:]))
+        picture = grids.grid(np.asarray(images), columns)
+        return Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture)
 
     def sample_from(
         self, noise: Array, labels=None, keys: Array | None = None, frames: Array | None = None
@@ -110,6 +151,7 @@ class Model:
         `labels` is a class for all or one for each; None: no class. DDPM draws its fresh noise from
         `keys`, uint32 [B, 2]; DDIM needs none.
         """
+        noise = arguments.examples("noise", noise, self.experiment.rin.example_shape)
         batch = noise.shape[0]
         keys = jnp.zeros((batch, 2), jnp.uint32) if keys is None else keys
         labels, frames = self._labels(labels, batch), self._frames(frames, batch, sampler=True)
@@ -123,7 +165,8 @@ class Model:
         xt: noisy examples [B, ...], as the process has them. gamma: signal power [B] in (0, 1].
         labels: as in `sample_from`. latents: what the pass before returned; None at first.
         """
-        batch = xt.shape[0]
+        xt = arguments.examples("xt", xt, self.experiment.rin.example_shape)
+        gamma, batch = arguments.examples("gamma", gamma, ()), xt.shape[0]
         if latents is None:
             shapes = self.experiment.rin.abstract_latents(batch)
             latents = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
@@ -149,15 +192,7 @@ class Model:
 
     def _labels(self, labels, batch: int) -> np.ndarray:
         """int32 [batch], NO_LABEL where there is none."""
-        known = self.experiment.rin.num_classes
-        labels = np.asarray(NO_LABEL if labels is None else labels)
-        if labels.ndim > 1 or (labels.ndim and len(labels) != batch):
-            raise ConfigError(f"labels has shape {labels.shape}; give one number or {batch}.")
-        wrong = labels[(labels != NO_LABEL) & ((labels < 0) | (labels >= known))]
-        if wrong.size:
-            classes = f"0..{known - 1}" if known else "none, it is unconditional"
-            raise ConfigError(f"labels has {wrong.flat[0]}; the model's classes are {classes}.")
-        return np.broadcast_to(labels, (batch,)).astype(np.int32)
+        return arguments.labels(labels, batch, self.experiment.rin.num_classes, self.class_names)
 
     @functools.cached_property
     def _generate(self):
@@ -223,7 +258,7 @@ def load(source: str, experiment: Experiment | None = None) -> Model:
     if names is not None and len(names) > experiment.rin.num_classes:
         known = experiment.rin.num_classes
         raise ConfigError(f"{source} names {len(names)} classes; the network has {known}.")
-    clips = read_clips(path / GIVEN_FRAMES, experiment)
+    clips = given_clips.read(path / GIVEN_FRAMES, experiment.rin)
     return Model(experiment, params, mesh, names, description.step, description.ema, clips)
 
 
@@ -237,44 +272,6 @@ def stored_experiment(config: Mapping[str, Any]) -> Experiment:
     if isinstance(sampler, Mapping) and sampler.get("guide") is not None:
         raise ConfigError("sampler.guide is set, but an export holds one network.")
     return make_experiment(sections)
-
-
-def read_clips(path: epath.Path, experiment: Experiment) -> dict[str, np.ndarray] | None:
-    """`Model.clips` of an export; None if it has none.
-
-    ConfigError: the file is damaged, large, or has other arrays than the network's frames.
-    """
-    if not path.exists():
-        return None
-    if (size := path.stat().length) > MOST_BYTES:
-        raise ConfigError(f"{path} has {size} bytes; at most {MOST_BYTES} are read.")
-    content, rin = path.read_bytes(), experiment.rin
-    shape = (rin.cond_frames, *rin.example_shape[1:])
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            frames = _rows(archive, "frames.npy", np.uint8, shape)
-            labels = _rows(archive, "labels.npy", np.int32, ())
-        if len(frames) != len(labels):
-            raise ValueError(f"{len(frames)} clips have {len(labels)} labels")
-    except Exception as error:  # there are a dozen classes of errors of zipfile, zlib and NumPy
-        text = f"{path} is damaged: {str(error) or type(error).__name__}; copy the file again."
-        raise ConfigError(text) from error
-    return {"frames": frames, "labels": labels}
-
-
-def _rows(archive: zipfile.ZipFile, name: str, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
-    """An array [N, *shape] of an archive; ValueError if it is another, or large."""
-    if (size := archive.getinfo(name).file_size) > MOST_BYTES:
-        raise ValueError(f"{name} has {size} bytes, more than {MOST_BYTES}")
-    stream = io.BytesIO(archive.read(name))
-    np.lib.format.read_magic(stream)
-    found, _, kind = np.lib.format.read_array_header_1_0(stream)
-    if kind != dtype or found[1:] != shape or found[0] < 1:
-        raise ValueError(f"{name} is {kind} {found} instead of {np.dtype(dtype)} (N, *{shape})")
-    if math.prod(found) * kind.itemsize != size - stream.tell():
-        raise ValueError(f"{name} has {size} bytes, not those of {kind} {found}")
-    stream.seek(0)
-    return np.load(stream)
 
 
 def find(source: str) -> epath.Path:

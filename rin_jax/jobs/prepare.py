@@ -92,8 +92,8 @@ def _tfds_original(
     builder = catalog.tfds_builder(data.name, data.data_dir, data.image_size, data.frames)
     catalog.feature_keys(data.name, builder, data.frames)  # refused before a download
     if not builder.is_prepared():
-        console.say(f"TFDS prepares {data.name} in {builder.data_path}")
-        catalog.prepare_with_tfds(data.name, builder, downloaded)
+        with console.doing(f"TFDS prepares {data.name} in {builder.data_path}"):
+            catalog.prepare_with_tfds(data.name, builder, downloaded)
         builder = catalog.tfds_builder(data.name, data.data_dir, data.image_size, data.frames)
     info = catalog.info(data.name, split, builder, data.frames)
     if data.image_size is None:

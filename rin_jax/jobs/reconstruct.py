@@ -53,7 +53,8 @@ def reconstruct(config: ml_collections.ConfigDict, workdir: str, length: float) 
             text = f"{saved.path} is damaged: {damage}."
             raise ConfigError(f"{text} Move it away; the rest is enough.") from damage
         total = add(total, params, jnp.float32(weight))
-        console.say(progress.line(progress.update(number)))
+        progress.update(number)
+        console.say(progress.line("snapshot", "snapshots"))
 
     name = ema.power_name(length)
     path = folder(workdir, "reconstructed") / name

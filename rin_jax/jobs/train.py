@@ -12,7 +12,6 @@ from collections.abc import Iterator
 import jax
 import ml_collections
 import numpy as np
-from clu import parameter_overview
 from etils import epath
 from jax.sharding import Mesh
 
@@ -22,12 +21,13 @@ from rin_jax.checkpointing.checksums import tree_checksums
 from rin_jax.data import pipeline
 from rin_jax.data.source import Source, open_source
 from rin_jax.experiment import Experiment, check_devices, device_mesh, make_experiment
-from rin_jax.network import cost
+from rin_jax.network import cost, partitioning
 from rin_jax.runtime import chips, console, processes, retries, sharding, workdir_lock
 from rin_jax.runtime.chips import GIB
 from rin_jax.runtime.preemption import Watch
 from rin_jax.sampling.weights import abstract_params
 from rin_jax.training import curves, resume
+from rin_jax.training.held_out import HeldOut
 from rin_jax.training.loop import Saver, run_loop
 from rin_jax.training.state import items_of
 from rin_jax.training.step import abstract_batch, compile_train_step
@@ -38,21 +38,35 @@ SHARING_SECONDS = 60.0  # network file systems show a new file late
 
 
 def describe(experiment: Experiment, mesh: Mesh) -> str:
-    """The configuration, the parameters and the costs of a run, for a person."""
+    """The data, the parameters and the costs of a run, for a person."""
     rin, params = experiment.rin, abstract_params(experiment.rin, mesh)
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
     forward = cost.forward_flops(rin)
     step = cost.training_flops(rin, bool(experiment.objective.self_cond_rate))
     kind = mesh.devices.flat[0].device_kind
     chip = chips.by_kind(kind)
     peak = f"{chip.peak_flops / 1e12:g} TFLOP/s bfloat16 a chip" if chip else "not known"
-    table = parameter_overview.get_parameter_overview(params, include_stats=False)
+    shape = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    data = experiment.data
     return (
-        f"{experiment.config}\n{table}\n"
+        f"data: {data.name} ({data.split}) of {' x '.join(map(str, data.example_shape))}, "
+        f"{data.num_classes} classes\n"
+        f"{describe_parameters(params)}\n"
         f"tokens: {rin.num_tokens} interface, {rin.num_latents} latents\n"
-        f"parameters: {count:,}\n"
         f"FLOPs per image: {forward / 1e9:,.3f} G forward, {step / 1e9:,.3f} G training step\n"
-        f"mesh: {dict(mesh.shape)} of {kind}; peak that mfu_percent assumes: {peak}"
+        f"mesh: {shape} of {kind}; peak that mfu assumes: {peak}"
+    )
+
+
+def describe_parameters(params: dict) -> str:
+    """A line for each module with its number of parameters, and their sum."""
+    sizes: dict[str, int] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        module = partitioning.module_of(partitioning.names(path))
+        sizes[module] = sizes.get(module, 0) + leaf.size
+    total = sum(sizes.values())
+    rows = {"parameters": total} | sizes
+    return "\n".join(
+        f"{name:<20}{size:>14,}{100 * size / total:>7.1f} %" for name, size in rows.items()
     )
 
 
@@ -133,8 +147,11 @@ def train(config: ml_collections.ConfigDict, workdir: str, watch: Watch | None =
     newest = found[0].step if found else 0
     path, measures = epath.Path(workdir), bool(experiment.evaluation.every_steps)
     done = newest >= num_steps and curves.is_drawn(path, "progress", newest)
-    # without a trend figure there is no feature network that could be used
-    done = done and not (measures and curves.last_step(path, TREND) not in (None, newest))
+    # without a figure nothing is there that could be measured, or measure
+    cadences = {TREND: measures, curves.HELD_OUT: experiment.evaluation.held_out_every_steps}
+    done = done and all(
+        curves.last_step(path, name) in (None, newest) for name, due in cadences.items() if due
+    )
     processes.agree("resuming", checkpoints=[saved.step for saved in found], done=done)
     if done:
         remedy = "for more steps set --config.train.num_steps."
@@ -148,7 +165,8 @@ def train(config: ml_collections.ConfigDict, workdir: str, watch: Watch | None =
         if jax.process_index() == 0:
             unsaved.unlink(missing_ok=True) if found else unsaved.write_text("")
         console.say(describe(experiment, mesh))
-        train_step = compile_train_step(experiment, mesh)
+        with console.doing("compiling the training step"):
+            train_step = compile_train_step(experiment, mesh)
         console.say(describe_memory(train_step))
         processes.agree("compiled")  # the first collective would not wait long for the slowest
         if found:
@@ -160,6 +178,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, watch: Watch | None =
         tree_checksums(items_of(state))  # compiled here, not in the first save
         writer = curves.Writer(workdir, step, active=jax.process_index() == 0)
         stack.enter_context(contextlib.closing(writer))
+        writer.describe(step, experiment.config.to_dict())
         batches = open_batches(experiment, mesh, source, images_read)
         checkpoints = stack.enter_context(Checkpoints(folder(workdir), experiment.checkpoint))
         snapshots = None
@@ -168,8 +187,11 @@ def train(config: ml_collections.ConfigDict, workdir: str, watch: Watch | None =
         saver, trend = Saver(experiment, checkpoints, snapshots, step, unsaved), None
         if measures:
             trend = stack.enter_context(Trend(experiment, source, workdir, mesh))
+        held_out = None
+        if experiment.evaluation.held_out_every_steps:
+            held_out = HeldOut(experiment, source, workdir, mesh)
         run_loop(
             experiment, mesh, train_step, state, batches, source, images_read, saver, writer, trend,
-            watch,
+            held_out, watch,
         )  # fmt: skip
     console.say(f"trained to step {num_steps}; samples and curves in {workdir}")

@@ -6,7 +6,8 @@ import inspect
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 
@@ -33,7 +34,7 @@ class Progress:
         self._spent[part] += time.monotonic() - since
 
     def update(self, step: int) -> dict[str, float]:
-        """Figures since the last update: images_per_second, and time_PART, a share in [0, 1]."""
+        """Figures since the last update: time/images_per_second, and time/PART_percent."""
         now = time.monotonic()
         spent, self._spent = self._spent, collections.Counter()
         total = max(now - self._since, 1e-9)
@@ -41,15 +42,21 @@ class Progress:
         training = max(sum(spent[part] for part in self.TRAINING), 1e-9)
         self._rate = (step - self._step) / training
         self._step, self._since = step, now
-        shares = {f"time_{part}": seconds / total for part, seconds in sorted(spent.items())}
-        return {"images_per_second": self._rate * self._batch_size, **shares}
+        shares = {
+            f"time/{part}_percent": 100 * seconds / total for part, seconds in sorted(spent.items())
+        }
+        return {"time/images_per_second": self._rate * self._batch_size, **shares}
 
-    def line(self, values: Mapping[str, float]) -> str:
-        """The progress line after an update."""
-        left = (self._num_steps - self._step) / max(self._rate, 1e-9)
-        text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        done = 100 * self._step / self._num_steps
-        return f"step {self._step}/{self._num_steps} ({done:.1f} %)  {text}  {duration(left)} left"
+    def line(self, unit: str, things: str, first: str = "", last: str = "") -> str:
+        """The progress line after an update: `first`, the time left, `unit` 3/9, things/s, `last`.
+
+        Lines of one run have the same columns.
+        """
+        left = duration((self._num_steps - self._step) / max(self._rate, 1e-9))
+        step = f"{self._step:>{len(str(self._num_steps))}}/{self._num_steps}"
+        per_second = self._rate * self._batch_size
+        rate = f"{per_second:7,.{0 if per_second >= 100 else 1}f} {things}/s"
+        return "  ".join(filter(None, (first, f"left {left:>8}", f"{unit} {step}", rate, last)))
 
 
 def duration(seconds: float) -> str:
@@ -64,6 +71,23 @@ def say(text: str) -> None:
     if jax.process_index() == 0:
         with contextlib.suppress(OSError):
             print(text, flush=True)
+
+
+@contextlib.contextmanager
+def doing(what: str) -> Iterator[None]:
+    """Says what begins, which may take long, and how long it took when it is done."""
+    since = time.monotonic()
+    say(f"{what} ...")
+    yield
+    say(f"{what}: done in {duration(time.monotonic() - since)}")
+
+
+def silence_libraries() -> None:
+    """Of what libraries log only errors are shown; our own package's warnings stay."""
+    package = str(Path(__file__).parents[1])
+    logging.getLogger("absl").addFilter(
+        lambda record: record.levelno >= logging.ERROR or record.pathname.startswith(package)
+    )
 
 
 def silence_failed_loads() -> None:

@@ -10,6 +10,7 @@ What changes the rounding is the kind of device, the compiler's version and opti
 `sampler.images_per_device`.
 """
 
+import collections
 import concurrent.futures
 import functools
 import json
@@ -30,7 +31,7 @@ from rin_jax.evaluation import protocol
 from rin_jax.experiment import Experiment, make_experiment, saved_config
 from rin_jax.network.conditioning import Cond
 from rin_jax.network.rin import RIN
-from rin_jax.runtime import processes
+from rin_jax.runtime import console, processes
 from rin_jax.sampling.conditions import Conditions
 from rin_jax.sampling.denoiser import denoiser, guided
 from rin_jax.sampling.weights import abstract_params, load_ema, on_device, whole
@@ -52,13 +53,25 @@ class Guide(NamedTuple):
     params: dict
 
 
-def jit_sampler(experiment: Experiment, guide: RIN | None = None, rounded: bool = True):
+def jit_sampler(
+    experiment: Experiment, guide: RIN | None = None, rounded: bool = True,
+    callback: Callable[[int, np.ndarray, np.ndarray], None] | None = None,
+):  # fmt: skip
     """The program of one device: (params, key, indices [B], cond of [B]) -> uint8 [B, ...].
 
     With a guide `params` is the pair of both networks' parameters. `key` is that of the seed. If
     not `rounded`, images are the same numbers 0..255 in float32 before they are rounded.
+    callback(step, indices [n], x0 uint8 [n, ...]) is called after each step, from 1, with the
+    estimates of those rows that are images.
     """
     rin, sampler = experiment.rin, experiment.sampler
+    steps: collections.Counter = collections.Counter()  # of each batch
+
+    def tell(indices, x0):
+        indices, x0 = np.asarray(indices), np.asarray(x0)
+        first, own = int(indices[0]), indices % len(indices) == np.arange(len(indices))
+        steps[first] += 1
+        callback(steps[first], indices[own], x0[own])
 
     @jax.jit
     def images_of(params, key, indices, cond):
@@ -66,7 +79,13 @@ def jit_sampler(experiment: Experiment, guide: RIN | None = None, rounded: bool 
         noise, noise_fn = seeded_noise(key, indices, rin.example_shape)
         guide_fn = denoiser(guide, guide_params) if guide else None
         denoise_fn = guided(experiment.guidance, denoiser(rin, params), guide_fn, cond)
-        images = sampler.sample(denoise_fn, noise, cond, noise_fn)
+
+        def watch(x0, latents):
+            if callback is not None:
+                pixels = to_uint8(sampler.process.unscale(x0))
+                jax.debug.callback(tell, indices, pixels, ordered=True)
+
+        images, _ = sampler.watched(denoise_fn, noise, cond, noise_fn, watch)
         return to_uint8(images) if rounded else to_pixels(images)
 
     return images_of
@@ -138,24 +157,36 @@ def make_device_sampler(
     not rounded if it is not given, on that device, which is one of this process's. Image i lies in
     row i modulo size = `sampler.images_per_device`; the other rows mean nothing. No two of the
     indices have one row; `conditions` are those of all images of the seed. It is compiled once for
-    all parameters. Raises as `make_generate`.
+    all parameters, and before the first image, for as many devices as there are batches. Raises as
+    `make_generate`.
     """  # fmt: skip
     experiment.sampler.check_grid()
     guide = load_guide(experiment, mesh)
     program = make_program(experiment, guide and guide.experiment.rin)
     size, key = experiment.generation.images_per_device, jax.random.key(seed)
+    compiled: dict[jax.Device, Callable] = {}
 
     def sampler(params: dict, conditions: Conditions):
         params = whole((params, guide.params) if guide else params, mesh)
         local = {device: on_device(params, device) for device in mesh.local_devices}
 
-        def images_of(device: jax.Device, indices: np.ndarray) -> tuple[Array, np.ndarray]:
+        def arguments(device: jax.Device, indices: np.ndarray) -> tuple:
             rows = np.zeros(size, np.int32)
             rows[indices % size] = indices
-            place = (key, rows, conditions.of(rows))
-            images = program(local[device], *jax.device_put(place, device))
-            return images, conditions.labels[indices]
+            return local[device], *jax.device_put((key, rows, conditions.of(rows)), device)
 
+        def images_of(device: jax.Device, indices: np.ndarray) -> tuple[Array, np.ndarray]:
+            return compiled[device](*arguments(device, indices)), conditions.labels[indices]
+
+        batches = -(-len(conditions) // size)
+        new = [device for device in mesh.local_devices[:batches] if device not in compiled]
+        if new:
+            first, threads = np.arange(1), concurrent.futures.ThreadPoolExecutor(len(new))
+            with console.doing("compiling the sampler"), threads as pool:
+                programs = pool.map(
+                    lambda device: program.lower(*arguments(device, first)).compile(), new
+                )
+                compiled.update(zip(new, programs, strict=True))
         return images_of
 
     return sampler

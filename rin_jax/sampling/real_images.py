@@ -235,7 +235,8 @@ def train_classifier(experiment: Experiment, source: Source) -> dict[str, Any]:
 
     def show(done: int, steps: int) -> None:
         progress[:] = progress or [console.Progress(0, steps, classifier.BATCH)]
-        console.say(progress[0].line(progress[0].update(done)))
+        progress[0].update(done)
+        console.say(progress[0].line("step", "images"))
 
     num_classes = source.info.num_classes
     examples = compared(experiment, learnt)

@@ -46,5 +46,6 @@ def rounds(
             done += sum(map(len, batch))
             if first + len(devices) >= len(own) or time.monotonic() - said > SAY_SECONDS:
                 reached = count - len(todo) + int(done * share)
-                console.say(progress.line(progress.update(reached)))
+                progress.update(reached)
+                console.say(progress.line("sample", "images"))
                 said = time.monotonic()

@@ -1,7 +1,12 @@
 """The curves of a run: metrics.jsonl, TensorBoard events and the pictures beside them.
 
 Only process 0 writes. Event files are read by TensorBoard; metrics.jsonl has one JSON object a
-line with the step first.
+line with the step first, and the same names:
+
+    train/     the loss, also by noise level and on held-out examples, and the learning rate
+    norms/     of gradient, update and parameters, also by module
+    time/      images per second, and per cent of the time
+    samples/   pictures, and with evaluation.every_steps figures of them
 
 Nothing can be appended in a bucket. There both are written in a local folder and copied before each
 save of a checkpoint and every few minutes: metrics.jsonl as a whole, the events since the copy
@@ -14,14 +19,18 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
+from flax import traverse_util
 from PIL import Image
 
 from rin_jax.runtime import console, files
 from rin_jax.runtime.files import encode_gif, write_png
+from rin_jax.training import noise_levels
 
+LOSS, HELD_OUT = "train/loss", "train/loss_held_out"
 INTERVAL = 300.0  # seconds after which curves are copied to a bucket
 
 
@@ -71,6 +80,27 @@ class Writer:
             filename_suffix=suffix,
         )  # fmt: skip
 
+    def describe(self, step: int, config: Mapping[str, Any]) -> None:
+        """The configuration as a text and as hyperparameters, and the charts with the loss first.
+
+        `config` is the resolved one, section by section; the run starts, or resumes, at `step`.
+        """
+        if not self._active:
+            return
+        from tensorboardX.summary import hparams
+
+        text = json.dumps(config, indent=2)
+        self._events.add_text("config", f"```json\n{text}\n```", step)
+        fields = traverse_util.flatten_dict(dict(config), sep=".")
+        plain = (bool, int, float, str)
+        fields = {name: x if isinstance(x, plain) else str(x) for name, x in fields.items()}
+        for summary in hparams(fields, dict.fromkeys((LOSS, HELD_OUT))):
+            self._events.file_writer.add_summary(summary, step)
+        by_level = [f"{noise_levels.PREFIX}{name}" for name in noise_levels.NAMES]
+        charts = {"loss": [LOSS, HELD_OUT], "loss by log-SNR": by_level}
+        charts = {title: ["Multiline", names] for title, names in charts.items()}
+        self._events.add_custom_scalars({"loss": charts})
+
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One line of metrics.jsonl and one point of each curve."""
         if not self._active:
@@ -109,7 +139,7 @@ class Writer:
         if not self._active:
             return
         write_png(image_path(self._workdir, name, step), image)
-        self._events.add_image(name, image, step, dataformats="HWC")
+        self._events.add_image(f"samples/{name}", image, step, dataformats="HWC")
 
     def moving(self, step: int, name: str, pictures: Sequence[np.ndarray]) -> None:
         """uint8 pictures [H, W, C] as WORKDIR/NAME/STEP.gif and, moving, in the event file."""
@@ -124,7 +154,7 @@ class Writer:
         image = Summary.Image(
             height=height, width=width, colorspace=channels, encoded_image_string=encoded
         )  # add_video needs moviepy
-        value = Summary.Value(tag=f"{name}/moving", image=image)
+        value = Summary.Value(tag=f"samples/{name}_moving", image=image)
         self._events.file_writer.add_summary(Summary(value=[value]), step)
 
     def lacks(self, step: int, name: str) -> bool:

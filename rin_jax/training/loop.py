@@ -24,6 +24,7 @@ from rin_jax.sampling import grids, moving_pictures
 from rin_jax.sampling.conditions import Conditions, make_conditions
 from rin_jax.sampling.generate import make_generate
 from rin_jax.training import curves
+from rin_jax.training.held_out import HeldOut
 from rin_jax.training.metrics import Window, module_figures
 from rin_jax.training.state import TrainState, items_of, metadata_of
 from rin_jax.training.trend import Trend
@@ -39,9 +40,10 @@ def utilisation(experiment: Experiment, mesh: Mesh, images_per_second: float) ->
     rate = images_per_second / mesh.size
     chip = chips.by_kind(mesh.devices.flat[0].device_kind)
     if chip is None:
-        return {"images_per_second_per_chip": rate}
+        return {"time/images_per_second_per_chip": rate}
     flops = cost.training_flops(experiment.rin, bool(experiment.objective.self_cond_rate))
-    return {"images_per_second_per_chip": rate, "mfu_percent": 100 * rate * flops / chip.peak_flops}
+    mfu = 100 * rate * flops / chip.peak_flops
+    return {"time/images_per_second_per_chip": rate, "time/mfu_percent": mfu}
 
 
 @dataclasses.dataclass
@@ -84,7 +86,7 @@ class Saver:
 def run_loop(
     experiment: Experiment, mesh: Mesh, train_step: Callable, state: TrainState, batches: Iterator,
     source: Source, images_read: int, saver: Saver, writer: curves.Writer, trend: Trend | None,
-    watch: Watch,
+    held_out: HeldOut | None, watch: Watch,
 ) -> TrainState:  # fmt: skip
     """Steps, logs, saves, samples and measures until `train.num_steps`; returns the last state.
 
@@ -106,6 +108,13 @@ def run_loop(
         if due["snapshot"]:
             with progress.spending("checkpoint"):
                 saver.snapshot(state, step)
+        if due["held_out"] and held_out is not None:
+            with progress.spending("evaluation"), watch.quiet(step, saver.wait):
+                figures = held_out.measure(state.params)
+                if figures:
+                    loss = figures[curves.HELD_OUT]
+                    console.say(f"step {step}: loss {loss:.4g} on held-out examples")
+                    writer.scalars(step, figures)
         if due["sample"]:
             with progress.spending("samples"), watch.quiet(step, saver.wait):
                 images = generate(state.emas[shown], indices, conditions.of(indices))
@@ -121,6 +130,8 @@ def run_loop(
         due["sample"] = processes.gather("drawing", lacks)[0] == "True"  # process 0 knows
         lacks = str(trend is not None and trend.lacks(first_step))
         due["trend"] &= processes.gather("measuring", lacks)[0] == "True"
+        lacks = str(held_out is not None and held_out.lacks(first_step))
+        due["held_out"] &= processes.gather("held-out loss", lacks)[0] == "True"
         after(first_step, due)
 
     pool = futures.ThreadPoolExecutor(1, "rin-next-batch")
@@ -143,13 +154,13 @@ def run_loop(
             window.read()
             loss = window.loss()
             if due["log"]:
-                means = window.means() | {"learning_rate": float(metrics["learning_rate"])}
+                figures = window.means() | {"train/lr": float(metrics["learning_rate"])}
                 window.clear()
-                means |= progress.update(step)
-                means |= utilisation(experiment, mesh, means["images_per_second"])
-                console.say(progress.line(means))
-                writer.scalars(step, means | module_figures(jax.device_get(metrics["modules"])))
-            if due["save"] or due["sample"] or due["trend"]:
+                figures |= progress.update(step)
+                figures |= utilisation(experiment, mesh, figures["time/images_per_second"])
+                console.say(log_line(progress, figures))
+                writer.scalars(step, figures | module_figures(jax.device_get(metrics["modules"])))
+            if due["save"] or due["sample"] or due["trend"] or due["held_out"]:
                 with progress.spending("checkpoint"):
                     writer.copy()  # before the save, after which a run that is killed goes on
                     saver.save(state, step, images_read, loss)
@@ -157,6 +168,17 @@ def run_loop(
     finally:
         pool.shutdown(wait=False)  # it may hang in a read
     return state
+
+
+def log_line(progress: console.Progress, figures: dict[str, float]) -> str:
+    """What is said of the steps since the line before; all else is in the curves."""
+    loss = f"loss {figures.get('train/loss', np.nan):7.4f}"
+    rest = [f"wait {figures.get('time/input_wait_percent', 0.0):3.0f} %"]
+    if "time/mfu_percent" in figures:
+        rest.append(f"mfu {figures['time/mfu_percent']:3.0f} %")
+    if figures["train/skipped_steps"]:
+        rest.append(f"{figures['train/skipped_steps']:.0f} skipped")
+    return progress.line("step", "images", loss, "  ".join(rest))
 
 
 def show(writer: curves.Writer, step: int, images: np.ndarray, conditions: Conditions) -> None:
@@ -176,6 +198,7 @@ def due_at(step: int, experiment: Experiment) -> dict[str, bool]:
         "log": train.log_every_steps, "sample": train.sample_every_steps,
         "save": experiment.checkpoint.every_steps,
         "snapshot": experiment.ema.snapshot_every_steps, "trend": experiment.evaluation.every_steps,
+        "held_out": experiment.evaluation.held_out_every_steps,
     }  # fmt: skip
     last = step == train.num_steps
     return {name: last or (bool(n) and step % n == 0) for name, n in cadences.items()}

@@ -8,8 +8,13 @@ import jax
 import numpy as np
 
 from rin_jax.runtime import console
+from rin_jax.training import noise_levels
 
-SCALARS = ("loss", "grad_norm", "update_norm", "param_norm")  # of which the log shows means
+# A metric of a step -> the curve of its mean over the steps between two log lines.
+SCALARS = {
+    "loss": "train/loss", "grad_norm": "norms/grad", "update_norm": "norms/update",
+    "param_norm": "norms/param",
+}  # fmt: skip
 MOST_NAMED = 8  # modules in a message
 
 
@@ -27,6 +32,7 @@ class Window:
     in_a_row: int = 0  # steps skipped last, one after the other
     # of the SCALARS of the finite steps
     sums: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(SCALARS, 0.0))
+    levels: np.ndarray | float = 0.0  # likewise of `noise_levels.by_level`
     _open: tuple[int, Mapping[str, Any]] | None = None  # the newest step, not read yet
 
     def put(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -39,11 +45,12 @@ class Window:
         if self._open is None:
             return
         (step, metrics), self._open = self._open, None
-        values = jax.device_get({n: metrics[n] for n in (*SCALARS, "learning_rate", "finite")})
+        values = jax.device_get({n: x for n, x in metrics.items() if n != "modules"})
         if values["finite"]:
             self.count, self.in_a_row = self.count + 1, 0
             for name in SCALARS:
                 self.sums[name] += float(values[name])
+            self.levels = self.levels + values["levels"].astype(np.float64)
             return
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         text = describe_skipped(step, values, jax.device_get(metrics["modules"]["grad"]))
@@ -57,9 +64,11 @@ class Window:
         )
 
     def means(self) -> dict[str, float]:
-        """Means of the finite steps and the number of skipped ones; all steps are read."""
-        means = {name: total / self.count for name, total in self.sums.items() if self.count}
-        return {**means, "skipped_steps": float(self.skipped)}
+        """Curves of the means of the finite steps and the number of skipped ones; all are read."""
+        curves = {SCALARS[name]: total / self.count for name, total in self.sums.items()
+                  if self.count}  # fmt: skip
+        levels = noise_levels.figures(self.levels) if self.count else {}
+        return {**curves, **levels, "train/skipped_steps": float(self.skipped)}
 
     def loss(self) -> float:
         """The mean loss, infinite if there is none; all steps are read."""
@@ -68,6 +77,7 @@ class Window:
     def clear(self) -> None:
         """Begins anew after a log line."""
         self.count, self.skipped, self.sums = 0, 0, dict.fromkeys(SCALARS, 0.0)
+        self.levels = 0.0
 
 
 def describe_skipped(step: int, values: Mapping, gradients: Mapping[str, np.ndarray]) -> str:
@@ -90,8 +100,8 @@ def module_figures(modules: Mapping[str, Mapping[str, Any]]) -> dict[str, float]
 
     figures = {}
     for name in modules["grad"]:
-        figures[f"grad_norm/{name}"] = norm(modules["grad"], name)
+        figures[f"norms/grad/{name}"] = norm(modules["grad"], name)
         size = norm(modules["param"], name)
         if size:
-            figures[f"update_ratio/{name}"] = norm(modules["update"], name) / size
+            figures[f"norms/update_ratio/{name}"] = norm(modules["update"], name) / size
     return {name: value for name, value in figures.items() if np.isfinite(value)}

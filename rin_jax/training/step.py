@@ -14,7 +14,7 @@ from rin_jax.experiment import Experiment
 from rin_jax.network import conditioning
 from rin_jax.runtime import sharding
 from rin_jax.sampling.denoiser import training_denoiser
-from rin_jax.training import ema
+from rin_jax.training import ema, noise_levels
 from rin_jax.training.optimizer import module_norms, updates_taken
 from rin_jax.training.state import TrainState, abstract_state
 
@@ -22,7 +22,7 @@ Array = jax.Array
 Batch = dict[str, Array]
 
 
-def prepare_images(images: Array, key: Array, flip: bool) -> Array:
+def prepare_images(images: Array, key: Array | None, flip: bool) -> Array:
     """uint8 images or videos [B, ..., H, W, C] to float32 [-1, 1].
 
     `flip` mirrors each example with probability 1/2; those of one key are the same.
@@ -35,27 +35,34 @@ def prepare_images(images: Array, key: Array, flip: bool) -> Array:
     return jnp.where(mirrored, images[..., ::-1, :], images)
 
 
-def prepare_batch(experiment: Experiment, batch: Batch, key: Array) -> tuple[Array, dict]:
+def prepare_batch(experiment: Experiment, batch: Batch, key: Array | None) -> tuple[Array, dict]:
     """(what is denoised, in [-1, 1]; the condition) of a batch as `make_train_step` takes it.
 
-    Given frames are mirrored with what follows them, and scaled as x0 is.
+    Given frames are mirrored with what follows them, and scaled as x0 is. Nothing is mirrored
+    without a key.
     """
-    flip, cond = experiment.data.flip, conditioning.of_batch(batch)
+    flip, cond = experiment.data.flip and key is not None, conditioning.of_batch(batch)
     if "frames" in cond:
         frames = prepare_images(cond["frames"], key, flip)
         cond["frames"] = frames * experiment.objective.process.input_scale
     return prepare_images(batch["image"], key, flip), cond
 
 
-def make_loss(experiment: Experiment):
-    """loss(params, x [B, ...] in [-1, 1], cond of [B], draws, key) -> scalar."""
+def make_errors(experiment: Experiment):
+    """errors(params, x [B, ...] in [-1, 1], cond of [B], draws, key) -> [B]."""
     rin, objective = experiment.rin, experiment.objective
 
-    def loss(params, x, cond, draws, key):
+    def errors(params, x, cond, draws, key):
         passes = (training_denoiser(rin, params, key) for key in jax.random.split(key))
-        return objective.loss(*passes, conditioning.drop, x, cond, draws)
+        return objective.errors(*passes, conditioning.drop, x, cond, draws)
 
-    return loss
+    return errors
+
+
+def make_loss(experiment: Experiment):
+    """loss(params, x [B, ...] in [-1, 1], cond of [B], draws, key) -> scalar."""
+    errors = make_errors(experiment)
+    return lambda *arguments: errors(*arguments).mean()
 
 
 def make_train_step(experiment: Experiment, mesh: Mesh):
@@ -63,10 +70,17 @@ def make_train_step(experiment: Experiment, mesh: Mesh):
 
     batch: {"image": uint8 [B, *example_shape]} and the entries of the condition, frames as uint8.
     metrics: float32 scalars loss, grad_norm, update_norm, param_norm, learning_rate; bool finite;
+      levels: the loss by noise level (`noise_levels.by_level`);
       modules: norms of "grad", "update" and "param" by module (`optimizer.module_norms`).
     """
-    accumulation = experiment.train.accumulation_steps
-    loss_and_grad = jax.value_and_grad(make_loss(experiment))
+    accumulation, errors_of = experiment.train.accumulation_steps, make_errors(experiment)
+
+    def loss(params, x, cond, draws, key):
+        errors = errors_of(params, x, cond, draws, key)
+        levels = noise_levels.by_level(errors, experiment.objective.schedule(draws.t))
+        return errors.mean(), levels
+
+    loss_and_grad = jax.value_and_grad(loss, has_aux=True)
     rows = sharding.batch_sharding(mesh)
 
     def split(x):
@@ -84,7 +98,8 @@ def make_train_step(experiment: Experiment, mesh: Mesh):
             one = loss_and_grad(params, x, cond, draws, jax.random.fold_in(key, index))
             return jax.tree.map(jnp.add, total, one), None
 
-        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        of_loss = (jnp.zeros(()), jnp.zeros((2, len(noise_levels.NAMES))))
+        zero = (of_loss, jax.tree.map(jnp.zeros_like, params))
         micros = jax.tree.map(split, (x, cond, draws))
         total, _ = jax.lax.scan(add, zero, (jnp.arange(accumulation), micros))
         return jax.tree.map(lambda x: x / accumulation, total)
@@ -95,7 +110,7 @@ def make_train_step(experiment: Experiment, mesh: Mesh):
         x, cond = prepare_batch(experiment, batch, flip_key)
         draws = experiment.objective.draw(draw_key, x.shape)
         x, draws = jax.lax.with_sharding_constraint((x, draws), rows)
-        loss, grads = gradients(state.params, x, cond, draws, dropout_key)
+        (loss, levels), grads = gradients(state.params, x, cond, draws, dropout_key)
 
         updates, opt_state = experiment.optimizer.update(grads, state.opt_state, state.params)
         # at every step: the compiler takes them along in passes that the optimizer makes anyway
@@ -103,6 +118,7 @@ def make_train_step(experiment: Experiment, mesh: Mesh):
         norms = {name: module_norms(tree) for name, tree in norms.items()}
         metrics = {
             "loss": loss,
+            "levels": levels,
             "grad_norm": optax.tree.norm(grads),
             "update_norm": optax.tree.norm(updates),
             "learning_rate": experiment.learning_rate(updates_taken(state.opt_state)),

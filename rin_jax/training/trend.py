@@ -28,7 +28,7 @@ from rin_jax.sampling.generate import make_device_sampler
 from rin_jax.training import curves
 
 MEASURES = "frechet", "agreement"  # what few samples can tell
-PREFIX = "trend/"
+PREFIX = "samples/"
 
 
 class Trend:
@@ -76,7 +76,7 @@ class Trend:
         figures = self.figures(step, emas)
         lines = [f"  {name.removeprefix(PREFIX):50} {value:.4g}" for name, value in figures.items()]
         console.say("\n".join([f"step {step}, a trend:", *lines]))
-        distances = {x.split("/")[3]: value for x, value in figures.items() if "/frechet/" in x}
+        distances = {x.split("/")[-2]: value for x, value in figures.items() if "/frechet/" in x}
         if self._best is not None and distances and not self._best.has(step):
             name = min(distances, key=distances.get)
             metadata = {"config": self._experiment.config.to_dict(), "emas": [name]}
@@ -84,9 +84,9 @@ class Trend:
         return figures
 
     def figures(self, step: int, emas: Mapping[str, Any]) -> dict[str, float]:
-        """"trend/NETWORK/MEASURE/EMA/nNUM" of each average; every process has them.
+        """"samples/NETWORK/MEASURE/EMA/nNUM" of each average; every process has them.
 
-        Of predicted frames "trend/MEASURE/FRAME/EMA/nNUM".
+        Of predicted frames "samples/MEASURE/FRAME/EMA/nNUM".
         """
         if not self._features:
             self._open()

@@ -19,7 +19,7 @@ from etils import epath
 
 import rin_jax
 from rin_jax import ConfigError
-from rin_jax.interop import export_format, loading
+from rin_jax.interop import export_format, given_clips, loading
 from tests.interop import exports
 from tests.network import small
 
@@ -284,11 +284,11 @@ def with_frames():
 def test_frames_that_are_not_of_the_network(with_frames, tmp_path, content, words):
     (tmp_path / "frames.npz").write_bytes(content)
     with pytest.raises(ConfigError, match=f"frames.npz is damaged: .*{re.escape(words)}"):
-        loading.read_clips(epath.Path(tmp_path) / "frames.npz", with_frames)
+        given_clips.read(epath.Path(tmp_path) / "frames.npz", with_frames.rin)
 
 
 def test_frames_of_the_network(with_frames, tmp_path):
     (tmp_path / "frames.npz").write_bytes(of_arrays(frames=FRAMES + np.uint8(7), labels=LABELS))
-    read = loading.read_clips(epath.Path(tmp_path) / "frames.npz", with_frames)
+    read = given_clips.read(epath.Path(tmp_path) / "frames.npz", with_frames.rin)
     np.testing.assert_array_equal(read["frames"], FRAMES + 7)
     assert read["labels"].dtype == np.int32

@@ -155,7 +155,7 @@ def test_the_trend_is_what_an_evaluation_finds(evaluated, workdir, data_dir):
     params = load_ema(experiment, mesh, str(workdir)).params
     with Trend(experiment, source, str(workdir), mesh) as trend:
         found = trend.figures(1, {"mine": params})
-    expected = {f"trend/{name}/mine/n{COUNT}": x for name, x in evaluated[1]["figures"].items()}
+    expected = {f"samples/{name}/mine/n{COUNT}": x for name, x in evaluated[1]["figures"].items()}
     assert found == pytest.approx(expected, rel=1e-9)
 
 

@@ -155,7 +155,7 @@ def newest(workdir: Path):
 def losses(workdir: Path) -> list[float]:
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, NUM_STEPS + 1))
-    return [json.loads(line)["loss"] for line in lines]
+    return [json.loads(line)["train/loss"] for line in lines]
 
 
 def assert_same_run(workdir: Path, expected: Path, data_dir: str) -> None:

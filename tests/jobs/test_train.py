@@ -1,7 +1,9 @@
 """The training job: it resumes exactly, does nothing twice, and stops on bad numbers."""
 
+import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rin_jax import ConfigError
 from rin_jax.checkpointing import checkpoints, restore
+from rin_jax.data.source import Source
 from rin_jax.experiment import device_mesh, make_experiment
 from rin_jax.jobs import sample
 from rin_jax.jobs import train as train_lib
@@ -26,7 +29,7 @@ from rin_jax.runtime import sharding
 from rin_jax.sampling import grids
 from rin_jax.sampling.generate import make_generate
 from rin_jax.sampling.weights import load_ema
-from rin_jax.training import loop
+from rin_jax.training import curves, loop
 from rin_jax.training.metrics import SCALARS, NotFiniteError
 from rin_jax.training.state import abstract_state, items_of, state_of
 from tests import tiny, xla
@@ -84,8 +87,11 @@ def metrics(workdir) -> list[dict]:
     """Lines of metrics.jsonl without the timing."""
     with open(f"{workdir}/metrics.jsonl") as file:
         lines = [json.loads(line) for line in file]
-    timing = ("images_per_second", "time_")
-    return [{k: v for k, v in line.items() if not k.startswith(timing)} for line in lines]
+    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
+
+
+# means over the steps between two log lines
+NOISY = (*SCALARS.values(), "train/loss_by_logsnr/")
 
 
 class InterruptedRunError(Exception):
@@ -124,7 +130,7 @@ def test_interrupted_and_resumed_is_bit_identical(
     lines, expected_lines = metrics(workdir), metrics(undisturbed)
     if resumed % 2:  # between two log lines: the means of the next are of the steps since then
         for line in (lines[resumed // 2], expected_lines[resumed // 2]):
-            for name in SCALARS:
+            for name in [name for name in line if name.startswith(NOISY)]:
                 del line[name]
     assert lines == expected_lines
 
@@ -172,8 +178,8 @@ def test_the_share_of_time_that_waits_for_data_is_logged(data_dir, tmp_path, mon
         data__data_dir=data_dir, train__sample_every_steps=6, checkpoint__every_steps=6
     )
     train_lib.train(config, str(tmp_path))
-    waits = [json.loads(line)["time_input_wait"] for line in (tmp_path / "metrics.jsonl").open()]
-    assert all(0.5 < wait < 1 for wait in waits)
+    lines = map(json.loads, (tmp_path / "metrics.jsonl").open())
+    assert all(50 < line["time/input_wait_percent"] < 100 for line in lines)
 
 
 def test_processes_compare_the_data_that_they_read(data_dir, monkeypatch):
@@ -217,27 +223,56 @@ def test_training_imports_no_tensorflow(tmp_path, root):
 def test_what_a_run_leaves(undisturbed):
     lines = metrics(undisturbed)
     assert [line["step"] for line in lines] == [2, 4, 6]
-    figures = {name for name in lines[0] if "/" not in name}
+    assert list(lines[0])[:2] == ["step", "train/loss"]
+    figures = {name for name in lines[0] if name.count("/") < 2}
     assert figures == {
-        "step", "loss", "grad_norm", "update_norm", "param_norm", "learning_rate", "skipped_steps",
+        "step", "train/loss", "train/lr", "train/skipped_steps",
+        "norms/grad", "norms/update", "norms/param",
     }  # fmt: skip
-    modules = {name.partition("/")[2] for name in lines[0] if name.startswith("grad_norm/")}
+    modules = {name.split("/")[2] for name in lines[0] if name.startswith("norms/grad/")}
     assert {"stem", "blocks_0.read", "blocks_0.compute", "blocks_0.write", "readout"} <= modules
-    assert {f"update_ratio/{module}" for module in modules} <= set(lines[-1])
-    squares = sum(lines[1][f"grad_norm/{module}"] ** 2 for module in modules)
+    assert {f"norms/update_ratio/{module}" for module in modules} <= set(lines[-1])
+    squares = sum(lines[1][f"norms/grad/{module}"] ** 2 for module in modules)
     assert squares > 0
     for step in (3, 6):
         image = Image.open(f"{undisturbed}/progress/{step:08d}.png")
         assert image.size == (10 * 50 + 2, 10 * 50 + 2)  # ten classes down, ten samples across
         assert np.asarray(image).std() > 10
     events = EventAccumulator(f"{undisturbed}/events").Reload()
-    assert {"loss", "grad_norm", "learning_rate"} <= set(events.Tags()["scalars"])
-    assert [point.step for point in events.Scalars("loss")] == [2, 4, 6]
-    assert np.isclose([p.value for p in events.Scalars("loss")], [r["loss"] for r in lines]).all()
-    assert "progress" in events.Tags()["images"]
+    assert {name for name in lines[-1] if "/" in name} <= set(events.Tags()["scalars"])
+    groups = {name.split("/")[0] for kind in ("scalars", "images") for name in events.Tags()[kind]}
+    assert groups == {"train", "norms", "time", "samples"}
+    points = events.Scalars("train/loss")
+    assert [point.step for point in points] == [2, 4, 6]
+    assert np.isclose([p.value for p in points], [line["train/loss"] for line in lines]).all()
+    assert events.Tags()["images"] == ["samples/progress"]
+    text = events.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert json.loads(text.split("```")[1].removeprefix("json")) == json.loads(
+        Path(undisturbed, "config.json").read_text()
+    )
     with open(f"{undisturbed}/config.json") as file:
         assert json.load(file)["model"]["depth"] == 1
     assert not Path(undisturbed, "unsaved").exists()
+
+
+def test_the_held_out_loss_is_a_curve_that_a_killed_run_makes_up_for(
+    undisturbed, data_dir, tmp_path, monkeypatch
+):
+    def other_split(source, name):
+        return Source(source._builder, dataclasses.replace(source.data, split="train[64:100]"))
+
+    monkeypatch.setattr(Source, "other_split", other_split)
+    workdir, name = tmp_path / "copy", curves.HELD_OUT
+    shutil.copytree(undisturbed, workdir)
+    config = tiny.config(data__data_dir=data_dir, train__num_steps=9,
+                         evaluation__held_out_every_steps=4)  # fmt: skip
+    train_lib.train(config, str(workdir))
+    found = {line["step"]: line[name] for line in metrics(workdir) if name in line}
+    assert list(found) == [8, 9]
+    path = workdir / "metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    train_lib.train(config, str(workdir))
+    assert {line["step"]: line[name] for line in metrics(workdir) if name in line} == found
 
 
 def test_the_same_noise_every_time(undisturbed, data_dir):
@@ -314,10 +349,13 @@ def test_the_description_counts(data_dir):
     text = train_lib.describe(experiment, mesh)
     params = abstract_state(experiment, mesh).params
     count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
-    assert f"parameters: {count:,}" in text
     assert "tokens: 4 interface, 6 latents" in text
-    assert "blocks_0/compute/attention/query/kernel" in text
     assert "FLOPs per image" in text
+    rows = [line.split() for line in text.splitlines() if line.endswith(" %")]
+    sizes = {name: int(size.replace(",", "")) for name, size, *_ in rows}
+    assert sizes.pop("parameters") == sum(sizes.values()) == count
+    compute = params["blocks_0"]["compute"]
+    assert sizes["blocks_0.compute"] == sum(leaf.size for leaf in jax.tree.leaves(compute))
 
 
 def test_utilisation_is_of_the_chips_peak():
@@ -329,10 +367,30 @@ def test_utilisation_is_of_the_chips_peak():
         devices = np.array([SimpleNamespace(device_kind="TPU v5 lite")] * 8)
 
     figures = loop.utilisation(experiment, Chips, images_per_second=4e6)
-    assert figures["images_per_second_per_chip"] == 5e5
-    assert figures["mfu_percent"] == pytest.approx(100 * 4e6 * flops / (8 * 197e12))
+    assert figures["time/images_per_second_per_chip"] == 5e5
+    assert figures["time/mfu_percent"] == pytest.approx(100 * 4e6 * flops / (8 * 197e12))
     here = loop.utilisation(experiment, sharding.make_mesh(8, 1, 1), 8.0)
-    assert here == {"images_per_second_per_chip": 1.0}
+    assert here == {"time/images_per_second_per_chip": 1.0}
+
+
+def test_a_log_line_fits_and_is_aligned(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(loop.console.time, "monotonic", lambda: now[0])
+    lines = []
+    for seconds, loss, mfu, skipped in ((0.001, 0.00321, 41.7, 0), (90.0, 98.7, 3.2, 99)):
+        progress = loop.console.Progress(0, 300_000, 1024)
+        with progress.spending("input_wait"):
+            now[0] += seconds
+        now[0] += 1.0
+        figures = progress.update(100) | {"train/loss": loss, "train/skipped_steps": skipped}
+        lines.append(loop.log_line(progress, figures | {"time/mfu_percent": mfu}))
+    assert lines[0].startswith("loss  0.0032  left ")
+    assert max(map(len, lines)) <= 100
+    for word in (" left", " step", "images/s", " wait", " mfu"):
+        assert lines[0].index(word) == lines[1].index(word), lines
+    assert "wait  99 %  mfu   3 %  99 skipped" in lines[1]
+    numbers = re.findall(r"[\d.,:]+", lines[0])
+    assert len(set(numbers)) == len(numbers)  # none is there twice
 
 
 @pytest.mark.parametrize("last", [False, True])

@@ -1,6 +1,8 @@
 """Progress lines, and what is kept off the terminal."""
 
 import logging
+import os
+import subprocess
 import sys
 import types
 
@@ -26,12 +28,26 @@ def test_progress_says_where_the_time_went(monkeypatch):
         now[0] = 20.0
     figures = progress.update(20)
     assert figures == {
-        "images_per_second": 20 * 10 / 5.0,  # samples are not training
-        "time_input_wait": 0.1, "time_samples": 0.75, "time_step": pytest.approx(0.15),
+        "time/images_per_second": 20 * 10 / 5.0,  # samples are not training
+        "time/input_wait_percent": 10, "time/samples_percent": 75,
+        "time/step_percent": pytest.approx(15),
     }  # fmt: skip
-    assert progress.line({"loss": 0.5}) == "step 20/100 (20.0 %)  loss 0.5  0:20 left"
+    line = progress.line("step", "images", "loss 0.5", "wait 10 %")
+    assert line == "loss 0.5  left     0:20  step  20/100     40.0 images/s  wait 10 %"
     now[0] = 30.0
-    assert progress.update(30) == {"images_per_second": 10.0, "time_step": 1.0}
+    assert progress.update(30) == {"time/images_per_second": 10.0, "time/step_percent": 100}
+
+
+def test_what_takes_long_is_said_before_and_after(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with console.doing("compiling"):
+        assert capsys.readouterr().out == "compiling ...\n"
+        now[0] = 62.0
+    assert capsys.readouterr().out == "compiling: done in 1:02\n"
+    with pytest.raises(ValueError, match="no"), console.doing("compiling"):
+        raise ValueError("no")
+    assert "done" not in capsys.readouterr().out
 
 
 def test_of_what_nobody_can_catch_only_the_rest_of_failed_loads_is_kept_off(monkeypatch):
@@ -68,3 +84,28 @@ def test_a_read_that_is_given_up_leaves_no_traceback(monkeypatch):
     console.silence_failed_loads()
     give_up()
     assert seen == ["while reading"]
+
+
+def test_only_errors_of_libraries_are_logged(caplog, monkeypatch):
+    logger = logging.getLogger("absl")
+    monkeypatch.setattr(logger, "filters", [])
+    monkeypatch.setattr(logger, "propagate", True)
+    console.silence_libraries()
+    for level in (logging.WARNING, logging.ERROR):
+        for path in ("/site-packages/orbax/a.py", console.__file__):
+            logger.handle(logging.LogRecord("absl", level, path, 1, path[-4:], (), None))
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "e.py"), ("ERROR", "a.py"), ("ERROR", "e.py"),
+    ]  # fmt: skip
+
+
+def test_jax_starts_without_a_word(root):
+    """Where there is no accelerator, though the TPU's library is installed."""
+    pytest.importorskip("libtpu")
+    environment = {name: x for name, x in os.environ.items() if name != "JAX_PLATFORMS"}
+    result = subprocess.run(
+        [sys.executable, "-c", "import rin_jax, jax; print(jax.devices()[0].platform)"],
+        cwd=root, env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    if result.stdout == "cpu\n":
+        assert not result.stderr

@@ -6,6 +6,8 @@ import json
 import numpy as np
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from rin_jax.sampling.conditions import Conditions
 from rin_jax.training import curves
@@ -39,7 +41,7 @@ def test_a_moving_picture_is_a_file_and_moves_in_tensorboard(tmp_path):
     writer.close()
     written = (tmp_path / "progress" / "00000007.gif").read_bytes()
     events = EventAccumulator(str(tmp_path / "events")).Reload()
-    (event,) = events.Images("progress/moving")
+    (event,) = events.Images("samples/progress_moving")
     assert (event.step, event.width, event.height) == (7, 9, 6)
     assert event.encoded_image_string == written
     assert Image.open(io.BytesIO(written)).n_frames == 5
@@ -65,3 +67,24 @@ def test_other_processes_write_nothing(tmp_path):
     writer.moving(1, "progress", [np.zeros((4, 4, 3), np.uint8)])
     writer.close()
     assert not (tmp_path / "run").exists()
+
+
+def test_the_configuration_is_hyperparameters_and_the_loss_has_the_first_chart(tmp_path):
+    writer = curves.Writer(str(tmp_path), 0, active=True)
+    config = {"seed": 3, "model": {"depth": 4, "remat": "full"}, "ema": {"decays": (0.9, 0.99)},
+              "data": {"flip": True, "clip": None}}  # fmt: skip
+    writer.describe(0, config)
+    writer.close()
+    events = EventAccumulator(str(tmp_path / "events")).Reload()
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    found = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert (found["seed"].number_value, found["model.depth"].number_value) == (3, 4)
+    assert found["model.remat"].string_value == "full"
+    assert found["ema.decays"].string_value == "(0.9, 0.99)"
+    assert found["data.flip"].bool_value
+    (layout,) = events.Tensors("custom_scalars__config__")
+    layout = Layout.FromString(layout.tensor_proto.string_val[0])
+    charts = {chart.title: list(chart.multiline.tag) for chart in layout.category[0].chart}
+    assert next(iter(charts)) == "loss"
+    assert charts["loss"][0] == "train/loss"
+    assert len(charts["loss by log-SNR"]) == 8

@@ -140,10 +140,10 @@ LINES = [
 
 def test_lines_that_are_not_of_curves_are_dropped_and_said(tmp_path, capsys):
     path = tmp_path / "metrics.jsonl"
-    good = [json.dumps({"step": step, "trend/a": step / 8}) for step in (1, 2, 3)]
+    good = [json.dumps({"step": step, "samples/a": step / 8}) for step in (1, 2, 3)]
     lines = [*good[:1], *LINES, *good[1:]]
     path.write_bytes(b"\xff\xfe\n" + "".join(f"{line}\n" for line in lines).encode())
-    assert curves.last_step(tmp_path, "trend/") == 3
+    assert curves.last_step(tmp_path, "samples/") == 3
     curves.Writer(str(tmp_path), 2, active=True).close()
     assert path.read_text().splitlines() == good[:2]
     assert f"damaged lines are dropped ({len(LINES) + 1})" in capsys.readouterr().out

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 
 from rin_jax.training import metrics as metrics_lib
+from rin_jax.training import noise_levels
 from rin_jax.training.metrics import Window
 
 
 def metrics(loss=1.0, finite=True, **grad):
     grad = {"stem": np.float32(1), "readout": np.float32(1), **grad}
     return {
+        "levels": np.array([[loss] * 4 + [0] * 4, [1] * 4 + [0] * 4], np.float32),
         "loss": np.float32(loss), "grad_norm": np.float32(2), "update_norm": np.float32(3),
         "param_norm": np.float32(4), "learning_rate": np.float32(0.1), "finite": np.bool_(finite),
         "modules": {"grad": grad},
@@ -26,17 +28,21 @@ def filled(losses, into):
 def test_means_are_those_of_the_finite_steps_since_the_last_line():
     losses = np.random.default_rng(0).normal(size=7).astype(np.float32)
     found = filled(losses, Window(3))
-    assert found.means()["loss"] == pytest.approx(losses.mean(), rel=1e-6)
-    assert found.loss() == found.means()["loss"]
+    means = found.means()
+    assert means["train/loss"] == pytest.approx(losses.mean(), rel=1e-6)
+    assert found.loss() == means["train/loss"]
+    levels = {name: x for name, x in means.items() if name.startswith(noise_levels.PREFIX)}
+    assert list(levels) == [f"{noise_levels.PREFIX}{name}" for name in noise_levels.NAMES[:4]]
+    assert list(levels.values()) == pytest.approx([losses.mean()] * 4, rel=1e-6)
     found.clear()
-    assert found.means() == {"skipped_steps": 0.0}
+    assert found.means() == {"train/skipped_steps": 0.0}
     assert found.loss() == np.inf
 
 
 def test_skipped_steps_are_told_and_do_not_count(capsys):
     found = filled([1.0, np.nan, 3.0], Window(2))
-    assert found.means()["loss"] == 2.0
-    assert found.means()["skipped_steps"] == 1.0
+    assert found.means()["train/loss"] == 2.0
+    assert found.means()["train/skipped_steps"] == 1.0
     assert "step 2: loss is nan; all gradients are finite; learning rate 0.1; the step is skipped" \
         in capsys.readouterr().out  # fmt: skip
 
@@ -80,7 +86,7 @@ def test_figures_of_modules():
     }
     figures = metrics_lib.module_figures(modules)
     assert figures == {
-        "grad_norm/stem": 3.0,
-        "grad_norm/blocks_0.read": 5.0,
-        "update_ratio/blocks_0.read": pytest.approx(0.1),
+        "norms/grad/stem": 3.0,
+        "norms/grad/blocks_0.read": 5.0,
+        "norms/update_ratio/blocks_0.read": pytest.approx(0.1),
     }

@@ -52,7 +52,7 @@ def trend_of(workdir) -> dict[int, dict[str, float]]:
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     found = {}
     for line in lines:
-        figures = {name: x for name, x in line.items() if name.startswith("trend/")}
+        figures = {name: x for name, x in line.items() if name.startswith("samples/")}
         if figures:
             assert line["step"] not in found
             found[line["step"]] = figures
@@ -60,7 +60,7 @@ def trend_of(workdir) -> dict[int, dict[str, float]]:
 
 
 def test_every_average_is_measured_at_the_cadence_and_after_the_last_step(trained):
-    names = {f"trend/classifier/{measure}/{average}/n20"
+    names = {f"samples/classifier/{measure}/{average}/n20"
              for measure in ("frechet", "agreement") for average in AVERAGES}  # fmt: skip
     found = trend_of(trained)
     assert {step: set(figures) for step, figures in found.items()} == {3: names, 6: names}
@@ -72,7 +72,7 @@ def test_the_trend_is_what_an_evaluation_of_as_many_samples_finds(trained, data_
     record = evaluate.evaluate(config, str(trained))
     trend = trend_of(trained)[6]
     for name, value in record["figures"].items():
-        assert trend[f"trend/{name}/decay_0.9/n20"] == pytest.approx(value, rel=1e-9)
+        assert trend[f"samples/{name}/decay_0.9/n20"] == pytest.approx(value, rel=1e-9)
 
 
 def test_the_average_with_the_lowest_distance_is_kept(trained, data_dir, tmp_path):
@@ -101,7 +101,7 @@ def test_a_finished_run_that_lacks_its_last_figures_makes_them(trained, data_dir
     shutil.copytree(trained, tmp_path / "run")
     curves = tmp_path / "run" / "metrics.jsonl"
     lines = curves.read_text().splitlines()
-    kept = [x for x in lines if not (json.loads(x)["step"] == 6 and '"trend/' in x)]
+    kept = [x for x in lines if not (json.loads(x)["step"] == 6 and '"samples/' in x)]
     assert len(kept) == len(lines) - 1
     curves.write_text("".join(f"{x}\n" for x in kept))
     train.train(tiny.config(data__data_dir=data_dir, **CHANGES), str(tmp_path / "run"))
