@@ -24,6 +24,7 @@ setuptools.setup(
         "absl-py>=2.1",
         "array_record>=0.5",
         "chex>=0.1.90",
+        "clu>=0.0.12",
         "etils[epath]>=1.9",
         "flatbuffers>=24",  # jax.export writes with it
         "flax>=0.11.2",

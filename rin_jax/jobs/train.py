@@ -5,6 +5,7 @@ so a run that stops and goes on under the same command is the run that never sto
 """
 
 import contextlib
+import dataclasses
 import json
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 import jax
 import ml_collections
 import numpy as np
+from clu import parameter_overview
 from etils import epath
 from jax.sharding import Mesh
 
@@ -57,17 +59,27 @@ def describe(experiment: Experiment, mesh: Mesh) -> str:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """Of the table of parameters."""
+
+    module: str
+    parameters: str
+    share: str
+
+
 def describe_parameters(params: dict) -> str:
-    """A line for each module with its number of parameters, and their sum."""
+    """A table of the parameters of each module, and their sum."""
     sizes: dict[str, int] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         module = partitioning.module_of(partitioning.names(path))
         sizes[module] = sizes.get(module, 0) + leaf.size
     total = sum(sizes.values())
-    rows = {"parameters": total} | sizes
-    return "\n".join(
-        f"{name:<20}{size:>14,}{100 * size / total:>7.1f} %" for name, size in rows.items()
-    )
+    rows = [
+        Row(name, f"{size:,}", f"{size / total:.1%}")
+        for name, size in {"all": total, **sizes}.items()
+    ]
+    return parameter_overview.make_table(rows)
 
 
 def describe_memory(compiled) -> str:
