@@ -6,13 +6,13 @@ import ml_collections
 import pytest
 
 from rin_jax import ConfigError
-from rin_jax.experiment import (
+from rin_jax.configuration.stored import (
     SINCE_FORMAT_2,
     architecture,
     check_architecture,
-    make_experiment,
     saved_config,
 )
+from rin_jax.experiment import make_experiment
 from tests import tiny
 
 

@@ -29,14 +29,8 @@ from etils import epath
 from jax.sharding import Mesh
 
 from rin_jax import ConfigError
-from rin_jax.experiment import (
-    SINCE_FORMAT_2,
-    Experiment,
-    check_architecture,
-    completed,
-    device_mesh,
-    make_experiment,
-)
+from rin_jax.configuration.stored import SINCE_FORMAT_2, check_architecture, completed
+from rin_jax.experiment import Experiment, device_mesh, make_experiment
 from rin_jax.interop import export_format, hub, stablehlo
 from rin_jax.network.conditioning import NO_LABEL, of_labels
 from rin_jax.runtime import files, sharding

@@ -20,14 +20,9 @@ from etils import epath
 
 from rin_jax import ConfigError
 from rin_jax.checkpointing import restore
+from rin_jax.configuration.stored import check_architecture, saved_config
 from rin_jax.data.dataset import Data
-from rin_jax.experiment import (
-    Experiment,
-    check_architecture,
-    device_mesh,
-    make_experiment,
-    saved_config,
-)
+from rin_jax.experiment import Experiment, device_mesh, make_experiment
 from rin_jax.interop import card, export_format, formulas, hub, onnx, stablehlo
 from rin_jax.interop.loading import ANY_DEVICES, GIVEN_FRAMES, Model
 from rin_jax.runtime import console, files

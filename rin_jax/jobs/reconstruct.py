@@ -10,7 +10,8 @@ import ml_collections
 from rin_jax import ConfigError
 from rin_jax.checkpointing import checkpoints
 from rin_jax.checkpointing.checkpoints import Checkpoints, DamagedError, describe_damage, folder
-from rin_jax.experiment import check_architecture, device_mesh, make_experiment
+from rin_jax.configuration.stored import check_architecture
+from rin_jax.experiment import device_mesh, make_experiment
 from rin_jax.runtime import console
 from rin_jax.sampling.weights import abstract_params
 from rin_jax.training import ema
