@@ -12,7 +12,6 @@ from typing import Any
 
 import ml_collections
 import optax
-from flax import linen as nn
 from jax.sharding import Mesh
 
 from rin_jax import ConfigError, at_least_one, check_types, nearest
@@ -72,6 +71,26 @@ class Experiment:
     mesh: sharding.MeshSizes
 
 
+# The dataclasses that have the fields of each section, with what a section puts before their names.
+SECTIONS: dict[str, tuple[tuple[type, str], ...]] = {
+    "data": ((Data, ""),),
+    "model": ((RIN, ""),),
+    "diffusion": ((Process, ""), (Objective, "")),
+    "sampler": ((Sampler, ""), (Guidance, "guidance_"), (Generation, "")),
+    "optimizer": ((Optimizer, ""),),
+    "train": ((Train, ""),),
+    "ema": ((Ema, ""),),
+    "checkpoint": ((Policy, ""),),
+    "evaluation": ((Evaluation, ""),),
+    "mesh": ((sharding.MeshSizes, ""),),
+}
+# Their fields that a section does not give: they follow from others, or are Flax's own.
+DERIVED = {
+    RIN: ("example_shape", "cond_frames", "num_classes", "parent", "name"),
+    Objective: ("process",), Sampler: ("process",),
+}  # fmt: skip
+
+
 def make_experiment(config: ml_collections.ConfigDict | Mapping[str, Any]) -> Experiment:
     """Resolves and checks a configuration; ConfigError names field, values and remedy."""
     sections = dict(config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config)
@@ -107,28 +126,24 @@ def make_experiment(config: ml_collections.ConfigDict | Mapping[str, Any]) -> Ex
 
 def check_sections(sections: Mapping[str, Any]) -> None:
     """Raises ConfigError at a section that is unknown, missing or not a mapping, or an odd seed."""
-    names = (
-        "data", "model", "diffusion", "sampler", "optimizer", "train", "ema", "checkpoint",
-        "evaluation", "mesh",
-    )  # fmt: skip
-    check_fields("", sections, ("seed", *names))
+    check_fields("", sections, ("seed", *SECTIONS))
     check_types("", Experiment, {"seed": sections["seed"]})
     if not 0 <= sections["seed"] < 2**32:
         raise ConfigError(f"seed is {sections['seed']}; it must be in 0..{2**32 - 1}.")
-    for name in names:
+    for name in SECTIONS:
         if not isinstance(found := sections[name], Mapping):
             raise ConfigError(f"{name} is {reprlib.repr(found)}; it must be a section of fields.")
 
 
-def fields_of(kind: type, *derived: str) -> tuple[str, ...]:
-    """The fields of a dataclass that a section gives: all but Flax's own and `derived`."""
-    left_out = (*derived, "parent", "name") if issubclass(kind, nn.Module) else derived
+def fields_of(kind: type) -> tuple[str, ...]:
+    """The fields of a dataclass that a section gives."""
+    left_out = DERIVED.get(kind, ())
     return tuple(x.name for x in dataclasses.fields(kind) if x.init and x.name not in left_out)
 
 
 def section(kind: type, name: str, sections: Mapping[str, Any], **derived: Any) -> Any:
     """The object of a section of a configuration."""
-    check_fields(name, sections[name], fields_of(kind, *derived))
+    check_fields(name, sections[name], fields_of(kind))
     check_types(f"{name}.", kind, sections[name])
     return kind(**sections[name], **derived)
 
@@ -146,7 +161,7 @@ def check_fields(name: str, given: Iterable[str], wanted: Sequence[str]) -> None
 
 def make_objective(given: Mapping[str, Any]) -> Objective:
     """The training loss of the section `diffusion`."""
-    of_process, own = fields_of(Process), fields_of(Objective, "process")
+    of_process, own = fields_of(Process), fields_of(Objective)
     check_fields("diffusion", given, (*of_process, *own))
     of_process = {field: given[field] for field in of_process}
     check_types("diffusion.", Process, of_process)
@@ -159,7 +174,7 @@ def make_sampler(
 ) -> tuple[Sampler, Guidance, Generation]:
     """The sampling procedure, its guidance and the rest of the section `sampler`."""
     of_guidance = {f"guidance_{field}": field for field in fields_of(Guidance)}
-    own, rest = fields_of(Sampler, "process"), fields_of(Generation)
+    own, rest = fields_of(Sampler), fields_of(Generation)
     check_fields("sampler", given, (*own, *of_guidance, *rest))
     sampler = Sampler(process=process, **with_schedule("sampler", Sampler, given, own))
     guidance = {field: given[name] for name, field in of_guidance.items()}

@@ -117,7 +117,7 @@ def parse(arguments: list[str], monkeypatch) -> None:
     flags.FLAGS.unparse_flags()
     argv = ["main", *arguments]
     monkeypatch.setattr(sys, "argv", argv)  # in which config_flags looks for overrides
-    assert flags.FLAGS(argv) == ["main"]
+    assert main.parse(argv) == ["main"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -135,6 +135,9 @@ def test_commands_are_right(document, monkeypatch):
         print(shlex.join(words))  # pytest shows the last one
         arguments = arguments_of(words)
         if arguments is not None:
+            own = re.search(r"--workdir=runs/(\w+)", " ".join(words))
+            if own and "--config=" not in " ".join(words):  # it is what the run has stored
+                arguments = [f"--config={ROOT}/configs/{own[1]}.py", *arguments]
             parse(arguments, monkeypatch)
             main.check_flags(main.MODE.value)
             make_experiment(main.CONFIG.value)

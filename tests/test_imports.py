@@ -21,7 +21,7 @@ ROOMS = {
     RECIPE: {"network"},
     "experiment": {"network", "diffusion", "data", "evaluation", "runtime", "checkpointing",
                    RECIPE},
-    "configuration": {"experiment", "network", "diffusion"},
+    "configuration": {"experiment", "network", "diffusion", "runtime"},
     "sampling": {"configuration", "experiment", "network", "diffusion", "data", "evaluation",
                  "runtime", "checkpointing"},
     "training": {"sampling", "configuration", "experiment", "network", "diffusion", "data",
@@ -29,7 +29,7 @@ ROOMS = {
     "interop": {"sampling", "configuration", "experiment", "network", "diffusion", "runtime"},
     "jobs": {"interop", "training", "sampling", "configuration", "experiment", "checkpointing",
              "network", "data", "evaluation", "runtime", RECIPE},
-    "main": {"jobs", "runtime", "training"},
+    "main": {"jobs", "configuration", "interop", "runtime", "training"},
     "__init__": {"interop"},
 }  # fmt: skip
 

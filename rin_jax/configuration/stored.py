@@ -1,16 +1,21 @@
 """Configurations that checkpoints, workdirs and exports keep, and which weights belong to them."""
 
+import contextlib
 import copy
 import json
 from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
+from etils import epath
 
 from rin_jax import ConfigError
 from rin_jax.diffusion.process import Process
 from rin_jax.experiment import Experiment, fields_of
 from rin_jax.network.rin import RIN
+from rin_jax.runtime import console, files
+
+CONFIG = "config.json"  # of a workdir
 
 # Attributes of the network that may change while its weights are used.
 NOT_ARCHITECTURE = "remat", "dtype", "dropout", "attention_dropout", "drop_path", "conv_dropout"
@@ -53,7 +58,7 @@ def saved_config(saved: Mapping[str, Any]) -> ml_collections.ConfigDict:
 
 def architecture(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the weights depend on, by field: the network's attributes and the process's."""
-    of_model = fields_of(RIN, "example_shape", "cond_frames", "num_classes", *NOT_ARCHITECTURE)
+    of_model = [field for field in fields_of(RIN) if field not in NOT_ARCHITECTURE]
     plain = json.loads(json.dumps(config))  # tuples are lists in a checkpoint
     of_data = ("image_size", "channels", "num_classes")
     parts = {"data": of_data, "model": of_model, "diffusion": fields_of(Process)}
@@ -77,3 +82,68 @@ def check_architecture(experiment: Experiment, saved: Mapping[str, Any], where: 
     if differ:
         listed = f"{where} belongs to another architecture:{''.join(differ)}"
         raise ConfigError(f"{listed}\nUse another --workdir, or the checkpoint's values.")
+
+
+def store(experiment: Experiment, workdir: str) -> None:
+    """Writes WORKDIR/config.json, as a whole or not at all."""
+    path = epath.Path(workdir) / CONFIG
+    text = json.dumps(experiment.config.to_dict(), indent=2) + "\n"
+    if files.is_bucket(path):  # where every file is written as a whole
+        path.write_text(text)
+    else:
+        draft = path.with_name(f"{CONFIG}.new")
+        draft.write_text(text)
+        draft.replace(path)
+
+
+def read(path: epath.PathLike) -> dict[str, Any]:
+    """The configuration in the config.json of a workdir or an export, with what it may lack.
+
+    Of an export it names no folder, which may be a stranger's. Raises ConfigError if the file is
+    not there, damaged, or something else.
+    """
+    try:
+        content = json.loads(epath.Path(path).read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        text = f"{path} cannot be read: {' '.join(str(error).split())}"
+        raise ConfigError(f"{text}; name a configuration file, --config=FILE.") from error
+    of_export = isinstance(content, dict) and {"format", "config"} <= set(content)
+    sections = content["config"] if of_export else content
+    if not isinstance(sections, dict) or not isinstance(sections.get("data"), dict):
+        raise ConfigError(f"{path} is not the configuration of a run or an export.")
+    sections = completed(sections)
+    if of_export:
+        sections["data"] |= {"data_dir": None, "cache_dir": None}
+        sampler = sections.get("sampler")
+        if isinstance(sampler, dict) and sampler.get("guide") is not None:
+            raise ConfigError(f"{path} sets sampler.guide, but an export holds one network.")
+    return sections
+
+
+def say_differences(experiment: Experiment, workdir: str) -> None:
+    """Says which fields are not those that a run has stored in `workdir`, if one has."""
+    path = epath.Path(workdir) / CONFIG
+    if path.exists():
+        with contextlib.suppress(ConfigError):  # it is damaged, and nothing needs it
+            say_changes(experiment, read(path), str(path))
+
+
+def say_changes(experiment: Experiment, before: Mapping[str, Any], where: str) -> None:
+    """Says which fields are not those of the stored configuration `before`."""
+    old, new = _flat(before), _flat(experiment.config.to_dict())
+    changes = [
+        f"\n  {field}: {old.get(field)!r} there, {new.get(field)!r} now"
+        for field in new | old
+        if old.get(field) != new.get(field)
+    ]
+    if changes:
+        console.say(f"fields that are not as in {where}:{''.join(changes)}")
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """{"model.depth": value}, lists for tuples."""
+    found = {}
+    for section, fields in json.loads(json.dumps(config)).items():
+        parts = fields if isinstance(fields, dict) else {"": fields}
+        found |= {f"{section}.{field}".rstrip("."): value for field, value in parts.items()}
+    return found

@@ -29,7 +29,12 @@ from etils import epath
 from jax.sharding import Mesh
 
 from rin_jax import ConfigError
-from rin_jax.configuration.stored import SINCE_FORMAT_2, check_architecture, completed
+from rin_jax.configuration.stored import (
+    SINCE_FORMAT_2,
+    check_architecture,
+    completed,
+    say_changes,
+)
 from rin_jax.experiment import Experiment, device_mesh, make_experiment
 from rin_jax.interop import export_format, hub, stablehlo
 from rin_jax.network.conditioning import NO_LABEL, of_labels
@@ -208,6 +213,8 @@ def load(source: str, experiment: Experiment | None = None) -> Model:
         raise ConfigError(f"{path / export_format.CONFIG}: {error}") from error
     network = SINCE_FORMAT_2 | {"cond_frames": 0} | description.network
     export_format.check_network(path / export_format.CONFIG, network, own.rin)
+    if experiment is not None:
+        say_changes(experiment, own.config.to_dict(), str(path))
     experiment = experiment or own
     check_architecture(experiment, own.config.to_dict(), f"the export {source}")
     mesh = device_mesh(experiment)

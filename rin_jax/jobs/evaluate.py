@@ -21,6 +21,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from rin_jax import ConfigError
+from rin_jax.configuration import stored
 from rin_jax.data.source import Source, open_source
 from rin_jax.evaluation import protocol, records, sample_files
 from rin_jax.evaluation.parts import Parts
@@ -54,6 +55,7 @@ def evaluate(
     of real images that do not suit; images of another size; too few images for a measure.
     """
     experiment = make_experiment(config)
+    stored.say_differences(experiment, workdir)
     source, names = open_source(experiment.data), experiment.evaluation.chosen
     if samples is not None and experiment.data.clip is not None:
         raise ConfigError(

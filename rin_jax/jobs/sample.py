@@ -37,6 +37,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from rin_jax import ConfigError
+from rin_jax.configuration import stored
 from rin_jax.data import catalog
 from rin_jax.evaluation import protocol
 from rin_jax.evaluation.parts import Parts
@@ -72,6 +73,7 @@ def sample(
     `rollout_latents` as `Rollout`; None: no roll-out.
     """
     experiment = make_experiment(config)
+    stored.say_differences(experiment, workdir)
     seed = experiment.seed
     rollout = None if windows is None else Rollout(windows, rollout_latents)
     if rollout is not None:

@@ -5,7 +5,6 @@ so a run that stops and goes on under the same command is the run that never sto
 """
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator
 
@@ -19,6 +18,7 @@ from jax.sharding import Mesh
 from rin_jax import ConfigError
 from rin_jax.checkpointing.checkpoints import Checkpoints, folder
 from rin_jax.checkpointing.checksums import tree_checksums
+from rin_jax.configuration import stored
 from rin_jax.data import pipeline
 from rin_jax.data.source import Source, open_source
 from rin_jax.experiment import Experiment, check_devices, device_mesh, make_experiment
@@ -105,8 +105,7 @@ def open_workdir(experiment: Experiment, workdir: str) -> Iterator[None]:
             try:
                 path.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(workdir_lock.hold(workdir))
-                text = json.dumps(experiment.config.to_dict(), indent=2)
-                (path / "config.json").write_text(f"{text}\n")
+                stored.store(experiment, workdir)
             except OSError as error:
                 if retries.may_pass(error):
                     raise
@@ -129,6 +128,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, watch: Watch | None =
     experiment = make_experiment(config)
     mesh, num_steps = device_mesh(experiment), experiment.train.num_steps
     check_devices(experiment, mesh)
+    stored.say_differences(experiment, workdir)
     found, unreadable = resume.find_run(experiment, workdir)
     newest = found[0].step if found else 0
     path, measures = epath.Path(workdir), bool(experiment.evaluation.every_steps)
