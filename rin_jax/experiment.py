@@ -21,14 +21,14 @@ from rin_jax.diffusion.guidance import Guidance
 from rin_jax.diffusion.objective import Objective
 from rin_jax.diffusion.process import Process
 from rin_jax.diffusion.samplers import Sampler
-from rin_jax.diffusion.schedules import make_schedule
+from rin_jax.diffusion.schedules import SCHEDULES, make_schedule
 from rin_jax.evaluation import frames
 from rin_jax.evaluation.protocol import Evaluation
 from rin_jax.network import validation
 from rin_jax.network.rin import RIN
 from rin_jax.runtime import sharding
 from rin_jax.training.ema import Ema, Weight
-from rin_jax.training.optimizer import Optimizer
+from rin_jax.training.optimizer import DECAY_DEFAULTS, Optimizer
 from rin_jax.training.settings import Train
 
 
@@ -89,12 +89,23 @@ DERIVED = {
     RIN: ("example_shape", "cond_frames", "num_classes", "parent", "name"),
     Objective: ("process",), Sampler: ("process",),
 }  # fmt: skip
+# Fields that are a name with its parameters, and the parameters where the name is all there is.
+SCHEDULE_DEFAULTS = {name: family.defaults for name, family in SCHEDULES.items()}
+DEFAULTS = {
+    ("diffusion", "schedule"): SCHEDULE_DEFAULTS, ("sampler", "schedule"): SCHEDULE_DEFAULTS,
+    ("optimizer", "decay"): DECAY_DEFAULTS,
+}  # fmt: skip
 
 
 def make_experiment(config: ml_collections.ConfigDict | Mapping[str, Any]) -> Experiment:
     """Resolves and checks a configuration; ConfigError names field, values and remedy."""
     sections = dict(config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config)
     check_sections(sections)
+    for (name, field), defaults in DEFAULTS.items():
+        given = sections[name].get(field)
+        if isinstance(given, Mapping) and set(given) == {"name"}:
+            whole = {**given, **defaults.get(str(given["name"]), {})}
+            sections[name] = {**sections[name], field: whole}
     data = section(Data, "data", sections).resolved()
     sections["data"] = dataclasses.asdict(data)
     rin = section(

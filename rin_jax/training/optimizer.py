@@ -108,6 +108,8 @@ def cosine(progress: jax.Array, end_factor: float, rate: float) -> jax.Array:
 
 
 DECAYS = {"cosine": cosine, "constant": lambda progress: jnp.ones_like(progress)}
+# what they need, where a configuration gives the name alone
+DECAY_DEFAULTS = {"cosine": {"end_factor": 0.0, "rate": 1.0}}
 
 
 def learning_rate_schedule(
@@ -124,7 +126,8 @@ def learning_rate_schedule(
     try:
         inspect.signature(DECAYS[name]).bind(None, **shape)
     except TypeError as error:
-        raise ConfigError(f"optimizer.decay: {name!r} with {sorted(shape)}: {error}.") from error
+        text = f"optimizer.decay: {name!r} with {sorted(shape)}: {error}"
+        raise ConfigError(f"{text}; give all, or the name alone for its defaults.") from error
     check_types("optimizer.decay.", DECAYS[name], shape)
     if not 0 <= warmup_steps < total_steps:
         raise ConfigError(
