@@ -10,6 +10,8 @@ import types
 import typing
 from collections.abc import Callable, Collection, Mapping
 
+__version__ = "0.1.0"
+
 # what a value of a configuration is called in a message
 KINDS = {
     int: "a whole number", float: "a number", bool: "True or False", str: "text",

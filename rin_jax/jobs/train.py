@@ -70,7 +70,14 @@ def describe_memory(compiled) -> str:
 def open_data(experiment: Experiment) -> Source:
     """The data set of a run; ConfigError if it does not fit. All processes end if theirs differ."""
     source = open_source(experiment.data)
-    experiment.data.check_labels(source.info.num_classes)
+    known, wanted = source.info.num_classes, experiment.data.num_classes
+    experiment.data.check_labels(known)
+    if known < wanted:
+        console.say(
+            f"data.num_classes is {wanted}, but {experiment.data.name!r} has {known} classes: the "
+            "network never sees the others; if that is not meant, start another run with "
+            f"--config.data.num_classes={known}."
+        )
     facts = {"records": len(source), "fingerprint": source.fingerprint[:12]}
     processes.agree(f"reading {experiment.data.name}", **facts)
     return source

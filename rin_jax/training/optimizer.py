@@ -129,7 +129,7 @@ def learning_rate_schedule(
         text = f"optimizer.decay: {name!r} with {sorted(shape)}: {error}"
         raise ConfigError(f"{text}; give all, or the name alone for its defaults.") from error
     check_types("optimizer.decay.", DECAYS[name], shape)
-    if not 0 <= warmup_steps < total_steps:
+    if warmup_steps >= total_steps:
         raise ConfigError(
             f"optimizer.warmup_steps {warmup_steps} must be smaller than train.num_steps "
             f"{total_steps}."
@@ -159,8 +159,15 @@ class Optimizer:
 
     def __post_init__(self):
         one_of("optimizer.name", self.name, OPTIMIZERS)
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ConfigError(f"optimizer.clip_norm is {self.clip_norm}; it must be positive.")
+        for field in ("learning_rate", "eps", "clip_norm"):
+            if (value := getattr(self, field)) is not None and not value > 0:
+                raise ConfigError(f"optimizer.{field} is {value}; it must be positive.")
+        for field in ("warmup_steps", "weight_decay"):
+            if (value := getattr(self, field)) < 0:
+                raise ConfigError(f"optimizer.{field} is {value}; it must not be negative.")
+        for field in ("b1", "b2"):
+            if not 0 <= (value := getattr(self, field)) < 1:
+                raise ConfigError(f"optimizer.{field} is {value}; it must be in [0, 1).")
 
     def make(self, num_steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
         """The transformation and its learning-rate schedule, for a run of `num_steps`."""
