@@ -59,6 +59,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
     config.data.name = "imagenet2012"
     config.data.image_size = 256
+    config.data.num_classes = 1000
 
     config.optimizer.learning_rate = 1e-3  # [M]
 

@@ -109,7 +109,7 @@ def test_splits_join_and_sizes_stay_apart(tmp_path):
     assert enlarged == [0, 0, 18]  # of 20 x 30 pixels
     assert [len(read(tmp_path, split=split)) for split in ("train", "validation")] == [30, 18]
     assert len(read(tmp_path, size=8)) == 18
-    with pytest.raises(ConfigError, match=r"only at 8px, .*21px; set .*config\.data\.image_size=21"):
+    with pytest.raises(ConfigError, match=r"only at 8px, .*21px; set --config.*size=21"):
         read(tmp_path, size=32)
 
 
