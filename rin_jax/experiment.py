@@ -37,8 +37,8 @@ class Generation:
     """What the section `sampler` says beside the sampling procedure and its guidance."""
 
     guide: str | None  # workdir of a weaker network that guides (autoguidance); None: no such one
-    guide_checkpoint: int | None  # step of its checkpoint; None: the newest
-    images_per_device: int  # drawn at once; an image is the same only under the same number
+    guide_checkpoint: int | None  # step of the guide's checkpoint; None: the newest
+    images_per_device: int  # sampled at once; an image is the same only under the same number
 
     def __post_init__(self):
         at_least_one("sampler", self, "images_per_device")
@@ -54,7 +54,7 @@ class Experiment:
     """What a configuration describes, section by section; see `make_experiment`."""
 
     config: ml_collections.FrozenConfigDict  # resolved; no value is missing but those that may be
-    seed: int  # of all randomness of a run
+    seed: int  # of all randomness of a run; 0..4294967295
     data: Data
     rin: RIN  # the network, section `model`
     objective: Objective  # the training loss, section `diffusion`

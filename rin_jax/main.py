@@ -30,6 +30,8 @@ CONFIG = config_flags.DEFINE_config_file(
     "folder of a run or of an export, for what is stored there; that of --export or of --workdir "
     "if not given. Any field can be overridden, --config.model.depth=2, and a field that is a dict "
     "by a name with its defaults, --config.sampler.schedule=logsnr.")
+HELP_CONFIG = flags.DEFINE_bool(
+    "help-config", False, "List all fields of a configuration, with the values of --config.")
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run (checkpoints, curves, samples); the same one resumes it.")
 MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do with the run.")
@@ -104,6 +106,12 @@ def parse(argv: list[str]) -> list[str]:
     """
     try:
         left = flags.FLAGS(command.with_config(argv, hub.pull))
+        if HELP_CONFIG.value:
+            from rin_jax.configuration import field_list
+
+            with contextlib.suppress(BrokenPipeError):  # of a reader who has seen enough
+                print(field_list.in_terminal(CONFIG.value), flush=True)
+            sys.exit(0)
         CONFIG.value.lock()  # the error of a file that could not be read comes with the first use
         if len(left) > 1:
             raise ConfigError(f"{left[1]!r} is not a flag; every flag is --NAME or --NAME=VALUE.")

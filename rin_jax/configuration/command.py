@@ -25,13 +25,13 @@ def with_config(argv: Sequence[str], pull: Callable[[str], str]) -> list[str]:
     Raises ConfigError if --config is missing and nothing is stored there.
     """
     given, export, workdir = (value_of(argv, name) for name in ("config", "export", "workdir"))
-    if any(argument.lstrip("-").startswith("help") for argument in argv[1:]):
-        return list(argv)
     if given is None:
         source = export or workdir
         if export and not epath.Path(export).exists():
             source = pull(export)
         if source is None or not (epath.Path(source) / STORED).exists():
+            if any(argument.lstrip("-").startswith("help") for argument in argv[1:]):
+                return list(argv)
             nothing = f"; {source} has no {STORED} of a run or an export" if source else ""
             raise ConfigError(
                 f"--config=FILE is missing, for instance --config=configs/digits.py{nothing}."

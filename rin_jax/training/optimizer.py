@@ -109,7 +109,7 @@ def cosine(progress: jax.Array, end_factor: float, rate: float) -> jax.Array:
 
 DECAYS = {"cosine": cosine, "constant": lambda progress: jnp.ones_like(progress)}
 # what they need, where a configuration gives the name alone
-DECAY_DEFAULTS = {"cosine": {"end_factor": 0.0, "rate": 1.0}}
+DECAY_DEFAULTS = {"cosine": {"end_factor": 0.0, "rate": 1.0}, "constant": {}}
 
 
 def learning_rate_schedule(
@@ -148,13 +148,13 @@ class Optimizer:
     """The section `optimizer` of a configuration."""
 
     name: str  # "lamb", "adamw" or "muon"
-    learning_rate: float  # its peak, at the end of the warm-up
-    warmup_steps: int  # steps over which it grows from 0
-    decay: Mapping[str, Any]  # how it falls afterwards, {"name": one of DECAYS, and its parameters}
-    b1: float  # decay of the first moment
-    b2: float  # and of the second, Adam's
-    eps: float  # added to the root of the second
-    weight_decay: float  # of kernels and tables
+    learning_rate: float  # the peak, at the end of the warm-up; positive
+    warmup_steps: int  # over which the learning rate grows from 0; fewer than train.num_steps
+    decay: Mapping[str, Any]  # how the learning rate falls afterwards: "cosine" or "constant"
+    b1: float  # decay of the first moment, in [0, 1)
+    b2: float  # decay of the second moment, in [0, 1)
+    eps: float  # added to the root of the second moment; positive
+    weight_decay: float  # of kernels and position tables; at least 0
     clip_norm: float | None  # bound of the gradient's global norm, before anything else; None: none
 
     def __post_init__(self):

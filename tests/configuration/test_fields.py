@@ -22,7 +22,7 @@ def test_every_field_has_a_type_and_a_meaning():
     assert set(known) == paths(test_configs.load("digits").get_config())
     for name, field in known.items():
         assert field.meaning, name
-    assert known["sampler.guidance_scale"].meaning == "w >= 0; 0 is none"
+    assert known["sampler.guidance_scale"].meaning.startswith("w >= 0 of (1 + w) first")
     assert known["data.data_dir"].meaning.startswith("the folder of prepared data sets, perhaps in")
 
 
