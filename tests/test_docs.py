@@ -217,7 +217,7 @@ def run(words: list[str], monkeypatch) -> None:
         re.sub(r"^--config=(\w+/\w+\.py)(:tiny)?$", rf"--config={ROOT}/\1:tiny", word)
         .replace("gs://BUCKET", "bucket")
         .replace("--source=DIR", "--source=pictures")
-        .replace("samples/00003000", "samples/00000020")
+        .replace("samples/NAME", str(next(Path("runs/digits").glob("samples/*-n20-*[!.png]"), "")))
         for word in arguments_of(words)
     ]
     if any(word.startswith("--num=") for word in arguments):
