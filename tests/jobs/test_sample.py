@@ -215,6 +215,13 @@ def exported(workdir, tmp_path_factory):
     return exports.write(path, model)
 
 
+def test_any_checkpoint_is_exported(workdir):
+    found = [export.checkpoint_model(tiny.config(), str(workdir), None, x) for x in (1, None)]
+    assert [model.step for model in found] == [1, 3]
+    with pytest.raises(ConfigError, match=r"no checkpoint 2 in .*; there are 1, 3"):
+        export.checkpoint_model(tiny.config(), str(workdir), None, 2)
+
+
 def test_an_export_draws_what_its_run_draws(workdir, exported, tmp_path):
     """The same files but for the names of the classes, and not those of another checkpoint."""
     config = tiny.config(**SMALL, seed=4)
