@@ -213,11 +213,12 @@ def demo(tmp_path_factory):
 def run(words: list[str], monkeypatch) -> None:
     """Runs a command of rin_jax.main with the :tiny form of its configuration, in this folder."""
     print(shlex.join(words))
+    sampled = next(Path("runs/digits/samples").glob("00000020-*-seed_0-*/"), None)
     arguments = [
         re.sub(r"^--config=(\w+/\w+\.py)(:tiny)?$", rf"--config={ROOT}/\1:tiny", word)
         .replace("gs://BUCKET", "bucket")
         .replace("--source=DIR", "--source=pictures")
-        .replace("samples/NAME", str(next(Path("runs/digits").glob("samples/*-n20-*[!.png]"), "")))
+        .replace("samples/NAME", f"samples/{sampled.name if sampled else 'NAME'}")
         for word in arguments_of(words)
     ]
     if any(word.startswith("--num=") for word in arguments):
