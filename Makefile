@@ -18,7 +18,7 @@ help:
 
 demo: $(VENV)/.base
 	$(BIN)/python -m rin_jax.main --config=configs/digits.py --workdir=$(WORKDIR)
-	$(BIN)/python -m rin_jax.main --config=configs/digits.py --workdir=$(WORKDIR) --mode=sample
+	$(BIN)/python -m rin_jax.main --workdir=$(WORKDIR) --mode=sample
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=10

@@ -1,5 +1,6 @@
 """Packaging of rin_jax: dependencies with lower bounds; optional ones are extras."""
 
+import re
 from pathlib import Path
 
 import setuptools
@@ -8,10 +9,11 @@ GCS = ["etils[epath-gcs]>=1.9", "google-cloud-storage>=2.10"]
 HUB = ["huggingface_hub>=0.34"]
 ONNX = ["onnx>=1.18", "onnxscript>=0.5", "torch>=2.9"]
 VIDEO = ["av>=18.1"]
+INIT = Path(__file__).parent / "rin_jax" / "__init__.py"
 
 setuptools.setup(
     name="rin-jax",
-    version="0.1.0",
+    version=re.search(r'__version__ = "(.*)"', INIT.read_text(encoding="utf-8"))[1],
     description="Recurrent Interface Networks in JAX/Flax: pixel-space diffusion, TPU first",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

@@ -55,8 +55,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.sampler.images_per_device = 64  # at once; an image is the same under the same value
 
     config.data.name = "cifar10"
-    config.data.image_size = 32
-    config.data.num_classes = 10
 
     config.optimizer.learning_rate = 3e-3  # [V]
     config.optimizer.decay = {"name": "cosine", "end_factor": 0.0, "rate": 0.8}  # [V]

@@ -61,7 +61,9 @@ def recipe() -> ml_collections.ConfigDict:
     config.data.data_dir = config_dict.placeholder(str)
     config.data.cache_dir = config_dict.placeholder(str)
     config.data.clip = config_dict.placeholder(ml_collections.ConfigDict)  # images
+    config.data.image_size = config_dict.placeholder(int)  # of the data set
     config.data.channels = 3
+    config.data.num_classes = config_dict.placeholder(int)  # all that the data set has
     config.data.flip = True  # [V]
     config.data.num_threads = 16
     config.data.prefetch = 2  # batches
@@ -131,7 +133,7 @@ def shrink(config: ml_collections.ConfigDict) -> None:
     config.sampler.num_steps = 4
     config.data.name = "digits"
     config.data.image_size = 16
-    config.data.num_classes = 10
+    config.data.num_classes = None  # of the digits
     config.optimizer.warmup_steps = 5
     config.train.batch_size = 8
     config.train.num_steps = 20

@@ -13,6 +13,8 @@ import types
 import typing
 from collections.abc import Callable, Collection, Mapping
 
+__version__ = "0.1.0"
+
 # what a value of a configuration is called in a message
 KINDS = {
     int: "a whole number", float: "a number", bool: "True or False", str: "text",
@@ -69,7 +71,7 @@ def check_types(prefix: str, kind: Callable, given: Mapping[str, object]) -> Non
         wanted = declared[field].annotation
         if not _fits(value, wanted):
             shown = reprlib.repr(value)
-            raise ConfigError(f"{prefix}{field} is {shown}; it must be {_described(wanted)}.")
+            raise ConfigError(f"{prefix}{field} is {shown}; it must be {described(wanted)}.")
 
 
 def _fits(value: object, wanted: typing.Any) -> bool:
@@ -90,13 +92,13 @@ def _fits(value: object, wanted: typing.Any) -> bool:
     return isinstance(value, typing.get_origin(wanted) or wanted)
 
 
-def _described(wanted: typing.Any) -> str:
+def described(wanted: typing.Any) -> str:
     parts = typing.get_args(wanted)
     if isinstance(wanted, types.UnionType):
-        return " or ".join(map(_described, parts))
+        return " or ".join(map(described, parts))
     if typing.get_origin(wanted) is tuple:
         entries = "any number of entries" if parts[-1] is ... else f"{len(parts)} entries"
-        return f"a tuple of {entries}, each {_described(parts[0])}"
+        return f"a tuple of {entries}, each {described(parts[0])}"
     return KINDS.get(wanted, "a mapping")
 
 

@@ -5,16 +5,13 @@ put together, and what two sections must agree on is checked. Nothing here compu
 opens a workdir, so that every mistake in a configuration is found before anything starts.
 """
 
-import copy
 import dataclasses
-import json
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 import optax
-from flax import linen as nn
 from jax.sharding import Mesh
 
 from rin_jax import ConfigError, at_least_one, check_types, nearest
@@ -24,33 +21,15 @@ from rin_jax.diffusion.guidance import Guidance
 from rin_jax.diffusion.objective import Objective
 from rin_jax.diffusion.process import Process
 from rin_jax.diffusion.samplers import Sampler
-from rin_jax.diffusion.schedules import make_schedule
+from rin_jax.diffusion.schedules import SCHEDULES, make_schedule
 from rin_jax.evaluation import frames
 from rin_jax.evaluation.protocol import Evaluation
 from rin_jax.network import validation
 from rin_jax.network.rin import RIN
 from rin_jax.runtime import sharding
 from rin_jax.training.ema import Ema, Weight
-from rin_jax.training.optimizer import Optimizer
+from rin_jax.training.optimizer import DECAY_DEFAULTS, Optimizer
 from rin_jax.training.settings import Train
-
-# Attributes of the network that may change while its weights are used.
-NOT_ARCHITECTURE = "remat", "dtype", "dropout", "attention_dropout", "drop_path", "conv_dropout"
-# Fields that configurations of older checkpoints and exports lack, and what their code had instead.
-SINCE_FORMAT_2 = {
-    "latent_positions": "learned", "interface_positions": "learned", "latent_self_cond": True,
-    "interface_self_cond": False, "norm_context": False, "time_on_latents": True,
-    "label_on_latents": True, "cond_route": "read", "cond_dim": None, "time_scale": 1000.0,
-    "video": None, "sequence": None, "label_in_time": False, "conv_size": 0, "conv_dropout": 0.0,
-    "attention_dropout": 0.0,
-}  # fmt: skip
-# The section `evaluation` of configurations that were saved before it said how figures are made.
-OLD_EVALUATION = {
-    "num_samples": 50_000, "labels": "random", "networks": None, "measures": ("frechet",),
-    "count_cond_frames": True, "inception_protocol": "adm", "inception_weights": None,
-    "dinov2_weights": None, "i3d_weights": None, "reference": None, "real_samples": None,
-    "every_steps": None, "trend_samples": 2000, "keep_best": False, "held_out_every_steps": None,
-}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +37,8 @@ class Generation:
     """What the section `sampler` says beside the sampling procedure and its guidance."""
 
     guide: str | None  # workdir of a weaker network that guides (autoguidance); None: no such one
-    guide_checkpoint: int | None  # step of its checkpoint; None: the newest
-    images_per_device: int  # drawn at once; an image is the same only under the same number
+    guide_checkpoint: int | None  # step of the guide's checkpoint; None: the newest
+    images_per_device: int  # sampled at once; an image is the same only under the same number
 
     def __post_init__(self):
         at_least_one("sampler", self, "images_per_device")
@@ -75,7 +54,7 @@ class Experiment:
     """What a configuration describes, section by section; see `make_experiment`."""
 
     config: ml_collections.FrozenConfigDict  # resolved; no value is missing but those that may be
-    seed: int  # of all randomness of a run
+    seed: int  # of all randomness of a run; 0..4294967295
     data: Data
     rin: RIN  # the network, section `model`
     objective: Objective  # the training loss, section `diffusion`
@@ -92,10 +71,41 @@ class Experiment:
     mesh: sharding.MeshSizes
 
 
+# The dataclasses that have the fields of each section, with what a section puts before their names.
+SECTIONS: dict[str, tuple[tuple[type, str], ...]] = {
+    "data": ((Data, ""),),
+    "model": ((RIN, ""),),
+    "diffusion": ((Process, ""), (Objective, "")),
+    "sampler": ((Sampler, ""), (Guidance, "guidance_"), (Generation, "")),
+    "optimizer": ((Optimizer, ""),),
+    "train": ((Train, ""),),
+    "ema": ((Ema, ""),),
+    "checkpoint": ((Policy, ""),),
+    "evaluation": ((Evaluation, ""),),
+    "mesh": ((sharding.MeshSizes, ""),),
+}
+# Their fields that a section does not give: they follow from others, or are Flax's own.
+DERIVED = {
+    RIN: ("example_shape", "cond_frames", "num_classes", "parent", "name"),
+    Objective: ("process",), Sampler: ("process",),
+}  # fmt: skip
+# Fields that are a name with its parameters, and the parameters where the name is all there is.
+SCHEDULE_DEFAULTS = {name: family.defaults for name, family in SCHEDULES.items()}
+DEFAULTS = {
+    ("diffusion", "schedule"): SCHEDULE_DEFAULTS, ("sampler", "schedule"): SCHEDULE_DEFAULTS,
+    ("optimizer", "decay"): DECAY_DEFAULTS,
+}  # fmt: skip
+
+
 def make_experiment(config: ml_collections.ConfigDict | Mapping[str, Any]) -> Experiment:
     """Resolves and checks a configuration; ConfigError names field, values and remedy."""
     sections = dict(config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config)
     check_sections(sections)
+    for (name, field), defaults in DEFAULTS.items():
+        given = sections[name].get(field)
+        if isinstance(given, Mapping) and set(given) == {"name"}:
+            whole = {**given, **defaults.get(str(given["name"]), {})}
+            sections[name] = {**sections[name], field: whole}
     data = section(Data, "data", sections).resolved()
     sections["data"] = dataclasses.asdict(data)
     rin = section(
@@ -127,28 +137,24 @@ def make_experiment(config: ml_collections.ConfigDict | Mapping[str, Any]) -> Ex
 
 def check_sections(sections: Mapping[str, Any]) -> None:
     """Raises ConfigError at a section that is unknown, missing or not a mapping, or an odd seed."""
-    names = (
-        "data", "model", "diffusion", "sampler", "optimizer", "train", "ema", "checkpoint",
-        "evaluation", "mesh",
-    )  # fmt: skip
-    check_fields("", sections, ("seed", *names))
+    check_fields("", sections, ("seed", *SECTIONS))
     check_types("", Experiment, {"seed": sections["seed"]})
     if not 0 <= sections["seed"] < 2**32:
         raise ConfigError(f"seed is {sections['seed']}; it must be in 0..{2**32 - 1}.")
-    for name in names:
+    for name in SECTIONS:
         if not isinstance(found := sections[name], Mapping):
             raise ConfigError(f"{name} is {reprlib.repr(found)}; it must be a section of fields.")
 
 
-def fields_of(kind: type, *derived: str) -> tuple[str, ...]:
-    """The fields of a dataclass that a section gives: all but Flax's own and `derived`."""
-    left_out = (*derived, "parent", "name") if issubclass(kind, nn.Module) else derived
+def fields_of(kind: type) -> tuple[str, ...]:
+    """The fields of a dataclass that a section gives."""
+    left_out = DERIVED.get(kind, ())
     return tuple(x.name for x in dataclasses.fields(kind) if x.init and x.name not in left_out)
 
 
 def section(kind: type, name: str, sections: Mapping[str, Any], **derived: Any) -> Any:
     """The object of a section of a configuration."""
-    check_fields(name, sections[name], fields_of(kind, *derived))
+    check_fields(name, sections[name], fields_of(kind))
     check_types(f"{name}.", kind, sections[name])
     return kind(**sections[name], **derived)
 
@@ -166,7 +172,7 @@ def check_fields(name: str, given: Iterable[str], wanted: Sequence[str]) -> None
 
 def make_objective(given: Mapping[str, Any]) -> Objective:
     """The training loss of the section `diffusion`."""
-    of_process, own = fields_of(Process), fields_of(Objective, "process")
+    of_process, own = fields_of(Process), fields_of(Objective)
     check_fields("diffusion", given, (*of_process, *own))
     of_process = {field: given[field] for field in of_process}
     check_types("diffusion.", Process, of_process)
@@ -179,7 +185,7 @@ def make_sampler(
 ) -> tuple[Sampler, Guidance, Generation]:
     """The sampling procedure, its guidance and the rest of the section `sampler`."""
     of_guidance = {f"guidance_{field}": field for field in fields_of(Guidance)}
-    own, rest = fields_of(Sampler, "process"), fields_of(Generation)
+    own, rest = fields_of(Sampler), fields_of(Generation)
     check_fields("sampler", given, (*own, *of_guidance, *rest))
     sampler = Sampler(process=process, **with_schedule("sampler", Sampler, given, own))
     guidance = {field: given[name] for name, field in of_guidance.items()}
@@ -249,51 +255,3 @@ def check_devices(experiment: Experiment, mesh: Mesh) -> None:
             f"{train.accumulation_steps} = {micro_batch} images is not divisible by {shards}, the "
             "product of mesh.data and mesh.fsdp; choose a batch size that is a multiple of both."
         )
-
-
-def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The sections of a configuration that a checkpoint or an export keeps, with what it lacks.
-
-    What it has is not checked: a section may be missing, or something else.
-    """
-    config = copy.deepcopy(dict(saved))
-    data = {"clip": None, "cache_dir": None}
-    older = {"data": data, "model": SINCE_FORMAT_2, "evaluation": OLD_EVALUATION}
-    for name, fields in older.items():
-        if isinstance(found := config.get(name), Mapping):
-            kept = {key: x for key, x in found.items() if name != "evaluation" or key in fields}
-            config[name] = fields | kept
-    return config
-
-
-def saved_config(saved: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """The configuration that a checkpoint of ours keeps, with the fields it may lack."""
-    return ml_collections.ConfigDict(completed(saved))
-
-
-def architecture(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the weights depend on, by field: the network's attributes and the process's."""
-    of_model = fields_of(RIN, "example_shape", "cond_frames", "num_classes", *NOT_ARCHITECTURE)
-    plain = json.loads(json.dumps(config))  # tuples are lists in a checkpoint
-    of_data = ("image_size", "channels", "num_classes")
-    parts = {"data": of_data, "model": of_model, "diffusion": fields_of(Process)}
-    found = {f"{name}.{field}": plain[name][field] for name in parts for field in parts[name]}
-    clip = plain["data"]["clip"] or {}
-    return found | {f"data.clip.{field}": clip.get(field) for field in ("frames", "cond_frames")}
-
-
-def check_architecture(experiment: Experiment, saved: Mapping[str, Any], where: str) -> None:
-    """Raises ConfigError naming each field in which saved weights are of another architecture.
-
-    `saved`: the configuration that was kept with the weights, `where` is what has them.
-    """
-    now = architecture(experiment.config.to_dict())
-    before = architecture(saved_config(saved).to_dict())
-    differ = [
-        f"\n  {field}: checkpoint {before[field]!r}, now {value!r}"
-        for field, value in now.items()
-        if before[field] != value
-    ]
-    if differ:
-        listed = f"{where} belongs to another architecture:{''.join(differ)}"
-        raise ConfigError(f"{listed}\nUse another --workdir, or the checkpoint's values.")

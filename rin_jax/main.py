@@ -16,6 +16,8 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from rin_jax import ConfigError, nearest
+from rin_jax.configuration import command
+from rin_jax.interop import hub
 
 CONFIGS = Path(__file__).parents[1] / "configs"  # lies beside rin_jax/, installed or not
 # what all processes of a run do together
@@ -26,7 +28,12 @@ sys.path.append(str(CONFIGS.parent))
 # fmt: off
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file, or the name of one in configs/, optionally with a "
-    "variant: configs/digits.py:tiny. Any field can be overridden: --config.model.depth=2.")
+    "variant: configs/digits.py:tiny; or the folder of a run or of an export, for what is stored "
+    "there; that of --export or of --workdir if not given. Any field can be overridden, "
+    "--config.model.depth=2, and a field that is a dict by a name with its defaults, "
+    "--config.sampler.schedule=logsnr.")
+HELP_CONFIG = flags.DEFINE_bool(
+    "help-config", False, "List all fields of a configuration, with the values of --config.")
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run (checkpoints, curves, samples); the same one resumes it.")
 MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do with the run.")
@@ -35,7 +42,8 @@ CLASSES = flags.DEFINE_list(
     "classes", [], "--mode=sample: labels, taken in turn (3,7); or all, in turn; or balanced, all "
     "in a random order in each round; or random. At most ten, evenly spaced, if not given.")
 CHECKPOINT = flags.DEFINE_integer(
-    "checkpoint", None, "--mode=sample, evaluate: step of the checkpoint; the newest if not given.")
+    "checkpoint", None, "--mode=sample, evaluate, export: step of the checkpoint; the newest if "
+    "not given.")
 EXPORT = flags.DEFINE_string(
     "export", None, "--mode=sample, evaluate: take the weights from this export (a folder, or "
     "owner/name on the hub) instead of a run; --workdir is then any folder that gets the result.")
@@ -87,7 +95,7 @@ READS = {
     "reconstruct": (WORKDIR, LENGTH),
     "prepare": (WORKDIR, SOURCE, DOWNLOADED, FORMAT),
     "plan": (TOPOLOGY, NUM_SLICES),
-    "export": (WORKDIR, TO, EMA, GRID, ONNX, PUSH),
+    "export": (WORKDIR, TO, EMA, GRID, ONNX, PUSH, CHECKPOINT),
     "import_pix2seq": (WORKDIR, SOURCE),
 }
 # fmt: on
@@ -99,9 +107,13 @@ def parse(argv: list[str]) -> list[str]:
     --help ends with exit code 0.
     """
     try:
-        left = flags.FLAGS([packaged(argument) for argument in argv])
-        if CONFIG.value is None:
-            raise ConfigError("--config=FILE is missing, for instance --config=configs/digits.py.")
+        left = flags.FLAGS(command.with_config([packaged(argument) for argument in argv], hub.pull))
+        if HELP_CONFIG.value:
+            from rin_jax.configuration import field_list
+
+            with contextlib.suppress(BrokenPipeError):  # of a reader who has seen enough
+                print(field_list.in_terminal(CONFIG.value), flush=True)
+            sys.exit(0)
         CONFIG.value.lock()  # the error of a file that could not be read comes with the first use
         if len(left) > 1:
             raise ConfigError(f"{left[1]!r} is not a flag; every flag is --NAME or --NAME=VALUE.")

@@ -9,7 +9,8 @@ import jax
 import ml_collections
 import pytest
 
-from rin_jax.experiment import SINCE_FORMAT_2, make_experiment
+from rin_jax.configuration.stored import SINCE_FORMAT_2
+from rin_jax.experiment import make_experiment
 from rin_jax.network.cost import forward_flops
 from rin_jax.network.partitioning import param_shapes
 from rin_jax.network.rin import RIN

@@ -118,7 +118,7 @@ def parse(arguments: list[str], monkeypatch) -> None:
     flags.FLAGS.unparse_flags()
     argv = ["main", *arguments]
     monkeypatch.setattr(sys, "argv", argv)  # in which config_flags looks for overrides
-    assert flags.FLAGS(argv) == ["main"]
+    assert main.parse(argv) == ["main"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -136,6 +136,9 @@ def test_commands_are_right(document, monkeypatch):
         print(shlex.join(words))  # pytest shows the last one
         arguments = arguments_of(words)
         if arguments is not None:
+            own = re.search(r"--workdir=runs/(\w+)", " ".join(words))
+            if own and "--config=" not in " ".join(words):  # it is what the run has stored
+                arguments = [f"--config={ROOT}/configs/{own[1]}.py", *arguments]
             parse(arguments, monkeypatch)
             main.check_flags(main.MODE.value)
             make_experiment(main.CONFIG.value)
@@ -211,11 +214,12 @@ def demo(tmp_path_factory):
 def run(words: list[str], monkeypatch) -> None:
     """Runs a command of rin_jax.main with the :tiny form of its configuration, in this folder."""
     print(shlex.join(words))
+    sampled = next(Path("runs/digits/samples").glob("00000020-*-seed_0-*/"), None)
     arguments = [
         re.sub(r"^--config=(\w+/\w+\.py)(:tiny)?$", rf"--config={ROOT}/\1:tiny", word)
         .replace("gs://BUCKET", "bucket")
         .replace("--source=DIR", "--source=pictures")
-        .replace("samples/00003000", "samples/00000020")
+        .replace("samples/NAME", f"samples/{sampled.name if sampled else 'NAME'}")
         for word in arguments_of(words)
     ]
     if any(word.startswith("--num=") for word in arguments):

@@ -6,13 +6,13 @@ import ml_collections
 import pytest
 
 from rin_jax import ConfigError
-from rin_jax.experiment import (
+from rin_jax.configuration.stored import (
     SINCE_FORMAT_2,
     architecture,
     check_architecture,
-    make_experiment,
     saved_config,
 )
+from rin_jax.experiment import make_experiment
 from tests import tiny
 
 
@@ -81,6 +81,15 @@ def test_a_section_that_is_not_known():
     del config["ema"]
     with pytest.raises(ConfigError, match="missing field 'ema'"):
         make_experiment(config)
+
+
+def test_a_name_alone_has_its_defaults():
+    decay = {"optimizer__decay": {"name": "cosine"}}
+    config = tiny.experiment(sampler__schedule={"name": "logsnr"}, **decay).config
+    assert config.sampler.schedule.to_dict() == {"name": "logsnr", "start": 6.0, "end": -9.0}
+    assert config.optimizer.decay.to_dict() == {"name": "cosine", "end_factor": 0.0, "rate": 1.0}
+    with pytest.raises(ConfigError, match=r"tau.*the name alone"):
+        tiny.experiment(sampler__schedule={"name": "logsnr", "start": 1.0, "end": -1.0, "tau": 1})
 
 
 def test_an_error_of_a_library_stays_what_it_is(monkeypatch):

@@ -6,7 +6,8 @@ import ml_collections
 import numpy as np
 
 from rin_jax.checkpointing.checkpoints import Checkpoints, Policy, folder
-from rin_jax.experiment import SINCE_FORMAT_2, Experiment, make_experiment
+from rin_jax.configuration.stored import SINCE_FORMAT_2
+from rin_jax.experiment import Experiment, make_experiment
 from rin_jax.training.state import items_of, metadata_of
 
 TINY = {

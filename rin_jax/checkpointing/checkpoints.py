@@ -38,9 +38,9 @@ class Policy:
     """The section `checkpoint` of a configuration: when checkpoints are saved, and which stay."""
 
     every_steps: int  # steps between two checkpoints
-    keep: int  # how many of the newest stay
-    keep_every_steps: int | None  # those of multiples of this step stay too; None: none of them
-    keep_best: int  # how many with the lowest mean loss stay too
+    keep: int  # how many of the newest checkpoints stay
+    keep_every_steps: int | None  # checkpoints at multiples of this stay too; None: none of them
+    keep_best: int  # how many checkpoints with the lowest mean loss stay too
 
     def __post_init__(self):
         at_least_one("checkpoint", self, "every_steps", "keep")

@@ -21,7 +21,7 @@ from tensorflow_datasets.core.download import checksums
 
 from rin_jax import ConfigError
 from rin_jax.data import digits, moving_digits  # noqa: F401  (the import registers the names)
-from rin_jax.runtime import console
+from rin_jax.runtime import console, files
 
 Builder = tfds.core.DatasetBuilder
 
@@ -85,28 +85,53 @@ def find_builder(
     name: str, data_dir: str | None, image_size: int | None, frames: int | None = None
 ) -> Builder:
     """Our copy at that size if it is there, else the data set of TFDS; see `describe`."""
-    if image_size is not None:
-        copy = sized_folder(name, data_dir, image_size, frames)
-        if (copy / "dataset_info.json").exists():
-            return tfds.builder_from_directory(copy)
-    return tfds_builder(name, data_dir, image_size, frames)
+    try:
+        folder = folder_of(data_dir)
+        if not files.is_bucket(folder) and folder.exists():
+            os.listdir(folder)  # TFDS takes a folder that it may not read for one that is not there
+        if image_size is not None:
+            copy = sized_folder(name, data_dir, image_size, frames)
+            if (copy / "dataset_info.json").exists():
+                return tfds.builder_from_directory(copy)
+        return tfds_builder(name, data_dir, image_size, frames)
+    except PermissionError as error:
+        raise ConfigError(
+            f"data.data_dir: {error.filename} may not be read by this user ({error.strerror}); "
+            "change its permissions, or name another folder."
+        ) from error
 
 
-def other_sizes(name: str, data_dir: str | None, frames: int | None = None) -> str:
-    """The other sizes at which a data set is prepared, as the end of a message."""
-    folder = folder_of(data_dir)
+def copies(name: str, data_dir: str | None) -> list[tuple[int | None, int]]:
+    """(frames, size) of each copy of ours under a name; frames are None of images."""
     stem = sized_folder(name, data_dir, 0).parent.name.removesuffix("0px")
+    folder, sizes = folder_of(data_dir), re.compile(re.escape(stem) + r"(?:(\d+)x)?(\d+)px")
     found = folder.glob(f"{stem}*px/1.0.0/dataset_info.json") if folder.exists() else ()
-    sizes = sorted(path.parent.parent.name.removeprefix(stem) for path in found)
-    images = ", ".join(size for size in sizes if re.fullmatch(r"\d+px", size))
-    clips = ", ".join(size for size in sizes if re.fullmatch(r"\d+x\d+px", size))
+    matches = filter(None, (sizes.fullmatch(path.parent.parent.name) for path in found))
+    known = [(match[1] and int(match[1]), int(match[2])) for match in matches]
+    return sorted(known, key=lambda copy: (copy[0] or 0, copy[1]))
+
+
+def other_sizes(
+    name: str, data_dir: str | None, image_size: int | None, frames: int | None = None
+) -> tuple[str, str]:
+    """Which other copies there are, as the end of a message, and the flag that chooses one."""
+    known = copies(name, data_dir)
+    images = [size for of, size in known if of is None]
+    clips = [(of, size) for of, size in known if of is not None]
+    of_images = ", ".join(f"{size}px" for size in images)
+    of_clips = ", ".join(f"{of}x{size}px" for of, size in clips)
     if frames is None and images:
-        return f" at data.image_size, only at {images}"
+        near = min(images, key=lambda size: abs(size - (image_size or 0)))
+        return f" at data.image_size, only at {of_images}", f"set --config.data.image_size={near}"
     if frames is None and clips:
-        return f" of images, only of clips ({clips}, for which data.clip must be set)"
+        return f" of images, only of clips ({of_clips})", "set data.clip for them"
     if clips:
-        return f" at data.clip.frames x data.image_size, only at {clips}"
-    return f" of clips, only of images ({images}, without data.clip)" if images else ""
+        of, size = min(clips, key=lambda x: (abs(x[0] - frames), abs(x[1] - (image_size or 0))))
+        remedy = f"set --config.data.clip.frames={of} and --config.data.image_size={size}"
+        return f" at data.clip.frames x data.image_size, only at {of_clips}", remedy
+    if images:
+        return f" of clips, only of images ({of_images})", "leave data.clip out"
+    return "", ""
 
 
 def tfds_builder(
@@ -114,19 +139,25 @@ def tfds_builder(
 ) -> Builder:
     """The data set of TFDS, prepared or not; errors as `describe`.
 
-    Size and frames are those of clips that are rendered; no other data set depends on them.
+    Of a name that TFDS does not know, where no size is asked for, it is the only copy of ours. Size
+    and frames are those of clips that are rendered; no other data set of TFDS depends on them.
     """
     if name == moving_digits.NAME:
         return moving_digits.MovingDigits(image_size, frames, data_dir=data_dir)
     try:
         return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
+        sizes = [size for of, size in copies(name, data_dir) if of == frames]
+        if image_size is None and len(sizes) == 1:
+            folder = sized_folder(name, data_dir, sizes[0], frames)
+            return tfds.builder_from_directory(folder)
         known = tfds.list_builders(with_community_datasets=False)
         nearest = difflib.get_close_matches(re.split("[/:]", name)[0], known, n=5, cutoff=0.5)
         hint = f"nearest names: {', '.join(nearest)}" if nearest else "no name is near it"
+        there, remedy = other_sizes(name, data_dir, image_size, frames)
         raise ConfigError(
             f"data.name: neither TFDS nor {folder_of(data_dir)} has a data set "
-            f"{name!r}{other_sizes(name, data_dir, frames)}; {hint}"
+            f"{name!r}{there}; {remedy or hint}."
         ) from None
     except ImportError as error:
         raise _missing_package(f"describing {name!r}", error) from error

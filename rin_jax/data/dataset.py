@@ -13,8 +13,8 @@ WINDOWS = ("first", "random")
 class Clip:
     """What an example is where examples are clips: the field `data.clip`."""
 
-    frames: int  # of an example, those that are given to the network included
-    cond_frames: int  # the first so many are given to the network; 0: it generates all
+    frames: int  # of an example, at least 2, those that are given to the network included
+    cond_frames: int  # the first so many frames are given to the network; 0: it generates all
     stride: int  # the data set was prepared with every stride-th frame of a file
     window: str  # which frames of a file it was prepared with: the "first" or "random" ones
 
@@ -42,7 +42,7 @@ class Data:
     # a data set of TFDS, perhaps with a configuration ("imagenet_resized/64x64"), or one that was
     # prepared from a folder
     name: str
-    split: str  # a split of it as TFDS writes them, "train" or "train[:90%]"
+    split: str  # a split of the data set as TFDS writes them, "train" or "train[:90%]"
     # the folder of prepared data sets, perhaps in a bucket; None is TFDS's own default
     data_dir: str | None
     # the folder that gets a copy of a data set in a bucket; None is TFDS's own default
@@ -50,7 +50,7 @@ class Data:
     image_size: int | None  # height and width to train at; None: that of the data set
     clip: Clip | None  # what a clip is, given as a mapping; None: examples are images
     channels: int | None  # 1 (grey, read as 1 or 3) or 3 (colour); None: those of the data set
-    num_classes: int | None  # of the labels, 0 for training without labels; None: all there are
+    num_classes: int | None  # classes; 0: training without labels; None: those of the data set
     flip: bool  # whether training mirrors each example left to right with probability 1/2
     num_threads: int  # threads that read and decode; never more than processors
     prefetch: int  # batches read ahead

@@ -152,9 +152,10 @@ def open_source(data: Data) -> Source:
         _check_clips(data, builder.data_path)
     remedy = "run the same command once with --mode=prepare"
     if not builder.is_prepared():
-        known = catalog.other_sizes(data.name, data.data_dir, data.frames)
-        folder = catalog.folder_of(data.data_dir)
-        raise ConfigError(f"data.name={data.name!r} is not prepared in {folder}{known}; {remedy}")
+        known, flag = catalog.other_sizes(data.name, data.data_dir, data.image_size, data.frames)
+        folder, flag = catalog.folder_of(data.data_dir), flag and f"{flag}, or "
+        text = f"data.name={data.name!r} is not prepared in {folder}{known}"
+        raise ConfigError(f"{text}; {flag}{remedy}")
     if not catalog.has_random_access(builder):
         raise ConfigError(
             f"data.name={data.name!r} is in {builder.data_path} in a format without random access; "

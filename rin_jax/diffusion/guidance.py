@@ -34,9 +34,9 @@ EVERYWHERE = (0.0, 1.0)
 class Guidance:
     """How much, where, and what the second pass starts from."""
 
-    scale: float  # w >= 0; 0 is none
+    scale: float  # w >= 0 of (1 + w) first - w second; 0 is no guidance (elsewhere that is 1)
     interval: tuple[float, float]  # (low, high), the gammas between which it acts, both included
-    latents: str  # "shared" or "own", of the second pass
+    latents: str  # that the second pass starts from: those of the first, "shared", or its "own"
 
     def __post_init__(self):
         if self.scale < 0:

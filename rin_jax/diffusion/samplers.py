@@ -45,8 +45,8 @@ class Sampler:
 
     process: Process  # scaling and prediction type, as in training
     schedule: Schedule  # gamma(t) of sampling; need not be that of training
-    name: str  # of the update rule, in RULES
-    num_steps: int  # N
+    name: str  # of the update rule: "ddim", "ddpm_large", "ddpm_small", "heun" or "dpmpp_2m"
+    num_steps: int  # steps from noise to an image
     eta: float  # share of fresh noise in [0, 1], for rules that take it; 0 is deterministic
     time_difference: float  # d >= 0: a step aims d steps beyond the next time, if its rule may
     latents: str  # "carry" from step to step, or "reset" to zero at the start of each step

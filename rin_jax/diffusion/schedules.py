@@ -18,7 +18,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -91,6 +91,8 @@ class Family:
 
     gamma: Callable[..., Array]  # gamma(t, **parameters)
     formula: str | None  # None: a run with it cannot be exported
+    # what `gamma` needs, where a configuration gives the name alone
+    defaults: Mapping[str, float | bool] = dataclasses.field(default_factory=dict)
 
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:
@@ -108,19 +110,27 @@ def between(f, t, start, end):
 SCHEDULES: dict[str, Family] = {
     "offset_cosine": Family(offset_cosine, "cos((t + small) / (1 + stretch) * pi / 2) ** 2"),
     "cosine": Family(
-        cosine, "between(lambda u: max(cos(u * pi / 2), 0.0) ** (2 * tau), t, start, end)"
+        cosine, "between(lambda u: max(cos(u * pi / 2), 0.0) ** (2 * tau), t, start, end)",
+        {"start": 0.0, "end": 1.0, "tau": 1.0},
     ),
-    "sigmoid": Family(sigmoid, "between(lambda u: 1 / (1 + exp(u / tau)), t, start, end)"),
+    "sigmoid": Family(
+        sigmoid, "between(lambda u: 1 / (1 + exp(u / tau)), t, start, end)",
+        {"start": -3.0, "end": 3.0, "tau": 0.9},
+    ),
     "linear": Family(linear, f"max(1.0 - t, {MIN_GAMMA})"),
     "logarithmic": Family(
-        logarithmic, "between(log, t, *((end, start) if reverse else (start, end)))"
+        logarithmic, "between(log, t, *((end, start) if reverse else (start, end)))",
+        {"start": 1.0, "end": 10.0, "reverse": False},
     ),
-    "logsnr": Family(uniform_logsnr, "1 / (1 + exp((start - end) * t - start))"),
+    "logsnr": Family(
+        uniform_logsnr, "1 / (1 + exp((start - end) * t - start))", {"start": 6.0, "end": -9.0}
+    ),
     "edm": Family(
         edm,
         "1 / (1 + (sigma_min ** (1 / rho) * (1 - t) + sigma_max ** (1 / rho) * t) ** (2 * rho))",
+        {"sigma_min": 0.02, "sigma_max": 80.0, "rho": 7.0},
     ),
-}
+}  # fmt: skip
 
 
 def make_schedule(name: str, **parameters: float) -> Schedule:
@@ -134,7 +144,8 @@ def make_schedule(name: str, **parameters: float) -> Schedule:
         inspect.signature(family.gamma).bind(None, **parameters)
     except TypeError as error:
         raise ConfigError(
-            f"schedule {name!r} takes {list(family.parameters)}, not {sorted(parameters)}: {error}."
+            f"schedule {name!r} takes {list(family.parameters)}, not {sorted(parameters)}: "
+            f"{error}; give all of them, or the name alone for its defaults."
         ) from error
     check_types("", family.gamma, parameters)
     return functools.partial(family.gamma, **parameters)

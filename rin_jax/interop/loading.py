@@ -30,14 +30,13 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from rin_jax import ConfigError
-from rin_jax.experiment import (
+from rin_jax.configuration.stored import (
     SINCE_FORMAT_2,
-    Experiment,
     check_architecture,
     completed,
-    device_mesh,
-    make_experiment,
+    say_changes,
 )
+from rin_jax.experiment import Experiment, device_mesh, make_experiment
 from rin_jax.interop import arguments, export_format, given_clips, hub, stablehlo
 from rin_jax.network.conditioning import of_labels
 from rin_jax.runtime import files, sharding
@@ -249,6 +248,8 @@ def load(source: str, experiment: Experiment | None = None) -> Model:
         raise ConfigError(f"{path / export_format.CONFIG}: {error}") from error
     network = SINCE_FORMAT_2 | {"cond_frames": 0} | description.network
     export_format.check_network(path / export_format.CONFIG, network, own.rin)
+    if experiment is not None:
+        say_changes(experiment, own.config.to_dict(), str(path))
     experiment = experiment or own
     check_architecture(experiment, own.config.to_dict(), f"the export {source}")
     mesh = device_mesh(experiment)

@@ -21,6 +21,8 @@ from etils import epath
 from jax.sharding import Mesh
 
 from rin_jax import ConfigError
+from rin_jax.checkpointing.restore import find_checkpoints
+from rin_jax.configuration import stored
 from rin_jax.data.source import Source, open_source
 from rin_jax.evaluation import protocol, records, sample_files
 from rin_jax.evaluation.parts import Parts
@@ -54,6 +56,7 @@ def evaluate(
     of real images that do not suit; images of another size; too few images for a measure.
     """
     experiment = make_experiment(config)
+    stored.say_differences(experiment, workdir)
     source, names = open_source(experiment.data), experiment.evaluation.chosen
     if samples is not None and experiment.data.clip is not None:
         raise ConfigError(
@@ -69,6 +72,8 @@ def evaluate(
         real_images.check_network(name, experiment, source)
     experiment.sampler.check_grid()
     guide_experiment(experiment)
+    if export is None and samples is None:
+        find_checkpoints(workdir, checkpoint)  # its mistakes, before a network is trained
     mesh = device_mesh(experiment)
     networks = [real_images.open_network(name, experiment, source, workdir) for name in names]
     comparable = source_of(experiment, source)

@@ -1,4 +1,4 @@
-"""The job that exports a run's newest checkpoint, for rin_jax elsewhere and for other runtimes.
+"""The job that exports a checkpoint of a run, for rin_jax elsewhere and for other runtimes.
 
 DIR gets model.safetensors and config.json (`rin_jax.load` needs these two), README.md (the model
 card), samples.png, rin_torch.py, denoiser.stablehlo and sampler.stablehlo; with --onnx also
@@ -20,14 +20,9 @@ from etils import epath
 
 from rin_jax import ConfigError
 from rin_jax.checkpointing import restore
+from rin_jax.configuration.stored import check_architecture, saved_config, say_differences
 from rin_jax.data.dataset import Data
-from rin_jax.experiment import (
-    Experiment,
-    check_architecture,
-    device_mesh,
-    make_experiment,
-    saved_config,
-)
+from rin_jax.experiment import Experiment, device_mesh, make_experiment
 from rin_jax.interop import card, export_format, formulas, hub, onnx, stablehlo
 from rin_jax.interop.loading import ANY_DEVICES, GIVEN_FRAMES, Model
 from rin_jax.runtime import console, files
@@ -42,7 +37,7 @@ MOST_BYTES = 100_000  # of frames.npz
 
 def export(
     config: ml_collections.ConfigDict, workdir: str, to: str, ema: str | None,
-    with_grid: bool, with_onnx: bool, push: str | None,
+    with_grid: bool, with_onnx: bool, push: str | None, checkpoint: int | None = None,
 ) -> epath.Path:  # fmt: skip
     """Writes the export; see the flags of the same names.
 
@@ -52,7 +47,7 @@ def export(
     """
     path = epath.Path(to)
     check_target(path, with_onnx, push)
-    model = checkpoint_model(config, workdir, ema)
+    model = checkpoint_model(config, workdir, ema, checkpoint)
     evaluated = sorted((epath.Path(workdir) / "evaluation").glob("*.json"))
     records = [json.loads(record.read_text()) for record in evaluated]
     records = [record for record in records if record.get("step") == model.step]
@@ -142,25 +137,27 @@ def check_target(path: epath.Path, with_onnx: bool, push: str | None) -> None:
         hub.check_push(push)
 
 
-def checkpoint_model(config: ml_collections.ConfigDict, workdir: str, ema: str | None) -> Model:
-    """The newest checkpoint of a run on one device.
+def checkpoint_model(
+    config: ml_collections.ConfigDict, workdir: str, ema: str | None, checkpoint: int | None = None
+) -> Model:
+    """A checkpoint of a run on one device, the newest if `checkpoint` is None.
 
     Its configuration is the run's own, with the command's sampler and nothing of a machine:
     devices and data folders are no part of a model.
     """
     experiment = make_experiment(config)
+    say_differences(experiment, workdir)
     formulas.check(experiment.config.sampler.schedule.name)
     names = class_names(experiment.data)
-    found, _ = restore.find(workdir)
-    if found:  # or load_ema says so
-        check_architecture(experiment, found[0].config, f"checkpoint {found[0].step} in {workdir}")
-        own = saved_config(found[0].config)
-        own.sampler, own.mesh = experiment.config.sampler.to_dict(), ANY_DEVICES
-        own.data.data_dir = own.data.cache_dir = None
-        experiment = make_experiment(own)
+    saved = restore.find_checkpoints(workdir, checkpoint)[0]
+    check_architecture(experiment, saved.config, f"checkpoint {saved.step} in {workdir}")
+    own = saved_config(saved.config)
+    own.sampler, own.mesh = experiment.config.sampler.to_dict(), ANY_DEVICES
+    own.data.data_dir = own.data.cache_dir = None
+    experiment = make_experiment(own)
     check_exportable(experiment)
     mesh = device_mesh(experiment, jax.local_devices()[:1])
-    found_ema = load_ema(experiment, mesh, workdir, ema)
+    found_ema = load_ema(experiment, mesh, workdir, ema, checkpoint)
     return Model(experiment, found_ema.params, mesh, names, found_ema.step, found_ema.name)
 
 

@@ -14,6 +14,7 @@ from etils import epath
 from rin_jax import ConfigError
 from rin_jax.checkpointing import restore
 from rin_jax.checkpointing.checkpoints import Checkpoints, folder
+from rin_jax.configuration import stored
 from rin_jax.experiment import Experiment, device_mesh, make_experiment
 from rin_jax.interop import pix2seq
 from rin_jax.runtime import console
@@ -44,6 +45,7 @@ def import_pix2seq(config: ml_collections.ConfigDict, workdir: str, source: str)
     metadata = metadata_of(state, experiment, step * experiment.train.batch_size)
     with Checkpoints(folder(workdir)) as saver:
         saver.save(step, items_of(state), metadata)
+    stored.store(experiment, workdir)
     report = account(found, experiment) | {"source": source, "step": step}
     path = epath.Path(workdir) / "import.json"
     path.write_text(json.dumps(report, indent=2) + "\n")

@@ -21,7 +21,7 @@ from rin_jax.data import catalog, pipeline, set_metadata, shard_writer
 from rin_jax.data.dataset import Data, declared_size
 from rin_jax.data.originals import FolderOriginal, TfdsOriginal, open_folder
 from rin_jax.data.source import Source, open_source
-from rin_jax.experiment import section
+from rin_jax.experiment import check_sections, section
 from rin_jax.runtime import console, files
 from rin_jax.sampling import grids
 from rin_jax.training.step import prepare_images
@@ -42,7 +42,14 @@ def prepare(
     `preprocessing.ENCODINGS`; None: PNG, or as it is if it is there. ConfigError at what is wrong;
     what was written is kept.
     """
-    data = section(Data, "data", config.to_dict())
+    sections = config.to_dict()
+    check_sections(sections)
+    data = section(Data, "data", sections)
+    if downloaded is not None and not epath.Path(downloaded).is_dir():
+        raise ConfigError(
+            f"--downloaded is {downloaded}, but there is no such folder; name the one that has the "
+            "files, or leave the flag out."
+        )
     if files.is_bucket(catalog.folder_of(data.data_dir)):
         raise ConfigError(
             f"data.data_dir is {data.data_dir!r}; a data set is prepared on a disk of this "

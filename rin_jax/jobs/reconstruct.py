@@ -10,7 +10,8 @@ import ml_collections
 from rin_jax import ConfigError
 from rin_jax.checkpointing import checkpoints
 from rin_jax.checkpointing.checkpoints import Checkpoints, DamagedError, describe_damage, folder
-from rin_jax.experiment import check_architecture, device_mesh, make_experiment
+from rin_jax.configuration.stored import check_architecture, say_differences
+from rin_jax.experiment import device_mesh, make_experiment
 from rin_jax.runtime import console
 from rin_jax.sampling.weights import abstract_params
 from rin_jax.training import ema
@@ -23,6 +24,7 @@ def reconstruct(config: ml_collections.ConfigDict, workdir: str, length: float) 
     ConfigError: a length out of its range, or no snapshots of these parameters.
     """
     experiment = make_experiment(config)
+    say_differences(experiment, workdir)
     ema.exponent(length)
     found, damaged = checkpoints.find(folder(workdir, "snapshots"))
     for line in describe_damage(damaged):

@@ -1,26 +1,29 @@
 """The job --mode=sample: images of a run's or an export's weights, with their labels, as files.
 
-    WORKDIR/samples/STEP.png           a grid of the first hundred, by class
-    WORKDIR/samples/STEP/000000.png    each image
-    WORKDIR/samples/STEP/samples.npz   images uint8 [N, H, W, C], labels, indices [N], seed
-    WORKDIR/samples/STEP/record.json   what they were made with
+    WORKDIR/samples/NAME.png           a grid of the first hundred, by class
+    WORKDIR/samples/NAME/000000.png    each image
+    WORKDIR/samples/NAME/samples.npz   images uint8 [N, H, W, C], labels, indices [N], seed
+    WORKDIR/samples/NAME/record.json   what they were made with
 
 Of clips, where frames were given with the truth beside or above them (`moving_pictures.py`):
 
-    WORKDIR/samples/STEP.png                   the frames of the first ones, a clip in a row
-    WORKDIR/samples/STEP.gif                   the first ones, moving in a grid, by class
-    WORKDIR/samples/STEP/000000.gif and .mp4   each clip; MP4 where PyAV is installed
-    WORKDIR/samples/STEP/samples.npz           images uint8 [N, T, H, W, C] and the given frames too
+    WORKDIR/samples/NAME.png                   the frames of the first ones, a clip in a row
+    WORKDIR/samples/NAME.gif                   the first ones, moving in a grid, by class
+    WORKDIR/samples/NAME/000000.gif and .mp4   each clip; MP4 where PyAV is installed
+    WORKDIR/samples/NAME/samples.npz           images uint8 [N, T, H, W, C] and the given frames too
+
+NAME is STEP-EMA-SAMPLER_STEPS-guidance_SCALE-seed_SEED-nNUM-HASH, and the hash is that of all that
+the images depend on: images that are made otherwise have another folder.
 
 Every process writes the images that it makes, and keeps them as arrays in
 
-    WORKDIR/samples/STEP/parts/HASH/           removed when the record is there
+    WORKDIR/samples/NAME/parts/        removed when the record is there
 
 until process 0 joins these to samples.npz: no process holds all images. A job that is interrupted
-and started again goes on where it was, with any number of processes; one with other settings for
-the same step writes over the files. The label of image i follows from the rule, the seed and i, and
-the image from its label, the seed and i: more images never change the first ones. Where frames are
-given they are those of real clips, and the label is that of clip i (`sampling/conditions.py`).
+and started again goes on where it was, with any number of processes. The label of image i follows
+from the rule, the seed and i, and the image from its label, the seed and i: more images never
+change the first ones. Where frames are given they are those of real clips, and the label is that of
+clip i (`sampling/conditions.py`).
 """
 
 import contextlib
@@ -37,6 +40,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from rin_jax import ConfigError
+from rin_jax.configuration import stored
 from rin_jax.data import catalog
 from rin_jax.evaluation import protocol
 from rin_jax.evaluation.parts import Parts
@@ -72,6 +76,7 @@ def sample(
     `rollout_latents` as `Rollout`; None: no roll-out.
     """
     experiment = make_experiment(config)
+    stored.say_differences(experiment, workdir)
     seed = experiment.seed
     rollout = None if windows is None else Rollout(windows, rollout_latents)
     if rollout is not None:
@@ -85,8 +90,11 @@ def sample(
         model = Model(experiment, found.params, mesh, None, found.step, found.name)
     else:
         model = load(export, experiment)
-    folder = epath.Path(workdir) / "samples" / f"{model.step:08d}"
-    parts = open_parts(folder, model, conditions, rollout)
+    folder = epath.Path(workdir) / "samples" / name_of(model, conditions, rollout)
+    parts = Parts(folder / "parts")
+    if jax.process_index() == 0:
+        for name in ("samples.npz", "record.json"):  # they are there when all the rest is
+            (folder / name).unlink(missing_ok=True)
     program = jit_sampler if rollout is None else rollout.program
     images = make_device_sampler(experiment, model.mesh, seed, program)(model.params, conditions)
     draw(folder, experiment, model.mesh, images, conditions, parts)
@@ -98,10 +106,10 @@ def sample(
         if show:
             trace.write(folder, trajectory)
         write(model, folder, parts, conditions, rollout)
-        parts.folder.parent.rmtree()
+        parts.remove()
     processes.agree("files of samples")
     made = f"{len(conditions)} samples of step {model.step} ({model.ema} weights)"
-    console.say(f"{made}: {folder}.png and {folder}")
+    console.say(f"{made} in {folder}\nthe first of them: {folder}.png")
     return folder
 
 
@@ -120,23 +128,18 @@ def choose_labels(experiment: Experiment, classes: Sequence[str], num: int | Non
     return label_rules.choose(classes, num, known, experiment.seed)
 
 
-def open_parts(
-    folder: epath.Path, model: Model, conditions: Conditions, rollout: Rollout | None
-) -> Parts:
-    """What an interrupted job with the same images has kept; that of other ones is removed."""
+def name_of(model: Model, conditions: Conditions, rollout: Rollout | None) -> str:
+    """The name of the folder of samples, which says and tells apart what they are made with."""
     description = describe_images(model.experiment, model.step, model.ema, model.params) | {
         "all_labels": hashlib.sha256(conditions.labels.tobytes()).hexdigest(),
         "frames": conditions.fingerprint, "rollout": rollout and dataclasses.asdict(rollout),
     }  # fmt: skip
-    parts = Parts(folder / "parts" / protocol.digest(description))
-    if jax.process_index() == 0:
-        for name in ("samples.npz", "record.json"):  # they are there when all the rest is
-            (folder / name).unlink(missing_ok=True)
-        others = parts.folder.parent.iterdir() if parts.folder.parent.exists() else ()
-        for other in others:
-            if other.name != parts.folder.name:
-                other.rmtree()
-    return parts
+    sampler, config = model.config.sampler, model.config
+    return (
+        f"{model.step:08d}-{model.ema}-{sampler.name}_{sampler.num_steps}"
+        f"-guidance_{sampler.guidance_scale:g}-seed_{config.seed}-n{len(conditions)}"
+        f"-{protocol.digest(description)}"
+    )
 
 
 def draw(

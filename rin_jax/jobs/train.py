@@ -6,7 +6,6 @@ so a run that stops and goes on under the same command is the run that never sto
 
 import contextlib
 import dataclasses
-import json
 import time
 from collections.abc import Iterator
 
@@ -20,6 +19,7 @@ from jax.sharding import Mesh
 from rin_jax import ConfigError
 from rin_jax.checkpointing.checkpoints import Checkpoints, folder
 from rin_jax.checkpointing.checksums import tree_checksums
+from rin_jax.configuration import stored
 from rin_jax.data import pipeline
 from rin_jax.data.source import Source, open_source
 from rin_jax.experiment import Experiment, check_devices, device_mesh, make_experiment
@@ -96,7 +96,14 @@ def describe_memory(compiled) -> str:
 def open_data(experiment: Experiment) -> Source:
     """The data set of a run; ConfigError if it does not fit. All processes end if theirs differ."""
     source = open_source(experiment.data)
-    experiment.data.check_labels(source.info.num_classes)
+    known, wanted = source.info.num_classes, experiment.data.num_classes
+    experiment.data.check_labels(known)
+    if known < wanted:
+        console.say(
+            f"data.num_classes is {wanted}, but {experiment.data.name!r} has {known} classes: the "
+            "network never sees the others; if that is not meant, start another run with "
+            f"--config.data.num_classes={known}."
+        )
     facts = {"records": len(source), "fingerprint": source.fingerprint[:12]}
     processes.agree(f"reading {experiment.data.name}", **facts)
     return source
@@ -131,8 +138,7 @@ def open_workdir(experiment: Experiment, workdir: str) -> Iterator[None]:
             try:
                 path.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(workdir_lock.hold(workdir))
-                text = json.dumps(experiment.config.to_dict(), indent=2)
-                (path / "config.json").write_text(f"{text}\n")
+                stored.store(experiment, workdir)
             except OSError as error:
                 if retries.may_pass(error):
                     raise
@@ -155,6 +161,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, watch: Watch | None =
     experiment = make_experiment(config)
     mesh, num_steps = device_mesh(experiment), experiment.train.num_steps
     check_devices(experiment, mesh)
+    stored.say_differences(experiment, workdir)
     found, unreadable = resume.find_run(experiment, workdir)
     newest = found[0].step if found else 0
     path, measures = epath.Path(workdir), bool(experiment.evaluation.every_steps)

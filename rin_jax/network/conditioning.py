@@ -33,8 +33,8 @@ ENTRIES = ("label", "frames", "sequence")
 class Sequence:
     """A condition that is a sequence of embedded tokens; the field `model.sequence`."""
 
-    tokens: int  # n
-    width: int  # d, of what the network is given
+    tokens: int  # how many
+    width: int  # of a token that the network is given
     projected: bool  # by a dense layer to the width of where they go; else they must have it
     on_latents: bool  # whether they are among the latents; else they go where cond_route says
 

@@ -43,32 +43,32 @@ class RIN(nn.Module):
     cond_frames: int  # frames of a video that are given, before the T that are denoised
     num_classes: int  # 0 removes the class token
     patch_size: int  # side of a square patch; divides H and W; 1 for a sequence
-    video: Video | None  # how videos are taken (a mapping will do); None for other examples
-    num_blocks: int  # of read, compute and write
+    video: Video | None  # how videos are taken; None for other examples
+    num_blocks: int  # blocks of read, compute and write
     depth: int | tuple[int, ...]  # compute layers of a block, or one number a block (0: read alone)
     num_latents: int  # M, the learned bank together with the cond tokens that are among the latents
-    latent_dim: int  # E, a multiple of 8
-    interface_dim: int  # D
-    num_heads: int  # of the compute layers
-    routing_heads: int  # of read and write
-    latent_mlp_ratio: int  # hidden width / width
-    interface_mlp_ratio: int  # hidden width / width; 0: no MLP in write
+    latent_dim: int  # E, the width of latents; a multiple of 8
+    interface_dim: int  # D, the width of interface tokens
+    num_heads: int  # heads of the compute layers; divides latent_dim
+    routing_heads: int  # heads of read and write; divides the smaller of the two widths
+    latent_mlp_ratio: int  # hidden width / width of the MLPs on latents
+    interface_mlp_ratio: int  # hidden width / width of those on the interface; 0: none in write
     dropout: float  # rate of hidden units in the compute layers, in training
-    attention_dropout: float  # rate of attention weights there, in training
-    drop_path: float  # rate of branches there, in training
+    attention_dropout: float  # rate of attention weights in the compute layers, in training
+    drop_path: float  # rate of residual branches in the compute layers, in training
     conv_size: int  # side of the depthwise kernel of the interface's convolutions; 0: none
-    conv_dropout: float  # rate of their hidden units, in training
+    conv_dropout: float  # rate of hidden units of the convolutions, in training
     latent_positions: str  # "learned", "sin_cos" or "sin_cos_plus_learned"
-    interface_positions: str  # one of the same
+    interface_positions: str  # "learned", "sin_cos" or "sin_cos_plus_learned"
     latent_self_cond: bool  # whether the latents start from the previous step's
-    interface_self_cond: bool  # whether the interface tokens do too
+    interface_self_cond: bool  # whether the interface tokens start from those of the previous step
     norm_context: bool  # whether read and write normalise their context
     time_on_latents: bool  # whether the time token is among the latents
-    label_on_latents: bool  # whether the class token is
+    label_on_latents: bool  # whether the class token is among the latents
     label_in_time: bool  # whether there is no class token: the class joins the embedding of gamma
-    sequence: Sequence | None  # a condition of embedded tokens (a mapping will do); None: none
-    cond_route: str  # "read", "write" or "decoupled": what happens to those that are not
-    cond_dim: int | None  # width of those that are not, if decoupled; None: interface_dim
+    sequence: Sequence | None  # a condition of embedded tokens; None: none
+    cond_route: str  # where other cond tokens go: "read", "write" or "decoupled"
+    cond_dim: int | None  # width of other cond tokens, if decoupled; None: interface_dim
     time_scale: float  # gamma is multiplied by this before its sinusoids; also the span of sin_cos
     remat: str  # "none", "full" or "dots": what the backward pass computes again
     dtype: str  # compute dtype; parameters, norms, softmax and the prediction are float32

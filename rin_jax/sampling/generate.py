@@ -26,9 +26,10 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from rin_jax import ConfigError
 from rin_jax.checkpointing.checksums import tree_checksums
 from rin_jax.checkpointing.restore import find_checkpoints
+from rin_jax.configuration.stored import saved_config
 from rin_jax.diffusion.samplers import example_noise
 from rin_jax.evaluation import protocol
-from rin_jax.experiment import Experiment, make_experiment, saved_config
+from rin_jax.experiment import Experiment, make_experiment
 from rin_jax.network.conditioning import Cond
 from rin_jax.network.rin import RIN
 from rin_jax.runtime import console, processes

@@ -12,7 +12,8 @@ from jax.sharding import Mesh, NamedSharding
 from rin_jax import ConfigError
 from rin_jax.checkpointing import checkpoints, restore
 from rin_jax.checkpointing.checkpoints import folder
-from rin_jax.experiment import Experiment, check_architecture
+from rin_jax.configuration.stored import check_architecture
+from rin_jax.experiment import Experiment
 from rin_jax.network import partitioning
 from rin_jax.network.rin import RIN
 from rin_jax.runtime import sharding

@@ -41,10 +41,10 @@ def power_name(length: float) -> str:
 class Ema:
     """The section `ema` of a configuration: which averages a run keeps."""
 
-    decays: tuple[float, ...]  # d of the averages of constant decay, in [0, 1)
-    power_lengths: tuple[float, ...]  # sigma of the power averages, in (0, 0.288]
-    # Steps between two snapshots of the power averages, from which averages of other lengths can
-    # be computed after training; None: no snapshots.
+    decays: tuple[float, ...]  # of the averages of constant decay, each in [0, 1)
+    power_lengths: tuple[float, ...]  # of the power averages, each in (0, 0.288]
+    # steps between two snapshots of the power averages, from which averages of other lengths can
+    # be computed after training; None: no snapshots
     snapshot_every_steps: int | None
 
     def __post_init__(self):

@@ -108,6 +108,8 @@ def cosine(progress: jax.Array, end_factor: float, rate: float) -> jax.Array:
 
 
 DECAYS = {"cosine": cosine, "constant": lambda progress: jnp.ones_like(progress)}
+# what they need, where a configuration gives the name alone
+DECAY_DEFAULTS = {"cosine": {"end_factor": 0.0, "rate": 1.0}, "constant": {}}
 
 
 def learning_rate_schedule(
@@ -124,9 +126,10 @@ def learning_rate_schedule(
     try:
         inspect.signature(DECAYS[name]).bind(None, **shape)
     except TypeError as error:
-        raise ConfigError(f"optimizer.decay: {name!r} with {sorted(shape)}: {error}.") from error
+        text = f"optimizer.decay: {name!r} with {sorted(shape)}: {error}"
+        raise ConfigError(f"{text}; give all, or the name alone for its defaults.") from error
     check_types("optimizer.decay.", DECAYS[name], shape)
-    if not 0 <= warmup_steps < total_steps:
+    if warmup_steps >= total_steps:
         raise ConfigError(
             f"optimizer.warmup_steps {warmup_steps} must be smaller than train.num_steps "
             f"{total_steps}."
@@ -145,19 +148,26 @@ class Optimizer:
     """The section `optimizer` of a configuration."""
 
     name: str  # "lamb", "adamw" or "muon"
-    learning_rate: float  # its peak, at the end of the warm-up
-    warmup_steps: int  # steps over which it grows from 0
-    decay: Mapping[str, Any]  # how it falls afterwards, {"name": one of DECAYS, and its parameters}
-    b1: float  # decay of the first moment
-    b2: float  # and of the second, Adam's
-    eps: float  # added to the root of the second
-    weight_decay: float  # of kernels and tables
+    learning_rate: float  # the peak, at the end of the warm-up; positive
+    warmup_steps: int  # over which the learning rate grows from 0; fewer than train.num_steps
+    decay: Mapping[str, Any]  # how the learning rate falls afterwards: "cosine" or "constant"
+    b1: float  # decay of the first moment, in [0, 1)
+    b2: float  # decay of the second moment, in [0, 1)
+    eps: float  # added to the root of the second moment; positive
+    weight_decay: float  # of kernels and position tables; at least 0
     clip_norm: float | None  # bound of the gradient's global norm, before anything else; None: none
 
     def __post_init__(self):
         one_of("optimizer.name", self.name, OPTIMIZERS)
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ConfigError(f"optimizer.clip_norm is {self.clip_norm}; it must be positive.")
+        for field in ("learning_rate", "eps", "clip_norm"):
+            if (value := getattr(self, field)) is not None and not value > 0:
+                raise ConfigError(f"optimizer.{field} is {value}; it must be positive.")
+        for field in ("warmup_steps", "weight_decay"):
+            if (value := getattr(self, field)) < 0:
+                raise ConfigError(f"optimizer.{field} is {value}; it must not be negative.")
+        for field in ("b1", "b2"):
+            if not 0 <= (value := getattr(self, field)) < 1:
+                raise ConfigError(f"optimizer.{field} is {value}; it must be in [0, 1).")
 
     def make(self, num_steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
         """The transformation and its learning-rate schedule, for a run of `num_steps`."""

@@ -11,7 +11,8 @@ from orbax.checkpoint import v1 as ocp
 from rin_jax import ConfigError
 from rin_jax.checkpointing import checkpoints, restore
 from rin_jax.checkpointing.checkpoints import Saved
-from rin_jax.experiment import Experiment, check_architecture
+from rin_jax.configuration.stored import check_architecture
+from rin_jax.experiment import Experiment
 from rin_jax.network import partitioning
 from rin_jax.runtime import console, sharding
 from rin_jax.training import state

@@ -167,6 +167,7 @@ def test_shards_count_frames():
     ("changes", "message"),
     [
         ({"frames": 4}, r"'mine' at data\.clip\.frames x data\.image_size, only at 5x8px"),
+        ({"frames": 4}, r"5x8px; set --config\.data\.clip\.frames=5 and .*image_size=8\."),
         ({"size": 9}, r"'mine' at data\.clip\.frames x data\.image_size, only at 5x8px"),
         ({"stride": 1}, r"data\.clip\.stride is 1, but 'mine' .* was prepared with 3; set it"),
         ({"window": "first"}, r"data\.clip\.window is 'first', but 'mine' .* with 'random'"),
@@ -181,7 +182,7 @@ def test_other_clips_than_those_that_are_there(clips_dir, changes, message):
 
 
 def test_images_are_wanted_and_clips_are_there(clips_dir, tmp_path):
-    with pytest.raises(ConfigError, match=r"'mine' of images, only of clips \(5x8px, for which"):
+    with pytest.raises(ConfigError, match=r"of images, only of clips \(5x8px\); set data\.clip"):
         small_sets.opened("mine", "train", clips_dir, SIZE, 3)
     message = r"data\.clip is not set, but 'moving_digits' is a data set of clips; set it, or"
     with pytest.raises(ConfigError, match=message):
@@ -194,7 +195,7 @@ def test_images_are_wanted_and_clips_are_there(clips_dir, tmp_path):
 def test_clips_are_wanted_and_images_are_there(tmp_path):
     (tmp_path / "mine_8px" / "1.0.0").mkdir(parents=True)
     (tmp_path / "mine_8px" / "1.0.0" / "dataset_info.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"'mine' of clips, only of images \(8px, without"):
+    with pytest.raises(ConfigError, match=r"of clips, only of images \(8px\); leave data\.clip"):
         opened(tmp_path)
 
 

@@ -63,6 +63,15 @@ def test_channels_that_a_data_set_does_not_tell(monkeypatch, tmp_path):
         small_sets.section("digits", "train", tmp_path, 8, None).resolved()
 
 
+def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(catalog.os, "listdir", refuse)
+    with pytest.raises(ConfigError, match=rf"data\.data_dir: {tmp_path} may not be read by this"):
+        catalog.describe("mine", "train", str(tmp_path), 8)
+
+
 def test_unlabelled_training_takes_any_labels():
     data = small_sets.section("digits", "train", "nowhere", 8, 1, num_classes=0)
     data.check_labels(10)

@@ -109,8 +109,18 @@ def test_splits_join_and_sizes_stay_apart(tmp_path):
     assert enlarged == [0, 0, 18]  # of 20 x 30 pixels
     assert [len(read(tmp_path, split=split)) for split in ("train", "validation")] == [30, 18]
     assert len(read(tmp_path, size=8)) == 18
-    with pytest.raises(ConfigError, match=r"has a data set 'mine' .*only at 16px, 20px, 21px, 8px"):
+    with pytest.raises(ConfigError, match=r"only at 8px, .*21px; set --config.*size=21"):
         read(tmp_path, size=32)
+
+
+def test_the_only_copy_tells_size_and_classes(tmp_path):
+    photos(tmp_path / "photos", 4)
+    write(tmp_path, tmp_path / "photos", size=6)
+    data = small_sets.section("mine", "train", tmp_path, None, 3)
+    assert (data.resolved().image_size, data.resolved().num_classes) == (6, 2)
+    write(tmp_path, tmp_path / "photos", size=9)
+    with pytest.raises(ConfigError, match=r"only at 6px, 9px; set --config\.data\.image_size=6\."):
+        data.resolved()
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -53,6 +53,14 @@ def test_noise_of_edm_is_its_formula():
     np.testing.assert_allclose(1 - gamma, sigma**2 / (1 + sigma**2), atol=1.2e-7)
 
 
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_defaults_are_enough(name):
+    gamma = np.asarray(make_schedule(name, **SCHEDULES[name].defaults)(jnp.linspace(0, 1, 11)))
+    assert (np.diff(gamma) < 0).all()
+    assert gamma[0] > 0.99
+    assert gamma[-1] < 2e-4
+
+
 @pytest.mark.parametrize("name", CASES | GRIDS)
 def test_shape_is_kept_and_elements_do_not_mix(name):
     schedule = make_schedule(name, **(CASES | GRIDS)[name])

@@ -13,8 +13,9 @@ from safetensors.numpy import load_file, save_file
 
 import rin_jax
 from rin_jax import ConfigError
+from rin_jax.configuration.stored import SINCE_FORMAT_2
 from rin_jax.diffusion import schedules
-from rin_jax.experiment import SINCE_FORMAT_2, make_experiment
+from rin_jax.experiment import make_experiment
 from rin_jax.interop import card, rin_torch, stablehlo
 from rin_jax.interop.loading import load
 from rin_jax.jobs import export

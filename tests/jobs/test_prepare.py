@@ -56,6 +56,22 @@ def first_batch(experiment):
     return next(train_lib.open_batches(experiment, one, train_lib.open_data(experiment), 0))
 
 
+def test_files_that_are_not_there(tmp_path):
+    with pytest.raises(ConfigError, match="--downloaded is .*, but there is no such folder"):
+        prepare(config(tmp_path, name="fashion_mnist"), downloaded=str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match="seed is -1; it must be in"):
+        prepare(tiny.config(seed=-1))
+
+
+def test_classes_that_the_data_set_does_not_have_are_told(capsys):
+    """The number that the network has may be meant; that nobody notices it may not."""
+    train_lib.open_data(make_experiment(tiny.config(data__num_classes=12)))
+    said = "data.num_classes is 12, but 'digits' has 10 classes: the network never sees the others"
+    assert said in capsys.readouterr().out
+    train_lib.open_data(make_experiment(tiny.config()))
+    assert "num_classes" not in capsys.readouterr().out
+
+
 def test_from_a_folder_to_the_batches_of_a_run(tmp_path):
     """The command, then the same without --source, and what training reads before and after."""
     for index, name in enumerate(("bird", "cat", "dog")):
@@ -283,6 +299,7 @@ def test_flags_of_another_mode_are_refused(arguments, message):
 
 def test_files_that_have_to_be_fetched_by_hand_are_asked_for(tmp_path):
     wanted = config(tmp_path, name="imagenet2012", image_size=64, channels=3)
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=r"(?s)cannot prepare 'imagenet2012'.*--downloaded=FOLD"):
-        prepare(wanted, downloaded=str(tmp_path / "nowhere"))
+        prepare(wanted, downloaded=str(tmp_path / "empty"))
     assert not list(tmp_path.glob("imagenet2012*/*"))

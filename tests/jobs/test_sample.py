@@ -19,6 +19,7 @@ from tests import tiny
 from tests.interop import exports
 from tests.sampling.test_generate import save
 
+LINEAR = {"name": "linear"}
 SMALL = {"sampler__images_per_device": 4, "sampler__num_steps": 2}
 
 
@@ -84,7 +85,7 @@ def test_files(workdir):
     """The same pictures as PNGs, arrays and grid; more images and another part size change none."""
     config = tiny.config(**SMALL)
     written = run(config, workdir, classes=["7", "2"])
-    assert written.name == "00000003"
+    assert written.name.startswith("00000003-decay_0.9-ddim_2-guidance_0-seed_0-n6-")
     arrays = dict(np.load(written / "samples.npz"))
     assert arrays["images"].shape == (6, 8, 8, 1)
     assert arrays["images"].dtype == np.uint8
@@ -94,7 +95,7 @@ def test_files(workdir):
     for i, image in enumerate(arrays["images"]):
         alone = np.asarray(Image.open(written / f"{i:06d}.png"))
         np.testing.assert_array_equal(alone, image[..., 0])
-    grid = np.asarray(Image.open(written.parent / "00000003.png"))
+    grid = np.asarray(Image.open(f"{written}.png"))
     first = arrays["images"][1, :, :, 0]  # class 2 comes first
     np.testing.assert_array_equal(grid[2:98:12, 2:98:12, 0], first)
     record = json.loads((written / "record.json").read_text())
@@ -104,7 +105,7 @@ def test_files(workdir):
     more = dict(np.load(run(config, workdir, classes=["7", "2"], num=9) / "samples.npz"))
     np.testing.assert_array_equal(more["images"][:6], arrays["images"])
     other = run(config, workdir, classes=["7", "2"], checkpoint=1)
-    assert other.name == "00000001"
+    assert other.name.startswith("00000001-")
     assert (np.load(other / "samples.npz")["images"] != arrays["images"]).any()
 
 
@@ -114,8 +115,35 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
+def test_nothing_is_written_over(workdir, tmp_path, monkeypatch):
+    """Images that are made otherwise, or fewer of them, leave the others as they are."""
+    made = []
+
+    def grey(device, indices):  # in another shade for each job
+        return np.full((4, 8, 8, 1), len(made), np.uint8), None
+
+    monkeypatch.setattr(
+        sample, "make_device_sampler", lambda *args: made.append(1) or (lambda *more: grey)
+    )
+    shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
+    first = run(tiny.config(**SMALL), tmp_path)
+    before, folders = contents(tmp_path / "samples"), {first.name}
+    for changes, flags in (
+        ({"seed": 1}, {}), ({"sampler__num_steps": 3}, {}), ({"sampler__schedule": LINEAR}, {}),
+        ({"sampler__guidance_scale": 1.0}, {}), ({}, {"num": 4}), ({}, {"classes": ["1"]}),
+        ({}, {"ema": "power_0.1"}), ({}, {"checkpoint": 1}),
+    ):  # fmt: skip
+        folder = run(tiny.config(**SMALL | changes), tmp_path, **flags)
+        folders.add(folder.name)
+        assert len(list(folder.glob("0*.png"))) == flags.get("num", 6)
+    assert len(folders) == 9
+    assert before.items() <= contents(tmp_path / "samples").items()
+    assert run(tiny.config(**SMALL), tmp_path) == first
+    assert before.keys() <= contents(tmp_path / "samples").keys()
+
+
 def test_interrupted_it_goes_on_and_ends_with_the_same_files(workdir, tmp_path, monkeypatch):
-    """Also if other images were begun in between, whose files were written over the first ones."""
+    """Also if other images were begun in between."""
     config, flags = tiny.config(**SMALL, mesh__data=8), {"num": 75, "classes": ["random"]}
     quiet, other, killed = (tmp_path / name for name in ("quiet", "other", "killed"))
     for path in (quiet, other, killed):
@@ -133,7 +161,7 @@ def test_interrupted_it_goes_on_and_ends_with_the_same_files(workdir, tmp_path, 
         drawn.clear()
         with pytest.raises(KeyboardInterrupt):
             run(config, path, **flags)
-        assert not (path / "samples/00000003/samples.npz").exists()
+        assert not list(path.glob("samples/*/samples.npz"))
     monkeypatch.setattr(sample.Parts, "write", lambda *a: (drawn.append(1), write(*a))[-1])
     drawn.clear()
     run(config, killed, **flags)
@@ -145,8 +173,8 @@ def test_interrupted_it_goes_on_and_ends_with_the_same_files(workdir, tmp_path, 
             run(tiny.config(**SMALL, mesh__data=8, seed=4), other, **flags)
     drawn.clear()
     run(config, other, **flags)
-    assert len(drawn) == 3, "parts of images that were overwritten were used"
-    assert contents(other / "samples") == contents(quiet / "samples")
+    assert len(drawn) == 2
+    assert contents(quiet / "samples").items() <= contents(other / "samples").items()
 
 
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path, monkeypatch):
@@ -187,13 +215,20 @@ def exported(workdir, tmp_path_factory):
     return exports.write(path, model)
 
 
+def test_any_checkpoint_is_exported(workdir):
+    found = [export.checkpoint_model(tiny.config(), str(workdir), None, x) for x in (1, None)]
+    assert [model.step for model in found] == [1, 3]
+    with pytest.raises(ConfigError, match=r"no checkpoint 2 in .*; there are 1, 3"):
+        export.checkpoint_model(tiny.config(), str(workdir), None, 2)
+
+
 def test_an_export_draws_what_its_run_draws(workdir, exported, tmp_path):
     """The same files but for the names of the classes, and not those of another checkpoint."""
     config = tiny.config(**SMALL, seed=4)
     other = np.load(run(config, workdir, checkpoint=1) / "samples.npz")["images"]
     ours = run(config, workdir, ema="power_0.1", show=True)
     theirs = run(config, tmp_path, export=str(exported), show=True)
-    assert theirs == tmp_path / "samples" / ours.name
+    assert theirs.name == ours.name
     written = sorted(path.name for path in theirs.iterdir() if path.suffix in (".png", ".gif"))
     numbered = [f"{i:06d}.png" for i in range(6)]
     assert written == [*numbered, "reads.png", "trajectory.gif", "trajectory.png"]

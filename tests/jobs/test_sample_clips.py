@@ -44,7 +44,7 @@ def test_predicted_clips_lie_beside_the_truth(workdir, data_dir):
     numbered = [f"{i:06d}.{kind}" for i in range(3) for kind in ("gif", "mp4")]
     others = ["reads.png", "record.json", "samples.npz", "trajectory.gif", "trajectory.png"]
     assert names(written) == [*numbered, *others]
-    assert names(written.parent) == ["00000001", "00000001.gif", "00000001.png"]
+    assert names(written.parent) == [f"{written.name}{kind}" for kind in ("", ".gif", ".png")]
     arrays = dict(np.load(written / "samples.npz"))
     assert arrays["images"].shape == (3, 2, 16, 16, 1)
     test = open_source(videos.experiment(data_dir, data__split="test").data)
