@@ -25,6 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from rin_jax.network.attention import HEADS, attend
+
 Array = jax.Array
 Dtype = Any
 
@@ -84,7 +86,7 @@ class Attention(nn.Module):
         def project(name, x):
             sizes = (self.num_heads, self.width // self.num_heads)
             heads = HeadProjection(sizes, self.dtype, name=name)(x)
-            return nn.with_logical_constraint(heads, ("batch", "tokens", "heads", "head"))
+            return nn.with_logical_constraint(heads, HEADS)
 
         query, key = project("query", queries), project("key", context)
         if self.is_mutable_collection("intermediates"):
@@ -95,7 +97,7 @@ class Attention(nn.Module):
             weights = drop(attention_weights(query, key)).astype(self.dtype)
             heads = jnp.einsum("bhqs,bshk->bqhk", weights, value)
         else:
-            heads = jax.nn.dot_product_attention(query, key, value)
+            heads = attend(query, key, value)
         return HeadProjection(queries.shape[-1:], self.dtype, name="out")(heads)
 
 
