@@ -20,48 +20,47 @@ from rin_jax.network import flat_attention
 
 Array = jax.Array
 
-HEADS = ("batch", "tokens", "heads", "head")  # logical axes of [B, T, H, K]
+HEADS = ("batch", "tokens", "heads")  # logical axes of heads that lie side by side, [B, T, H K]
 
 
-def attend(query: Array, key: Array, value: Array) -> Array:
-    """Attention of query [B, Q, H, K] to key and value [B, S, H, K]: [B, Q, H, K]."""
+def attend(query: Array, key: Array, value: Array, heads: int) -> Array:
+    """Attention of query [B, Q, H K] to key and value [B, S, H K]: [B, Q, H K]."""
     forms = {}
     if query.dtype == jnp.bfloat16 and isinstance(query.shape[0], int):
+        width = query.shape[-1] // heads
         spec, parts = placement()
-        if flat_attention.fits(query.shape, key.shape, *parts):
-            forms["tpu"] = functools.partial(flat, spec=spec)
-        if jax.default_backend() == "gpu" and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128:
-            forms["cuda"] = cudnn
+        if flat_attention.fits(query.shape, key.shape, heads, *parts):
+            forms["tpu"] = functools.partial(flat, heads=heads // parts[1], spec=spec)
+        if jax.default_backend() == "gpu" and width % 8 == 0 and width <= 128:
+            forms["cuda"] = functools.partial(plain, heads=heads, implementation="cudnn")
+    every = functools.partial(plain, heads=heads)
     if not forms:
-        return plain(query, key, value)
-    return jax.lax.platform_dependent(query, key, value, **forms, default=plain)
+        return every(query, key, value)
+    return jax.lax.platform_dependent(query, key, value, **forms, default=every)
 
 
-def plain(query: Array, key: Array, value: Array) -> Array:
-    """The form of every device."""
-    return jax.nn.dot_product_attention(query, key, value)
+def split(x: Array, heads: int) -> Array:
+    """[B, T, H K] as [B, T, H, K]."""
+    return x.reshape(*x.shape[:2], heads, -1)
 
 
-def cudnn(query: Array, key: Array, value: Array) -> Array:
-    """cuDNN's flash attention."""
-    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+def plain(query: Array, key: Array, value: Array, heads: int, implementation: str = "xla") -> Array:
+    """JAX's own attention, by XLA's products or by cuDNN's kernels."""
+    arrays = (split(x, heads) for x in (query, key, value))
+    out = jax.nn.dot_product_attention(*arrays, implementation=implementation)
+    return out.reshape(query.shape)
 
 
-def flat(query: Array, key: Array, value: Array, spec: PartitionSpec | None) -> Array:
-    """The kernels of `flat_attention.py`; under a mesh each device takes its examples and heads."""
-
-    def of_device(query, key, value):
-        heads = query.shape[2]
-        flattened = (x.reshape(*x.shape[:2], -1) for x in (query, key, value))
-        return flat_attention.attention(*flattened, heads).reshape(query.shape)
-
+def flat(query: Array, key: Array, value: Array, heads: int, spec: PartitionSpec | None) -> Array:
+    """The kernels of `flat_attention.py`; under a mesh each device has `heads` of its own."""
+    kernels = functools.partial(flat_attention.attention, heads=heads)
     if spec is not None:
-        of_device = jax.shard_map(of_device, in_specs=spec, out_specs=spec, check_vma=False)
-    return of_device(query, key, value)
+        kernels = jax.shard_map(kernels, in_specs=spec, out_specs=spec, check_vma=False)
+    return kernels(query, key, value)
 
 
 def placement() -> tuple[PartitionSpec | None, tuple[int, int]]:
-    """How [B, T, H, K] lies on the mesh that the program is traced for, and in how many parts.
+    """How [B, T, H K] lies on the mesh that the program is traced for, and in how many parts.
 
     The parts are those of B and of H.
     """
@@ -70,5 +69,5 @@ def placement() -> tuple[PartitionSpec | None, tuple[int, int]]:
         return None, (1, 1)
     spec = nn.logical_to_mesh_axes(HEADS)
     names = [(axis,) if isinstance(axis, str) else axis or () for axis in spec]
-    examples, _, heads, _ = (math.prod(mesh.shape[name] for name in axis) for axis in names)
+    examples, _, heads = (math.prod(mesh.shape[name] for name in axis) for axis in names)
     return spec, (examples, heads)

@@ -25,20 +25,22 @@ Shape = tuple[int, ...]
 LANES = 128
 MOST_KEYS = 4096  # that lie in vector memory with all that the backward pass keeps beside them
 BLOCK_SCORES = 2**18  # of a head in a block of queries: 1 MiB in float32
+MOST_EXAMPLES = 4  # of a block: enough to fill the waits of one with the work of others
 VECTOR_MEMORY = 64 * 2**20  # bytes that a kernel may use; a chip has 128 MiB
 
 
-def fits(query: Shape, key: Shape, examples: int, heads: int) -> bool:
-    """Whether the kernels take query [B, Q, H, K] and key [B, S, H, K].
+def fits(query: Shape, key: Shape, heads: int, batch_parts: int, head_parts: int) -> bool:
+    """Whether the kernels take query [B, Q, H K] and key [B, S, H K].
 
-    `examples` and `heads` are the numbers of parts in which devices hold B and H.
+    Devices hold B in `batch_parts` and H in `head_parts` parts.
     """
-    (batch, queries, all_heads, width), keys = query, key[1]
-    divided = batch % examples == 0 and all_heads % heads == 0
+    (batch, queries, features), keys = query, key[1]
+    width = features // heads
+    divided = batch % batch_parts == 0 and heads % head_parts == 0
     packed = LANES % width == 0 or width % LANES == 0
-    lanes = all_heads // heads * width % LANES == 0
-    return (divided and packed and lanes and queries % 16 == 0 and keys % LANES == 0
-            and keys <= MOST_KEYS)  # fmt: skip
+    lanes = features // head_parts % LANES == 0
+    tokens = queries % 16 == 0 and keys % LANES == 0 and keys <= MOST_KEYS
+    return divided and packed and lanes and tokens
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -71,7 +73,8 @@ class Tiles:
         self.width = self.features // heads
         self.lanes = max(LANES, self.width)
         self.rows = divisor(self.queries, BLOCK_SCORES // self.keys, multiple=16)
-        self.examples = divisor(self.batch, BLOCK_SCORES // (self.rows * self.keys))
+        examples = BLOCK_SCORES // (self.rows * self.keys)
+        self.examples = divisor(self.batch, min(examples, MOST_EXAMPLES))
 
     def run(self, kernel, products, arrays, taken, given, scratch=()) -> list[Array]:
         """Runs a kernel that takes and gives blocks of queries ("q") and of keys ("k")."""
@@ -96,7 +99,7 @@ class Tiles:
                 vmem_limit_bytes=VECTOR_MEMORY,
             ),
             cost_estimate=pl.CostEstimate(
-                flops=2 * products * scores * self.width, bytes_accessed=moved,
+                flops=2 * products * scores * self.lanes, bytes_accessed=moved,
                 transcendentals=scores,
             ),
         )(*arrays)  # fmt: skip
@@ -138,15 +141,13 @@ def _forward(query_ref, key_ref, value_ref, out_ref, *, width: int):
     """A block of queries [n, rows, lanes] against all keys [n, S, lanes]."""
     scale, dtype = 1 / math.sqrt(width), query_ref.dtype
 
-    def example(n, _):
+    for n in range(query_ref.shape[0]):
         query, key, value = query_ref[n], key_ref[n], value_ref[n]
         out = jnp.zeros(query.shape, jnp.float32)
         for own in _heads(width, query.shape[-1]):
             weights = _softmax(own(query).astype(dtype), key, scale).astype(dtype)
             out += own(_product(weights, value, 1, 0))
         out_ref[n] = out.astype(dtype)
-
-    jax.lax.fori_loop(0, query_ref.shape[0], example, None)
 
 
 def _backward(
@@ -162,21 +163,21 @@ def _backward(
         key_sum[...] = jnp.zeros_like(key_sum)
         value_sum[...] = jnp.zeros_like(value_sum)
 
-    def example(n, _):
+    for n in range(query_ref.shape[0]):
         query, key, value, cotangent = query_ref[n], key_ref[n], value_ref[n], cotangent_ref[n]
-        dquery = jnp.zeros(query.shape, jnp.float32)
+        dquery, dkey, dvalue = jnp.zeros(query.shape, jnp.float32), 0.0, 0.0
         for own in _heads(width, query.shape[-1]):
             q, do = own(query).astype(dtype), own(cotangent).astype(dtype)
             weights = _softmax(q, key, scale)
-            value_sum[n] += _product(weights.astype(dtype), do, 0, 0)
+            dvalue += _product(weights.astype(dtype), do, 0, 0)
             dweights = _product(do, value, 1, 1)
             mean = (weights * dweights).sum(1, keepdims=True)
             dscores = (weights * (dweights - mean) * scale).astype(dtype)
             dquery += own(_product(dscores, key, 1, 0))
-            key_sum[n] += _product(dscores, q, 0, 0)
+            dkey += _product(dscores, q, 0, 0)
         dquery_ref[n] = dquery.astype(dtype)
-
-    jax.lax.fori_loop(0, query_ref.shape[0], example, None)
+        key_sum[n] += dkey
+        value_sum[n] += dvalue
 
     @pl.when(block == pl.num_programs(2) - 1)
     def _():

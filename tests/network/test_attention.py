@@ -18,18 +18,21 @@ ROUNDING = 2**-8  # of bfloat16, relative
 def inputs(batch, queries, keys, heads, width, dtype=jnp.bfloat16):
     """Query, key, value and a cotangent of the result."""
     rng = np.random.default_rng(0)
-    shapes = [(batch, tokens, heads, width) for tokens in (queries, keys, keys, queries)]
+    shapes = [(batch, tokens, heads * width) for tokens in (queries, keys, keys, queries)]
     return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
 
 
-def with_gradients(form, query, key, value, cotangent):
+def with_gradients(form, heads, query, key, value, cotangent):
     """Result and gradients of a form, compiled."""
 
     def both(query, key, value, cotangent):
-        out, backward = jax.vjp(form, query, key, value)
+        out, backward = jax.vjp(lambda *arrays: form(*arrays, heads), query, key, value)
         return out, *backward(cotangent)
 
     return jax.jit(both)(query, key, value, cotangent)
+
+
+flat = functools.partial(attention.flat, spec=None)
 
 
 SHAPES = {
@@ -41,11 +44,11 @@ SHAPES = {
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_kernels_are_as_near_to_float32_as_the_plain_form(shape):
-    arrays = inputs(*shape)
-    exact = with_gradients(attention.plain, *(x.astype(jnp.float32) for x in arrays))
-    plain = with_gradients(attention.plain, *arrays)
+    arrays, heads = inputs(*shape), shape[3]
+    exact = with_gradients(attention.plain, heads, *(x.astype(jnp.float32) for x in arrays))
+    plain = with_gradients(attention.plain, heads, *arrays)
     with pltpu.force_tpu_interpret_mode():
-        kernel = with_gradients(functools.partial(attention.flat, spec=None), *arrays)
+        kernel = with_gradients(flat, heads, *arrays)
     for result, other, truth in zip(kernel, plain, exact, strict=True):
         assert (result.dtype, result.shape) == (jnp.bfloat16, truth.shape)
         error = distance(result.astype(jnp.float32), truth)
@@ -54,12 +57,11 @@ def test_kernels_are_as_near_to_float32_as_the_plain_form(shape):
 
 def test_kernels_sum_over_blocks_of_queries_and_of_examples(monkeypatch):
     arrays = inputs(4, 48, 128, 4, 32)
-    expected = with_gradients(attention.plain, *arrays)
+    expected = with_gradients(attention.plain, 4, *arrays)
     for scores in (16 * 128, 48 * 128 * 2):  # three blocks of queries; two examples a block
         monkeypatch.setattr(flat_attention, "BLOCK_SCORES", scores)
         with pltpu.force_tpu_interpret_mode():
-            form = functools.partial(attention.flat, spec=None)
-            results = with_gradients(lambda *a, form=form: form(*a), *arrays)
+            results = with_gradients(flat, 4, *arrays)
         for result, other in zip(results, expected, strict=True):
             assert distance(result.astype(jnp.float32), other.astype(jnp.float32)) <= 2 * ROUNDING
 
@@ -69,11 +71,12 @@ def test_each_device_of_a_mesh_takes_its_examples_and_heads():
     mesh = sharding.make_mesh(2, 1, 2, jax.devices()[:4])
     with sharding.logical_axes(mesh), pltpu.force_tpu_interpret_mode():
         spec, parts = attention.placement()
-        result = jax.jit(functools.partial(attention.flat, spec=spec))(query, key, value)
+        form = functools.partial(attention.flat, heads=8 // 2, spec=spec)
+        result = jax.jit(form)(query, key, value)
     assert parts == (2, 2)
     shards = {shard.data.shape for shard in result.addressable_shards}
-    assert shards == {(2, 16, 4, 32)}
-    expected = attention.plain(query, key, value)
+    assert shards == {(2, 16, 4 * 32)}
+    expected = attention.plain(query, key, value, 8)
     assert distance(result.astype(jnp.float32), expected.astype(jnp.float32)) <= 2 * ROUNDING
     assert attention.placement() == (None, (1, 1))
 
@@ -81,23 +84,24 @@ def test_each_device_of_a_mesh_takes_its_examples_and_heads():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_cpu_computes_the_plain_form_to_the_bit(dtype):
     arrays = inputs(2, 32, 128, 4, 32, dtype)
-    results = with_gradients(attention.attend, *arrays)
-    for result, expected in zip(results, with_gradients(attention.plain, *arrays), strict=True):
+    results = with_gradients(attention.attend, 4, *arrays)
+    plain = with_gradients(attention.plain, 4, *arrays)
+    for result, expected in zip(results, plain, strict=True):
         assert (result == expected).all()
-    program = str(jax.make_jaxpr(attention.attend)(*arrays[:3]))
+    program = str(jax.make_jaxpr(lambda *a: attention.attend(*a, 4))(*arrays[:3]))
     assert ("pallas_call" in program) == (dtype == "bfloat16")
 
 
 def test_what_kernels_do_not_take_is_left_to_the_plain_form():
-    query, key = (4, 32, 16, 32), (4, 256, 16, 32)
-    assert flat_attention.fits(query, key, 2, 4)
-    for other, parts in (
-        (key, (3, 1)),  # examples, or heads, do not divide
-        (key, (1, 3)),
-        (key, (1, 8)),  # less than 128 lanes on a device
-        ((4, 255, 16, 32), (1, 1)),  # keys
-        ((4, flat_attention.MOST_KEYS + 128, 16, 32), (1, 1)),
+    query, key = (4, 32, 512), (4, 256, 512)
+    assert flat_attention.fits(query, key, 16, 2, 4)
+    for keys, parts in (
+        (256, (3, 1)),  # examples, or heads, do not divide
+        (256, (1, 3)),
+        (256, (1, 8)),  # less than 128 lanes on a device
+        (255, (1, 1)),
+        (flat_attention.MOST_KEYS + 128, (1, 1)),
     ):
-        assert not flat_attention.fits(query, other, *parts)
-    assert not flat_attention.fits((4, 24, 16, 32), key, 1, 1)  # queries
-    assert not flat_attention.fits((4, 32, 16, 24), (4, 256, 16, 24), 1, 1)  # width
+        assert not flat_attention.fits(query, (4, keys, 512), 16, *parts)
+    assert not flat_attention.fits((4, 24, 512), key, 16, 1, 1)  # queries
+    assert not flat_attention.fits((4, 32, 384), (4, 256, 384), 16, 1, 1)  # width 24
