@@ -24,9 +24,9 @@ Shape = tuple[int, ...]
 
 LANES = 128
 MOST_KEYS = 4096  # that lie in vector memory with all that the backward pass keeps beside them
-BLOCK_SCORES = 2**18  # of a head in a block of queries: 1 MiB in float32
+VECTOR_MEMORY = 15 * 2**20  # bytes of 16 MiB, the least that a TPU has
+BLOCK_SCORES = 2**18  # of a head in a block of queries at most: 1 MiB in float32
 MOST_EXAMPLES = 4  # of a block: enough to fill the waits of one with the work of others
-VECTOR_MEMORY = 64 * 2**20  # bytes that a kernel may use; a chip has 128 MiB
 
 
 def fits(query: Shape, key: Shape, heads: int, batch_parts: int, head_parts: int) -> bool:
@@ -37,10 +37,9 @@ def fits(query: Shape, key: Shape, heads: int, batch_parts: int, head_parts: int
     (batch, queries, features), keys = query, key[1]
     width = features // heads
     divided = batch % batch_parts == 0 and heads % head_parts == 0
-    packed = LANES % width == 0 or width % LANES == 0
-    lanes = features // head_parts % LANES == 0
+    lanes = LANES % width == 0 and features // head_parts % LANES == 0
     tokens = queries % 16 == 0 and keys % LANES == 0 and keys <= MOST_KEYS
-    return divided and packed and lanes and tokens
+    return divided and lanes and tokens
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -57,7 +56,7 @@ def _attention_forward(query, key, value, heads):
 
 def _attention_backward(heads, saved, cotangent):
     tiles = Tiles(*saved[:2], heads)
-    sums = [pltpu.VMEM((tiles.examples, tiles.keys, tiles.lanes), jnp.float32)] * 2
+    sums = [pltpu.VMEM((tiles.examples, tiles.keys, LANES), jnp.float32)] * 2
     return tuple(tiles.run(_backward, 5, (*saved, cotangent), "qkkq", "qkk", sums))
 
 
@@ -71,9 +70,11 @@ class Tiles:
         self.batch, self.queries, self.features = query.shape
         self.heads, self.keys, self.dtype = heads, key.shape[1], query.dtype
         self.width = self.features // heads
-        self.lanes = max(LANES, self.width)
-        self.rows = divisor(self.queries, BLOCK_SCORES // self.keys, multiple=16)
-        examples = BLOCK_SCORES // (self.rows * self.keys)
+        # keys, values and their gradients twice, to be moved meanwhile, and two sums in float32
+        beside = 24 * self.keys * LANES
+        scores = min(BLOCK_SCORES, (VECTOR_MEMORY - beside) // 16)  # four arrays of them at once
+        self.rows = divisor(self.queries, scores // self.keys, multiple=16)
+        examples = scores // (self.rows * self.keys)
         self.examples = divisor(self.batch, min(examples, MOST_EXAMPLES))
 
     def run(self, kernel, products, arrays, taken, given, scratch=()) -> list[Array]:
@@ -81,25 +82,24 @@ class Tiles:
         whole = {"q": (self.batch, self.queries, self.features),
                  "k": (self.batch, self.keys, self.features)}  # fmt: skip
         blocks = {
-            "q": pl.BlockSpec((self.examples, self.rows, self.lanes), lambda b, h, i: (b, i, h)),
-            "k": pl.BlockSpec((self.examples, self.keys, self.lanes), lambda b, h, i: (b, 0, h)),
+            "q": pl.BlockSpec((self.examples, self.rows, LANES), lambda b, h, i: (b, i, h)),
+            "k": pl.BlockSpec((self.examples, self.keys, LANES), lambda b, h, i: (b, 0, h)),
         }
         scores = self.batch * self.heads * self.queries * self.keys
         moved = sum(math.prod(whole[kind]) for kind in taken + given) * self.dtype.itemsize
         return pl.pallas_call(
             functools.partial(kernel, width=self.width),
-            grid=(self.batch // self.examples, self.features // self.lanes,
+            grid=(self.batch // self.examples, self.features // LANES,
                   self.queries // self.rows),
             in_specs=[blocks[kind] for kind in taken],
             out_specs=[blocks[kind] for kind in given],
             out_shape=[jax.ShapeDtypeStruct(whole[kind], self.dtype) for kind in given],
             scratch_shapes=scratch,
             compiler_params=pltpu.CompilerParams(
-                dimension_semantics=("parallel", "parallel", "arbitrary"),
-                vmem_limit_bytes=VECTOR_MEMORY,
+                dimension_semantics=("parallel", "parallel", "arbitrary")
             ),
             cost_estimate=pl.CostEstimate(
-                flops=2 * products * scores * self.lanes, bytes_accessed=moved,
+                flops=2 * products * scores * LANES, bytes_accessed=moved,
                 transcendentals=scores,
             ),
         )(*arrays)  # fmt: skip
@@ -124,7 +124,7 @@ def _product(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
     return jax.lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)
 
 
-def _heads(width: int, lanes: int):
+def _heads(width: int):
     """For each head of a block: a function that puts zeros into the lanes of the others."""
 
     def keep(head, x):
@@ -132,9 +132,7 @@ def _heads(width: int, lanes: int):
         own = (lane >= head * width) & (lane < (head + 1) * width)
         return jnp.where(own, x.astype(jnp.float32), 0.0)
 
-    if width >= lanes:
-        return [lambda x: x.astype(jnp.float32)]
-    return [functools.partial(keep, head) for head in range(lanes // width)]
+    return [functools.partial(keep, head) for head in range(LANES // width)]
 
 
 def _forward(query_ref, key_ref, value_ref, out_ref, *, width: int):
@@ -144,7 +142,7 @@ def _forward(query_ref, key_ref, value_ref, out_ref, *, width: int):
     for n in range(query_ref.shape[0]):
         query, key, value = query_ref[n], key_ref[n], value_ref[n]
         out = jnp.zeros(query.shape, jnp.float32)
-        for own in _heads(width, query.shape[-1]):
+        for own in _heads(width):
             weights = _softmax(own(query).astype(dtype), key, scale).astype(dtype)
             out += own(_product(weights, value, 1, 0))
         out_ref[n] = out.astype(dtype)
@@ -165,19 +163,17 @@ def _backward(
 
     for n in range(query_ref.shape[0]):
         query, key, value, cotangent = query_ref[n], key_ref[n], value_ref[n], cotangent_ref[n]
-        dquery, dkey, dvalue = jnp.zeros(query.shape, jnp.float32), 0.0, 0.0
-        for own in _heads(width, query.shape[-1]):
+        dquery = jnp.zeros(query.shape, jnp.float32)
+        for own in _heads(width):
             q, do = own(query).astype(dtype), own(cotangent).astype(dtype)
             weights = _softmax(q, key, scale)
-            dvalue += _product(weights.astype(dtype), do, 0, 0)
+            value_sum[n] += _product(weights.astype(dtype), do, 0, 0)
             dweights = _product(do, value, 1, 1)
             mean = (weights * dweights).sum(1, keepdims=True)
             dscores = (weights * (dweights - mean) * scale).astype(dtype)
             dquery += own(_product(dscores, key, 1, 0))
-            dkey += _product(dscores, q, 0, 0)
+            key_sum[n] += _product(dscores, q, 0, 0)
         dquery_ref[n] = dquery.astype(dtype)
-        key_sum[n] += dkey
-        value_sum[n] += dvalue
 
     @pl.when(block == pl.num_programs(2) - 1)
     def _():
