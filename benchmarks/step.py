@@ -31,8 +31,8 @@ import numpy as np
 
 from rin_jax import ConfigError
 from rin_jax.experiment import Experiment, make_experiment
-from rin_jax.network import conditioning, cost
-from rin_jax.runtime import sharding
+from rin_jax.network import attention, conditioning, cost, layers
+from rin_jax.runtime import chips, sharding
 from rin_jax.sampling.denoiser import denoiser
 from rin_jax.training import ema
 from rin_jax.training.state import TrainState, create_state
@@ -40,6 +40,7 @@ from rin_jax.training.step import compile_train_step, make_loss, prepare_images
 
 ROOT = Path(__file__).resolve().parents[1]
 DTYPES = ("float32", "bfloat16")
+PARTS = ("forward_backward", "optimizer_update", "ema_update", "training_step", "sampler_step")
 # A file of configs/, the batch, and what differs from that file.
 SIZES: dict[str, dict[str, Any]] = {
     "s64": {  # the heads are our choice
@@ -167,28 +168,28 @@ def sampler_step(experiment: Experiment, params: Any, cond: conditioning.Cond) -
     return lambda carry: step(params, carry, cond), (noise, latents)
 
 
-def time_parts(experiment: Experiment, repetitions: int, warmup: int) -> dict[str, list[float]]:
-    """Seconds of each part, on the first device; the batch lies on the device already."""
+def time_parts(
+    experiment: Experiment, parts: Sequence[str], repetitions: int, warmup: int
+) -> dict[str, list[float]]:
+    """Seconds of `parts`, on the first device; the batch lies on the device already."""
     mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
     state = create_state(experiment, mesh, experiment.seed)
     batch = sharding.global_batch(random_batch(experiment), mesh)
     ema_params = next(iter(state.emas.values()))
 
-    def seconds(part: Part) -> list[float]:
-        return measure(part, repetitions, warmup)
+    def training_step() -> Part:
+        train_step = compile_train_step(experiment, mesh)
+        return lambda carry: train_step(carry[0], batch), (state, None)
 
-    times = {
-        "forward_backward": seconds(forward_backward(experiment, state.params, batch)),
-        "optimizer_update": seconds(optimizer_update(experiment, state)),
-        "ema_update": seconds(ema_update(experiment, state)),
-        "sampler_step": seconds(
-            sampler_step(experiment, ema_params, conditioning.of_batch(batch))
-        ),
+    makers = {  # the training step is the last, since it gives the state away
+        "forward_backward": lambda: forward_backward(experiment, state.params, batch),
+        "optimizer_update": lambda: optimizer_update(experiment, state),
+        "ema_update": lambda: ema_update(experiment, state),
+        "sampler_step": lambda: sampler_step(experiment, ema_params, conditioning.of_batch(batch)),
+        "training_step": training_step,
     }
-    train_step = compile_train_step(experiment, mesh)
-    # last, since it gives the state away
-    times["training_step"] = seconds((lambda carry: train_step(carry[0], batch), (state, None)))
-    return times
+    chosen = (name for name in makers if name in parts)
+    return {name: measure(makers[name](), repetitions, warmup) for name in chosen}
 
 
 def matmul_rates(
@@ -225,16 +226,20 @@ def figures(
 
 
 def run(
-    experiment: Experiment, matmul_sides: Sequence[int], repetitions: int, warmup: int
+    experiment: Experiment,
+    matmul_sides: Sequence[int],
+    parts: Sequence[str],
+    repetitions: int,
+    warmup: int,
 ) -> dict[str, Any]:
-    """Times everything; returns the ceilings and the figures of each part."""
+    """Times `parts`; returns the ceilings and the figures of each part."""
     dtype, batch = experiment.rin.dtype, experiment.train.batch_size
     matmul = {
         name: matmul_rates(matmul_sides, name, repetitions, warmup)
         for name in dict.fromkeys(("float32", dtype))
     }
     ceiling = max(matmul[dtype].values())
-    times = time_parts(experiment, repetitions, warmup)
+    times = time_parts(experiment, parts, repetitions, warmup)
     training = batch * cost.training_flops(experiment.rin, self_cond=True)
     forward = batch * cost.forward_flops(experiment.rin)
     work = {  # images and FLOPs of a call
@@ -249,8 +254,17 @@ def run(
         "batch": batch,
         "matmul_gflops_per_second": matmul,
         "ceiling_gflops_per_second": ceiling,
-        "parts": {name: figures(times[name], *work[name], ceiling) for name in work},
+        "peak_memory_gib": peak_memory(),
+        "parts": {
+            name: figures(times[name], *work[name], ceiling) for name in work if name in parts
+        },
     }
+
+
+def peak_memory() -> float | None:
+    """GiB that the first device held at most; None where it does not tell."""
+    stats = jax.devices()[0].memory_stats() or {}
+    return stats["peak_bytes_in_use"] / chips.GIB if "peak_bytes_in_use" in stats else None
 
 
 def environment() -> dict[str, Any]:
@@ -303,12 +317,14 @@ def summary(report: dict[str, Any]) -> str:
         f"{dtype} " + ", ".join(f"{side}: {rate:.1f}" for side, rate in rates.items())
         for dtype, rates in report["matmul_gflops_per_second"].items()
     )
+    peak = report["peak_memory_gib"]
+    memory = "" if peak is None else f"; at most {peak:.1f} GiB of memory"
     return (
         f"{report['command']}\n"
         f"{report['device']}, {report['threads']} threads of {report['cores']} cores, "
         f"load before {report['load']}; {versions}; {report['date']}\n"
         f"batch {report['batch']}, {report['dtype']}; matrix product, GFLOP/s by side: {matmul}; "
-        f"ceiling {report['ceiling_gflops_per_second']:.1f}\n\n"
+        f"ceiling {report['ceiling_gflops_per_second']:.1f}{memory}\n\n"
         f"{table(report)}"
     )
 
@@ -328,6 +344,13 @@ def main() -> None:
     parser.add_argument("--batch", type=positive, help="images a step instead of the size's own")
     parser.add_argument("--dtype", choices=DTYPES, help="compute dtype instead of the size's own")
     parser.add_argument("--remat", help="none, full or dots instead of the size's own")
+    parser.add_argument(
+        "--attention", choices=("device", "plain"), default="device",
+        help="the form that suits the device, or the plain one; default device",
+    )  # fmt: skip
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=PARTS, help="what is timed; default all"
+    )
     parser.add_argument("--repetitions", type=positive, default=20, help="timed runs; default 20")
     parser.add_argument(
         "--warmup", type=positive, default=3, help="runs before them, the first compiles; default 3"
@@ -338,11 +361,14 @@ def main() -> None:
         experiment = make_experiment(make_config(args.size, args.batch, args.dtype, args.remat))
     except ConfigError as error:
         parser.error(str(error))
+    if args.attention == "plain":
+        layers.attend = attention.plain
     kind = "cpu" if jax.default_backend() == "cpu" else "accelerator"
     command = (
         f"python -m benchmarks.step --size={args.size} "
         f"--batch={experiment.train.batch_size} --dtype={experiment.rin.dtype} "
-        f"--remat={experiment.rin.remat} --repetitions={args.repetitions} --warmup={args.warmup}"
+        f"--remat={experiment.rin.remat} --attention={args.attention} "
+        f"--parts {' '.join(args.parts)} --repetitions={args.repetitions} --warmup={args.warmup}"
     )
     report = {
         "command": command,
@@ -350,7 +376,7 @@ def main() -> None:
         "repetitions": args.repetitions,
         "warmup": args.warmup,
         **environment(),
-        **run(experiment, MATMUL_SIDES[kind], args.repetitions, args.warmup),
+        **run(experiment, MATMUL_SIDES[kind], args.parts, args.repetitions, args.warmup),
     }
     print(summary(report))
     if args.json:

@@ -128,8 +128,9 @@ def describe_step(experiment: Experiment, mesh: Mesh, result: Compiled, chip: ch
     flops = model + images * cost.recomputed_flops(experiment.rin)
     seconds, batch = tpu.roofline(flops, result, chip), experiment.train.batch_size
     times = tpu.describe_times("step", seconds, batch, model, chip.peak_flops)
+    cycles = tpu.describe_schedule(result, chip, batch, model)
     sent, assumed = tpu.describe_collectives(result), tpu.describe_assumptions(chip)
-    return f"{sent}\n{times}\n{assumed}"
+    return f"{sent}\n{times}\n{cycles}\n{assumed}"
 
 
 def describe_search(
@@ -188,4 +189,5 @@ def describe_sampler(
     flops = images / mesh.size * sampling_flops(experiment)
     seconds = tpu.roofline(flops, result, chip)
     times = tpu.describe_times("sampler", seconds, images, flops, chip.peak_flops)
-    return f"{head}\n{tpu.describe_collectives(result)}\n{times}"
+    cycles = tpu.describe_schedule(result, chip, images, flops)
+    return f"{head}\n{tpu.describe_collectives(result)}\n{times}\n{cycles}"

@@ -25,6 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from rin_jax.network.attention import HEADS, attend, split
+
 Array = jax.Array
 Dtype = Any
 
@@ -49,21 +51,22 @@ def dense(name: str, features: int, dtype: Dtype) -> nn.Dense:
 
 
 class HeadProjection(nn.Module):
-    """Projects [B, T, W] to heads [B, T, H, K], or heads to [B, T, W].
+    """Projects [B, T, W] to heads [B, T, H K], or heads to [B, T, W].
 
     The kernel is (W, H, K) or (H, K, W), the bias of the shape of `features`.
     """
 
+    inputs: tuple[int, ...]  # (W,) or (H, K)
     features: tuple[int, ...]  # (H, K) or (W,)
     dtype: Dtype
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", GLOROT, (*x.shape[2:], *self.features))
+        kernel = self.param("kernel", GLOROT, (*self.inputs, *self.features))
         bias = self.param("bias", nn.initializers.zeros, self.features)
-        kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
-        axes = "btw,whk->bthk" if x.ndim == 3 else "bthk,hkw->btw"
-        return jnp.einsum(axes, x.astype(self.dtype), kernel) + bias[None, None]
+        kernel = kernel.astype(self.dtype).reshape(x.shape[-1], -1)
+        bias = bias.astype(self.dtype).reshape(-1)
+        return jnp.einsum("btw,wf->btf", x.astype(self.dtype), kernel) + bias[None, None]
 
 
 class Attention(nn.Module):
@@ -81,28 +84,38 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, queries: Array, context: Array, train: bool = False) -> Array:
+        sizes = (self.num_heads, self.width // self.num_heads)
+
         def project(name, x):
-            sizes = (self.num_heads, self.width // self.num_heads)
-            heads = HeadProjection(sizes, self.dtype, name=name)(x)
-            return nn.with_logical_constraint(heads, ("batch", "tokens", "heads", "head"))
+            heads = HeadProjection(x.shape[-1:], sizes, self.dtype, name=name)(x)
+            return nn.with_logical_constraint(heads, HEADS)
 
         query, key = project("query", queries), project("key", context)
         if self.is_mutable_collection("intermediates"):
-            self.sow("intermediates", "weights", attention_weights(query, key).mean(1))
+            weights = attention_weights(query, key, self.num_heads)
+            self.sow("intermediates", "weights", weights.mean(1))
         value = project("value", context)
         if train and self.dropout:
             drop = nn.Dropout(self.dropout, deterministic=False)
-            weights = drop(attention_weights(query, key)).astype(self.dtype)
-            heads = jnp.einsum("bhqs,bshk->bqhk", weights, value)
+            weights = drop(attention_weights(query, key, self.num_heads)).astype(self.dtype)
+            heads = jnp.einsum("bhqs,bshk->bqhk", weights, split(value, self.num_heads))
+            heads = heads.reshape(query.shape)
         else:
-            heads = jax.nn.dot_product_attention(query, key, value)
-        return HeadProjection(queries.shape[-1:], self.dtype, name="out")(heads)
+            heads = attend(query, key, value, self.num_heads)
+        return HeadProjection(sizes, queries.shape[-1:], self.dtype, name="out")(heads)
 
 
-def attention_weights(query: Array, key: Array) -> Array:
-    """Softmax of query [B, Q, H, K] against key [B, S, H, K]: [B, H, Q, S], float32."""
+def attention_weights(query: Array, key: Array, heads: int) -> Array:
+    """Softmax of query [B, Q, H K] against key [B, S, H K]: [B, H, Q, S], float32."""
+    query, key = split(query, heads), split(key, heads)
     logits = jnp.einsum("bqhk,bshk->bhqs", query, key, preferred_element_type=jnp.float32)
     return jax.nn.softmax(logits / np.sqrt(query.shape[-1]).astype(np.float32), axis=-1)
+
+
+def gelu(x: Array) -> Array:
+    """x (1 + erf(x / sqrt(2))) / 2, computed in float32."""
+    wide = x.astype(jnp.float32)
+    return (wide * (0.5 + 0.5 * jax.lax.erf(wide * np.float32(np.sqrt(0.5))))).astype(x.dtype)
 
 
 class FeedForward(nn.Module):
@@ -116,7 +129,7 @@ class FeedForward(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         hidden = dense("hidden", self.ratio * x.shape[-1], self.dtype)(x)
         hidden = nn.with_logical_constraint(hidden, ("batch", "tokens", "hidden"))
-        hidden = nn.gelu(hidden, approximate=False)
+        hidden = gelu(hidden)
         hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
         return dense("out", x.shape[-1], self.dtype)(hidden)
 

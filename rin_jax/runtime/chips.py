@@ -9,6 +9,7 @@ v5e chip is its pod's over 256 chips. 1 GB is 1e9 bytes, 1 GiB 2^30.
 """
 
 import dataclasses
+import math
 
 from rin_jax import ConfigError
 
@@ -26,6 +27,7 @@ class Chip:
     hbm_bandwidth: float  # bytes/s to and from it
     interconnect: float  # bytes/s sent to other devices of the slice or node, over all links
     network: float | None  # bytes/s sent to other slices; None where no figure is known
+    clock: float = math.nan  # cycles/s of a TPU, by its peak and its matrix units
     topologies: tuple[str, ...] = ()  # shapes of TPU slices for a plan; others exist
 
 
@@ -33,16 +35,18 @@ SQUARE = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 CUBE = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16",
         "16x16x16")  # fmt: skip
 CHIPS = (
-    Chip("v4", ("TPU v4",), 275e12, 32 * GIB, 1200e9, 268e9, None, CUBE),
-    Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 819e9, 200e9, 25e9 / 8, SQUARE),
-    Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 95 * GIB, 2765e9, 600e9, 50e9 / 8, CUBE),
-    Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 1638e9, 400e9, 100e9 / 8, SQUARE),
+    Chip("v4", ("TPU v4",), 275e12, 32 * GIB, 1200e9, 268e9, None, 1.05e9, CUBE),
+    Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 819e9, 200e9, 25e9 / 8,
+         1.5e9, SQUARE),
+    Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 95 * GIB, 2765e9, 600e9, 50e9 / 8, 1.75e9, CUBE),
+    Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 1638e9, 400e9, 100e9 / 8,
+         1.75e9, SQUARE),
     # two devices a chip: half of its 2307e12 FLOP/s, 192 GiB, 7380e9, 600e9 and 100e9 / 8 bytes/s
-    Chip("tpu7x", ("TPU7x",), 1153.5e12, 96 * GIB, 3690e9, 300e9, 50e9 / 8, CUBE[:9]),
+    Chip("tpu7x", ("TPU7x",), 1153.5e12, 96 * GIB, 3690e9, 300e9, 50e9 / 8, 2.2e9, CUBE[:9]),
     Chip("a100", ("NVIDIA A100-SXM4-80GB",), 312e12, 80e9, 2039e9, 300e9, None),
     Chip("h100", ("NVIDIA H100 80GB HBM3",), 989e12, 80e9, 3350e9, 450e9, None),
     Chip("h200", ("NVIDIA H200",), 989e12, 141e9, 4800e9, 450e9, None),
-)
+)  # fmt: skip
 
 
 def by_kind(device_kind: str) -> Chip | None:

@@ -29,6 +29,7 @@ FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota",
     "partition-id", "replica-id", "while", "conditional", "call", "opt-barrier",
 }  # fmt: skip
+KERNEL = "tpu_custom_call"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,15 @@ class Collective:
     def bytes(self) -> float:
         """Bytes that a device sends in one run of the program."""
         return self.runs * self.sent
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """What a TPU compiler says of the time of one run of a program."""
+
+    cycles: float = 0.0  # of all instructions but kernels, one after the other
+    kernels: int = 0  # runs of kernels, which have a schedule of their own
+    kernel_flops: float = 0.0  # floating-point operations that those state
 
 
 class Program:
@@ -74,6 +84,16 @@ class Program:
             if instruction.opcode not in FREE and not instruction.opcode.endswith("-done"):
                 total += runs * self._traffic(self._computations[name], instruction)
         return total
+
+    def schedule(self) -> Schedule:
+        """The compiler's cycles, and the kernels that are not in them."""
+        cycles, kernels, flops = 0.0, 0, 0.0
+        for _, runs, _, instruction in self._visit(fused=False):
+            if instruction.attribute("custom_call_target") == KERNEL:
+                kernels += runs
+                flops += runs * program_text.number(instruction, "flops")
+            cycles += runs * program_text.number(instruction, "estimated_cycles")
+        return Schedule(cycles, kernels, flops)
 
     def unknown_loops(self) -> list[str]:
         """Loops that count as one run since the text does not tell how often they run."""

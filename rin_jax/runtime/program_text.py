@@ -40,6 +40,12 @@ class Instruction:
 Computation = dict[str, Instruction]
 
 
+def number(instruction: Instruction, name: str) -> int:
+    """What a `"name":"number"` in the attributes says; 0 without one."""
+    found = re.search(rf'"{name}":"(\d+)"', instruction.attributes)
+    return int(found.group(1)) if found else 0
+
+
 def branches(conditional: Instruction) -> list[str]:
     """The computations that a conditional chooses from."""
     if listed := re.search(r"branch_computations=\{([^}]*)\}", conditional.attributes):

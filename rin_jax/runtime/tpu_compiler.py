@@ -20,7 +20,7 @@ import jax
 from rin_jax import ConfigError
 from rin_jax.runtime import chips
 from rin_jax.runtime.chips import GIB, Chip
-from rin_jax.runtime.compiled_programs import Collective, Program
+from rin_jax.runtime.compiled_programs import Collective, Program, Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Compiled:
     temporary: float = 0.0  # bytes beside arguments and results
     collectives: tuple[Collective, ...] = ()  # what the chip sends
     traffic: float = 0.0  # bytes to and from memory
-    unknown_loops: tuple[str, ...] = ()  # loops that count as one run in the last two
+    schedule: Schedule = dataclasses.field(default_factory=Schedule)
+    unknown_loops: tuple[str, ...] = ()  # loops that count as one run in the last three
 
     def verdict(self) -> str:
         """What it needs of what there is."""
@@ -94,7 +95,7 @@ def compiled(
     return Compiled(
         fits=True, used=used, capacity=chip.hbm_bytes, temporary=memory.temp_size_in_bytes,
         collectives=tuple(text.collectives()), traffic=text.memory_traffic(),
-        unknown_loops=tuple(text.unknown_loops()),
+        schedule=text.schedule(), unknown_loops=tuple(text.unknown_loops()),
     )  # fmt: skip
 
 
@@ -133,6 +134,19 @@ def describe_times(
         f"{name}, roofline in ms: {parts}; {1e3 * best:.1f} if all overlap, {1e3 * worst:.1f} if "
         f"nothing does: {images / best:,.0f} to {images / worst:,.0f} images/s, "
         f"{100 * flops / best / peak:.0f} to {100 * flops / worst / peak:.0f} % of peak"
+    )
+
+
+def describe_schedule(result: Compiled, chip: Chip, images: float, flops: float) -> str:
+    """The time by the compiler's cycles, and the kernels' at the peak; `flops` as for the times."""
+    schedule = result.schedule
+    own, kernels = schedule.cycles / chip.clock, schedule.kernel_flops / chip.peak_flops
+    seconds = own + kernels
+    return (
+        f"by the compiler's cycles at {chip.clock / 1e9:.2f} GHz {1e3 * own:.1f} ms, and "
+        f"{schedule.kernels} runs of kernels, at least {1e3 * kernels:.1f} ms by their products: "
+        f"{1e3 * seconds:.1f} ms, {images / seconds:,.0f} images/s, "
+        f"{100 * flops / seconds / chip.peak_flops:.0f} % of peak"
     )
 
 

@@ -53,7 +53,10 @@ def make_errors(experiment: Experiment):
     rin, objective = experiment.rin, experiment.objective
 
     def errors(params, x, cond, draws, key):
-        passes = (training_denoiser(rin, params, key) for key in jax.random.split(key))
+        # the first pass gives latents alone and no gradient: nothing of it is to be kept for one
+        trees = jax.lax.stop_gradient(params), params
+        keys = jax.random.split(key)
+        passes = (training_denoiser(rin, *pair) for pair in zip(trees, keys, strict=True))
         return objective.errors(*passes, conditioning.drop, x, cond, draws)
 
     return errors

@@ -21,7 +21,8 @@ def report():
         train__batch_size=BATCH,
         diffusion__self_cond_rate=1.0,
     )
-    figures = step.run(experiment, matmul_sides=(32, 64), repetitions=2, warmup=1)
+    sides = (32, 64)
+    figures = step.run(experiment, sides, parts=step.PARTS, repetitions=2, warmup=1)
     return figures | {"forward": forward_flops(experiment.rin)}
 
 

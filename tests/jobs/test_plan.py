@@ -14,11 +14,12 @@ from rin_jax.jobs import plan
 from rin_jax.network import cost
 from rin_jax.runtime import sharding
 from rin_jax.runtime.chips import GIB, Chip
+from rin_jax.runtime.compiled_programs import Schedule
 from rin_jax.runtime.tpu_compiler import Compiled
 from rin_jax.sampling.weights import abstract_params
 from tests import tiny
 
-SLOW_CHIP = Chip("slow", ("slow",), 100.0, 1000.0, 50.0, 10.0, 2.0)
+SLOW_CHIP = Chip("slow", ("slow",), 100.0, 1000.0, 50.0, 10.0, 2.0, 20.0)
 
 
 def search(needs: dict[str, float], **changes) -> str:
@@ -96,7 +97,7 @@ def test_guidance_takes_a_second_pass():
     forward = cost.forward_flops(plain.rin)
     assert plan.sampling_flops(plain) == 7 * forward
     assert plan.sampling_flops(guided) == 2 * 7 * forward
-    compiled = Compiled(True, 1, 2, traffic=1.0)
+    compiled = Compiled(True, 1, 2, traffic=1.0, schedule=Schedule(100.0))
     mesh = sharding.make_mesh(4, 1, 1, jax.devices()[:4])
     text = plan.describe_sampler(guided, mesh, compiled, SLOW_CHIP, images=8)
     seconds = 2 * 2 * 7 * forward / SLOW_CHIP.peak_flops  # two images a device
@@ -107,7 +108,8 @@ def test_a_steps_time_is_that_of_its_share_of_the_batch():
     """On four devices four images each; work that is done twice takes time but is not useful."""
     experiment = tiny.experiment(model__remat="full", diffusion__self_cond_rate=0.9)
     mesh = sharding.make_mesh(4, 1, 1, jax.devices()[:4])
-    text = plan.describe_step(experiment, mesh, Compiled(True, 1, 2), SLOW_CHIP)
+    compiled = Compiled(True, 1, 2, schedule=Schedule(100.0))
+    text = plan.describe_step(experiment, mesh, compiled, SLOW_CHIP)
     useful = 4 * 4 * cost.forward_flops(experiment.rin)
     done = useful + 4 * cost.recomputed_flops(experiment.rin)
     assert f"compute {1e3 * done / SLOW_CHIP.peak_flops:.1f}" in text

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rin_jax.network.attention import plain, split
 from rin_jax.network.attention_maps import apply_with_reads
 from rin_jax.network.layers import attention_weights
 from rin_jax.network.tokenizer import patchify, unpatchify
@@ -24,12 +25,12 @@ CASES = {
 
 def test_weights_are_those_that_attention_applies():
     rng = np.random.default_rng(0)
-    query, key, value = (jnp.float32(rng.normal(size=(2, n, 3, 4))) for n in (5, 7, 7))
-    weights = attention_weights(query, key)
+    query, key, value = (jnp.float32(rng.normal(size=(2, n, 3 * 4))) for n in (5, 7, 7))
+    weights = attention_weights(query, key, 3)
     np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-6)
     np.testing.assert_allclose(
-        jnp.einsum("bhqs,bshk->bqhk", weights, value),
-        jax.nn.dot_product_attention(query, key, value),
+        jnp.einsum("bhqs,bshk->bqhk", weights, split(value, 3)).reshape(query.shape),
+        plain(query, key, value, 3),
         rtol=1e-5,
         atol=1e-6,
     )

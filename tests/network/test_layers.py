@@ -131,8 +131,8 @@ def test_scanned_layers_draw_their_own_dropout():
 @pytest.mark.parametrize(
     ("module", "shape", "limit"),
     [
-        (layers.HeadProjection((8, 16), jnp.float32), (1, 1, 128), 0.0442),
-        (layers.HeadProjection((128,), jnp.float32), (1, 1, 8, 16), 0.0722),
+        (layers.HeadProjection((128,), (8, 16), jnp.float32), (1, 1, 128), 0.0442),
+        (layers.HeadProjection((8, 16), (128,), jnp.float32), (1, 1, 128), 0.0722),
     ],
 )
 def test_projections_count_leading_axes_as_receptive_field(module, shape, limit):

@@ -7,7 +7,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rin_jax.runtime import sharding
-from rin_jax.runtime.compiled_programs import Program
+from rin_jax.runtime.compiled_programs import Program, Schedule
 from rin_jax.sampling.weights import abstract_params
 from rin_jax.training.step import make_loss
 from tests import tiny
@@ -289,6 +289,24 @@ def test_each_loop_over_one_body_counts():
         '{"known_trip_count":{"n":"5"}}',
     ).removeprefix("HloModule m\n\n")
     assert sorted(c.runs for c in Program(text, 2).collectives()) == [3, 5]
+
+
+def test_cycles_and_kernels_of_a_loop_count_as_often_as_it_runs():
+    text = """HloModule m
+%body (p: f32[64,128]) -> f32[64,128] {
+  %p = f32[64,128]{1,0} parameter(0)
+  %n = f32[64,128]{1,0} negate(%p), backend_config={"estimated_cycles":"70"}
+  ROOT %r = f32[64,128]{1,0} custom-call(%n), custom_call_target="tpu_custom_call", \
+backend_config={"custom_call_config":{"cost_estimate":{"flops":"1000"}}}
+}
+
+""" + text_of(
+        "%x = f32[64,128]{1,0} parameter(0)",
+        '%y = f32[64,128]{1,0} copy(%x), backend_config={"estimated_cycles":"5"}',
+        "ROOT %three = f32[64,128]{1,0} while(%y), condition=%c, body=%body, backend_config="
+        '{"known_trip_count":{"n":"3"}}',
+    ).removeprefix("HloModule m\n\n")
+    assert Program(text, 1).schedule() == Schedule(cycles=215, kernels=3, kernel_flops=3000)
 
 
 def test_a_collective_inside_an_asynchronous_computation_counts():

@@ -11,10 +11,10 @@ import pytest
 from rin_jax import ConfigError
 from rin_jax.runtime import chips, tpu_compiler
 from rin_jax.runtime.chips import GIB, Chip
-from rin_jax.runtime.compiled_programs import Collective, Program
+from rin_jax.runtime.compiled_programs import Collective, Program, Schedule
 from rin_jax.runtime.tpu_compiler import Compiled
 
-CHIP = Chip("slow", ("slow",), 100.0, 1000.0, 50.0, 10.0, 2.0)
+CHIP = Chip("slow", ("slow",), 100.0, 1000.0, 50.0, 10.0, 2.0, 20.0)
 
 
 def test_a_donated_array_is_counted_once():
@@ -121,6 +121,20 @@ def test_the_roofline_is_what_it_says():
     assert seconds == {"compute": 7.0, "memory": 4.0, "links": 3.0, "between slices": 5.0}
     text = tpu_compiler.describe_times("step", seconds, images=38, flops=350.0, peak=100.0)
     assert "7000.0 if all overlap, 19000.0 if nothing does: 5 to 2 images/s, 50 to 18 %" in text
+
+
+def test_cycles_and_kernels_follow_each_other():
+    result = Compiled(True, 500, 1000, schedule=Schedule(40.0, 3, 200.0))
+    text = tpu_compiler.describe_schedule(result, CHIP, images=38, flops=200.0)
+    assert "2000.0 ms, and 3 runs of kernels, at least 2000.0 ms" in text
+    assert text.endswith("4000.0 ms, 10 images/s, 50 % of peak")
+
+
+def test_a_tpu_multiplies_at_its_peak():
+    for chip in chips.CHIPS:
+        if chip.topologies:  # a whole number of matrix units of side 128
+            units = chip.peak_flops / chip.clock / (2 * 128**2)
+            assert abs(units / round(units) - 1) < 0.01, chip.name
 
 
 def test_an_unknown_network_is_not_a_fast_one():

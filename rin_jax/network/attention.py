@@ -1,0 +1,73 @@
+"""Attention of heads, in the form that suits the device and the shapes.
+
+    O = softmax(Q K^T / sqrt(K)) V        softmax in float32 in every form
+
+The plain form serves every device, and is the only one in float32 or where the batch is symbolic
+(exports). In bfloat16 a GPU has cuDNN's kernels and a TPU those of `flat_attention.py`, which keep
+the scores out of the device's memory. Each program takes the form of the platform that it is
+lowered for.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.sharding import PartitionSpec
+
+from rin_jax.network import flat_attention
+
+Array = jax.Array
+
+HEADS = ("batch", "tokens", "heads")  # logical axes of heads that lie side by side, [B, T, H K]
+
+
+def attend(query: Array, key: Array, value: Array, heads: int) -> Array:
+    """Attention of query [B, Q, H K] to key and value [B, S, H K]: [B, Q, H K]."""
+    forms = {}
+    if query.dtype == jnp.bfloat16 and isinstance(query.shape[0], int):
+        width = query.shape[-1] // heads
+        spec, parts = placement()
+        if flat_attention.fits(query.shape, key.shape, heads, *parts):
+            forms["tpu"] = functools.partial(flat, heads=heads // parts[1], spec=spec)
+        if jax.default_backend() == "gpu" and width % 8 == 0 and width <= 128:
+            forms["cuda"] = functools.partial(plain, heads=heads, implementation="cudnn")
+    every = functools.partial(plain, heads=heads)
+    if not forms:
+        return every(query, key, value)
+    return jax.lax.platform_dependent(query, key, value, **forms, default=every)
+
+
+def split(x: Array, heads: int) -> Array:
+    """[B, T, H K] as [B, T, H, K]."""
+    return x.reshape(*x.shape[:2], heads, -1)
+
+
+def plain(query: Array, key: Array, value: Array, heads: int, implementation: str = "xla") -> Array:
+    """JAX's own attention, by XLA's products or by cuDNN's kernels."""
+    arrays = (split(x, heads) for x in (query, key, value))
+    out = jax.nn.dot_product_attention(*arrays, implementation=implementation)
+    return out.reshape(query.shape)
+
+
+def flat(query: Array, key: Array, value: Array, heads: int, spec: PartitionSpec | None) -> Array:
+    """The kernels of `flat_attention.py`; under a mesh each device has `heads` of its own."""
+    kernels = functools.partial(flat_attention.attention, heads=heads)
+    if spec is not None:
+        kernels = jax.shard_map(kernels, in_specs=spec, out_specs=spec, check_vma=False)
+    return kernels(query, key, value)
+
+
+def placement() -> tuple[PartitionSpec | None, tuple[int, int]]:
+    """How [B, T, H K] lies on the mesh that the program is traced for, and in how many parts.
+
+    The parts are those of B and of H.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return None, (1, 1)
+    spec = nn.logical_to_mesh_axes(HEADS)
+    names = [(axis,) if isinstance(axis, str) else axis or () for axis in spec]
+    examples, _, heads = (math.prod(mesh.shape[name] for name in axis) for axis in names)
+    return spec, (examples, heads)
