@@ -21,6 +21,7 @@ gradients, and most examples have nothing to go by but the given frames; and Muo
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 from configs import digits
 
@@ -79,7 +80,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.train.sample_every_steps = 1000
 
     config.ema.power_lengths = ()
-    config.ema.snapshot_every_steps = None
+    config.ema.snapshot_every_steps = config_dict.placeholder(int)
 
     config.evaluation.num_samples = 2048
     config.evaluation.networks = ()  # while it trains; docs/evaluation.md has FVD
@@ -93,7 +94,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         digits.shrink(config)
         shrink_clips(config)
         config.model.video.patch_frames = 2
-        config.ema.snapshot_every_steps = None
+        config.ema.snapshot_every_steps = config_dict.placeholder(int)
     return config
 
 
