@@ -351,7 +351,7 @@ def test_the_description_counts(data_dir):
     count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
     assert "tokens: 4 interface, 6 latents" in text
     assert "FLOPs per image" in text
-    rows = [line.split() for line in text.splitlines() if line.endswith("% |")]
+    rows = [line.split() for line in text.splitlines() if line.startswith("|") and "%" in line]
     sizes = {name: int(size.replace(",", "")) for _, name, _, size, *_ in rows}
     assert sizes.pop("all") == sum(sizes.values()) == count
     compute = params["blocks_0"]["compute"]
