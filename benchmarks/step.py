@@ -9,6 +9,7 @@ matrix product. README.md in this folder says how to read it.
 
 import argparse
 import datetime
+import functools
 import json
 import os
 import platform
@@ -345,8 +346,8 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, help="compute dtype instead of the size's own")
     parser.add_argument("--remat", help="none, full or dots instead of the size's own")
     parser.add_argument(
-        "--attention", choices=("device", "plain"), default="device",
-        help="the form that suits the device, or the plain one; default device",
+        "--attention", choices=("device", "xla", "cudnn"), default="device",
+        help="the form of the code, or one of jax.nn.dot_product_attention; default device",
     )  # fmt: skip
     parser.add_argument(
         "--parts", nargs="+", choices=PARTS, default=PARTS, help="what is timed; default all"
@@ -361,8 +362,8 @@ def main() -> None:
         experiment = make_experiment(make_config(args.size, args.batch, args.dtype, args.remat))
     except ConfigError as error:
         parser.error(str(error))
-    if args.attention == "plain":
-        layers.attend = attention.plain
+    if args.attention != "device":
+        layers.attend = functools.partial(attention.plain, implementation=args.attention)
     kind = "cpu" if jax.default_backend() == "cpu" else "accelerator"
     command = (
         f"python -m benchmarks.step --size={args.size} "

@@ -3,9 +3,8 @@
     O = softmax(Q K^T / sqrt(K)) V        softmax in float32 in every form
 
 The plain form serves every device, and is the only one in float32 or where the batch is symbolic
-(exports). In bfloat16 a GPU has cuDNN's kernels and a TPU those of `flat_attention.py`, which keep
-the scores out of the device's memory. Each program takes the form of the platform that it is
-lowered for.
+(exports). In bfloat16 a TPU has the kernels of `flat_attention.py`, which keep the scores out of
+the device's memory. Each program takes the form of the platform that it is lowered for.
 """
 
 import functools
@@ -25,18 +24,14 @@ HEADS = ("batch", "tokens", "heads")  # logical axes of heads that lie side by s
 
 def attend(query: Array, key: Array, value: Array, heads: int) -> Array:
     """Attention of query [B, Q, H K] to key and value [B, S, H K]: [B, Q, H K]."""
-    forms = {}
-    if query.dtype == jnp.bfloat16 and isinstance(query.shape[0], int):
-        width = query.shape[-1] // heads
-        spec, parts = placement()
-        if flat_attention.fits(query.shape, key.shape, heads, *parts):
-            forms["tpu"] = functools.partial(flat, heads=heads // parts[1], spec=spec)
-        if jax.default_backend() == "gpu" and width % 8 == 0 and width <= 128:
-            forms["cuda"] = functools.partial(plain, heads=heads, implementation="cudnn")
     every = functools.partial(plain, heads=heads)
-    if not forms:
+    if query.dtype != jnp.bfloat16 or not isinstance(query.shape[0], int):
         return every(query, key, value)
-    return jax.lax.platform_dependent(query, key, value, **forms, default=every)
+    spec, parts = placement()
+    if not flat_attention.fits(query.shape, key.shape, heads, *parts):
+        return every(query, key, value)
+    on_tpu = functools.partial(flat, heads=heads // parts[1], spec=spec)
+    return jax.lax.platform_dependent(query, key, value, tpu=on_tpu, default=every)
 
 
 def split(x: Array, heads: int) -> Array:
@@ -45,7 +40,7 @@ def split(x: Array, heads: int) -> Array:
 
 
 def plain(query: Array, key: Array, value: Array, heads: int, implementation: str = "xla") -> Array:
-    """JAX's own attention, by XLA's products or by cuDNN's kernels."""
+    """JAX's own attention, by XLA's products; "cudnn": by cuDNN's kernels, on a GPU in bfloat16."""
     arrays = (split(x, heads) for x in (query, key, value))
     out = jax.nn.dot_product_attention(*arrays, implementation=implementation)
     return out.reshape(query.shape)
