@@ -106,5 +106,6 @@ def shrink_clips(config: ml_collections.ConfigDict) -> None:
     config.data.channels = 1
     config.data.clip.frames = 4
     config.data.clip.cond_frames = 2
+    config.evaluation.real_samples = 40
     config.sampler.images_per_device = 4
     config.train.batch_size = 8

@@ -25,6 +25,7 @@ import pytest
 from absl import flags
 
 from rin_jax import main
+from rin_jax.data import moving_digits
 from rin_jax.evaluation import classifier
 from rin_jax.experiment import make_experiment
 from rin_jax.runtime import chips, preemption, sharding
@@ -206,6 +207,7 @@ def demo(tmp_path_factory):
         patch.setattr(preemption.Watch, "listen", lambda self: None)  # signals are the tests'
         for name, value in {"EPOCHS": 1, "FEWEST_STEPS": 20, "WARMUP": 5}.items():
             patch.setattr(classifier, name, value)  # it need not be good
+        patch.setattr(moving_digits, "CLIPS", {"train": 100, "test": 50})  # rendered at first use
         for words in commands(recipe.replace("$(BIN)/", "")):
             run(words, patch)
         yield folder
