@@ -37,10 +37,16 @@ def mesh():
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory, experiment, mesh):
+def states(experiment, mesh):
+    """A state at each of STEPS."""
+    return {step: state_at(experiment, mesh, step) for step in STEPS}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, experiment, states):
     """A workdir with a checkpoint of each of STEPS."""
     workdir = tmp_path_factory.mktemp("saved")
-    tiny.save(workdir, experiment, {step: state_at(experiment, mesh, step) for step in STEPS})
+    tiny.save(workdir, experiment, states)
     return workdir
 
 
@@ -116,18 +122,18 @@ def assert_equal(state, expected):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(expected))
 
 
-def test_the_newest_is_restored_with_its_facts(experiment, mesh, saved):
+def test_the_newest_is_restored_with_its_facts(experiment, mesh, saved, states):
     state, known = resumed(experiment, mesh, saved)
-    assert_equal(state, state_at(experiment, mesh, 6))
+    assert_equal(state, states[6])
     assert known["images_read"] == 96
     assert not (saved / "damaged").exists()
 
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
-def test_damage_is_skipped_said_and_moved_aside(experiment, mesh, workdir, capsys, damage):
+def test_damage_is_skipped_said_and_moved_aside(experiment, mesh, workdir, capsys, damage, states):
     damage(workdir / "checkpoints" / "6")
     state, known = resumed(experiment, mesh, workdir)
-    assert_equal(state, state_at(experiment, mesh, 4))
+    assert_equal(state, states[4])
     assert known["images_read"] == 64
     printed = capsys.readouterr().out
     assert "checkpoint 6 is damaged: its" in printed or "checkpoint 6 is damaged: it" in printed
@@ -135,14 +141,14 @@ def test_damage_is_skipped_said_and_moved_aside(experiment, mesh, workdir, capsy
     assert [path.name for path in (workdir / "damaged").iterdir()] == ["6-0"]
     assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"2", "4"}
     keep_two = Policy(every_steps=1, keep=2, keep_every_steps=None, keep_best=0)
-    tiny.save(workdir, experiment, {6: state_at(experiment, mesh, 6)}, keep_two)  # nothing is there
-    assert_equal(resumed(experiment, mesh, workdir)[0], state_at(experiment, mesh, 6))
+    tiny.save(workdir, experiment, {6: states[6]}, keep_two)  # nothing is there
+    assert_equal(resumed(experiment, mesh, workdir)[0], states[6])
 
 
-def test_flipped_bits_never_reach_the_parameters(experiment, mesh, saved, tmp_path):
+def test_flipped_bits_never_reach_the_parameters(experiment, mesh, saved, tmp_path, states):
     """Wherever a bit is flipped, a load fails or gives what was saved."""
     abstract = {"params": abstract_params(experiment.rin, mesh)}
-    expected = state_at(experiment, mesh, 6).params
+    expected = states[6].params
     rng = np.random.default_rng(0)
     noticed = 0
     for number in range(12):  # each in a new folder: files that were read are cached
@@ -160,11 +166,11 @@ def test_flipped_bits_never_reach_the_parameters(experiment, mesh, saved, tmp_pa
     assert noticed >= 8
 
 
-def test_two_damaged_are_both_skipped(experiment, mesh, workdir):
+def test_two_damaged_are_both_skipped(experiment, mesh, workdir, states):
     truncate(workdir / "checkpoints" / "6")
     cut_metadata(workdir / "checkpoints" / "4")
     state, _ = resumed(experiment, mesh, workdir)
-    assert_equal(state, state_at(experiment, mesh, 2))
+    assert_equal(state, states[2])
     assert {path.name for path in (workdir / "damaged").iterdir()} == {"6-0", "4-0"}
 
 
@@ -178,27 +184,27 @@ def test_none_usable_is_an_error_and_moves_nothing(experiment, mesh, workdir, da
     assert len(list((workdir / "checkpoints").iterdir())) == 3
 
 
-def test_a_save_that_was_cut_off_does_not_count(experiment, mesh, workdir):
+def test_a_save_that_was_cut_off_does_not_count(experiment, mesh, workdir, states):
     folder = checkpoints.folder(str(workdir))
     (folder / "6").rename(folder / "6.orbax-checkpoint-tmp")
-    assert_equal(resumed(experiment, mesh, workdir)[0], state_at(experiment, mesh, 4))
-    tiny.save(workdir, experiment, {6: state_at(experiment, mesh, 6)})  # clears it away
+    assert_equal(resumed(experiment, mesh, workdir)[0], states[4])
+    tiny.save(workdir, experiment, {6: states[6]})  # clears it away
     assert {path.name for path in folder.iterdir()} == {"2", "4", "6"}
-    assert_equal(resumed(experiment, mesh, workdir)[0], state_at(experiment, mesh, 6))
+    assert_equal(resumed(experiment, mesh, workdir)[0], states[6])
 
 
 def test_samples_come_from_the_newest_good_one_and_move_nothing(
-    experiment, mesh, workdir, capsys
+    experiment, mesh, workdir, capsys, states
 ):
     flip = largest(workdir / "checkpoints" / "6" / "ema_power_0.1")
     flip.write_bytes(flip.read_bytes()[:100])
     step, name, params = load_ema(experiment, mesh, str(workdir))
     assert (step, name) == (6, "decay_0.9")  # its own files are good
-    assert_equal(params, state_at(experiment, mesh, 6).emas["decay_0.9"])
+    assert_equal(params, states[6].emas["decay_0.9"])
     step, _, params = load_ema(experiment, mesh, str(workdir), "power_0.1")
     assert step == 4
     assert "checkpoint 6 is damaged" in capsys.readouterr().out
-    assert_equal(params, state_at(experiment, mesh, 4).emas["power_0.1"])
+    assert_equal(params, states[4].emas["power_0.1"])
     assert not (workdir / "damaged").exists()
 
 
@@ -214,32 +220,32 @@ def test_an_average_that_was_not_kept(experiment, mesh, saved):
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (1, 4, 1), (1, 8, 1), (2, 2, 2)])
-def test_on_other_devices(experiment, mesh, saved, monkeypatch, shape):
+def test_on_other_devices(experiment, mesh, saved, monkeypatch, shape, states):
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 2)
     count = int(np.prod(shape))
     other = sharding.make_mesh(*shape, jax.devices()[:count])
     state, _ = resumed(experiment, other, saved)
-    assert_equal(state, state_at(experiment, mesh, 6))
+    assert_equal(state, states[6])
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(experiment, other))
     assert jax.tree.map(lambda leaf: leaf.sharding, state) == places
     if shape[1] > 1:
         assert not all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.params))
 
 
-def test_eight_devices_to_one(experiment, mesh, tmp_path, monkeypatch):
+def test_eight_devices_to_one(experiment, mesh, tmp_path, monkeypatch, states):
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 2)
     eight = sharding.make_mesh(2, 2, 2)
     tiny.save(tmp_path, experiment, {4: state_at(experiment, eight, 4)})
-    assert_equal(resumed(experiment, mesh, tmp_path)[0], state_at(experiment, mesh, 4))
+    assert_equal(resumed(experiment, mesh, tmp_path)[0], states[4])
 
 
-def test_other_classes_and_another_size(experiment, mesh, saved, capsys):
+def test_other_classes_and_another_size(experiment, mesh, saved, capsys, states):
     changed = tiny.experiment(
         data__num_classes=12, data__image_size=16, train__init_from=str(saved)
     )
     beginning = resume.find_beginning(changed)
     state = resume.begin(changed, mesh, beginning)
-    given = state_at(experiment, mesh, 6).params
+    given = states[6].params
     np.testing.assert_array_equal(state.params["stem"]["kernel"], given["stem"]["kernel"])
     assert state.params["label"]["kernel"].shape == (12, 16)
     table, old = state.params["stem"]["positions"]["table"], given["stem"]["positions"]["table"]
@@ -289,8 +295,8 @@ def test_the_metadata_is_that_of_the_moment_of_the_save(experiment, mesh, tmp_pa
     assert not damaged
 
 
-def test_what_is_kept(experiment, mesh, tmp_path):
-    parts = {"params": state_at(experiment, mesh, 2).params}
+def test_what_is_kept(experiment, mesh, tmp_path, states):
+    parts = {"params": states[2].params}
     losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: 9.0, 5: 8.0, 6: 7.0}
     folder = checkpoints.folder(str(tmp_path))
     with checkpoints.Checkpoints(folder, Policy(1, 2, 3, 1)) as saver:
