@@ -20,7 +20,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from rin_jax import ConfigError
+from rin_jax import ConfigError, __version__
 from rin_jax.checkpointing.restore import find_checkpoints
 from rin_jax.configuration import stored
 from rin_jax.data.source import Source, open_source
@@ -38,7 +38,7 @@ from rin_jax.sampling.conditions import make_conditions, source_of
 from rin_jax.sampling.generate import describe_images, guide_experiment, make_device_sampler
 from rin_jax.sampling.weights import load_ema
 
-PACKAGES = "rin-jax", "jax", "jaxlib", "flax", "numpy"
+PACKAGES = "jax", "jaxlib", "flax", "numpy"
 
 
 def evaluate(
@@ -140,9 +140,9 @@ def of_model(
         model = load(export, experiment)
         step, name, params, mesh = model.step, model.ema, model.params, model.mesh
     evaluation, seed, known = experiment.evaluation, experiment.seed, experiment.rin.num_classes
-    histogram = next(iter(real.values())).histogram
+    histograms = [x.histogram[:known] for x in real.values()] or [None]
     labels = label_rules.by_rule(
-        evaluation.labels, evaluation.num_samples, known, seed, histogram[:known]
+        evaluation.labels, evaluation.num_samples, known, seed, histograms[0]
     )
     conditions = make_conditions(experiment, labels, source)
     images = make_device_sampler(experiment, mesh, seed)(params, conditions)
@@ -180,7 +180,8 @@ def make_record(figures: Mapping[str, float], description: Mapping[str, Any]) ->
     """Figures with all that they depend on, the versions, the device and the date."""
     return {
         "figures": dict(figures), **description,
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": {"rin-jax": __version__}
+        | {name: importlib.metadata.version(name) for name in PACKAGES},
         "device": jax.devices()[0].device_kind,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
     }  # fmt: skip

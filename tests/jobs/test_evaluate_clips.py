@@ -82,6 +82,12 @@ def workdir(evaluated, tmp_path):
     return tmp_path / "run"
 
 
+def test_frames_are_measured_without_a_network(evaluated, workdir, data_dir):
+    alone = config(data_dir, evaluation__networks=(), evaluation__measures=("psnr", "ssim"))
+    record = evaluate.evaluate(alone, str(workdir))
+    assert record["figures"] == {name: evaluated[1]["figures"][name] for name in OF_FRAMES}
+
+
 def test_the_record_says_which_clips_and_frames_are_compared(evaluated):
     _, record = evaluated
     assert set(record["figures"]) == {"classifier/frechet", "classifier/agreement"} | OF_FRAMES
