@@ -226,6 +226,8 @@ def run(words: list[str], monkeypatch) -> None:
     ]
     if any(word.startswith("--num=") for word in arguments):
         arguments.append("--num=20")
+    if any(word.startswith("--config.evaluation.num_samples=") for word in arguments):
+        arguments.append("--config.evaluation.num_samples=20")
     if "--mode=prepare" in arguments:  # two documents prepare the same folder, a reader does once
         for prepared in Path("tfds").glob("animals_*"):
             shutil.rmtree(prepared)
