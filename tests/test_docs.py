@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 from absl import flags
 
+from docs import rin_picture
 from rin_jax import main
 from rin_jax.data import moving_digits
 from rin_jax.evaluation import classifier
@@ -257,6 +258,10 @@ def test_a_run_writes_what_the_table_says(demo):
     for name in names:
         assert list((demo / "runs" / "digits").glob(name.replace("STEP", "*"))), name
     assert json.loads((demo / "runs" / "digits" / "config.json").read_text())
+
+
+def test_the_picture_is_the_one_that_its_script_draws():
+    assert (ROOT / "docs" / "rin.svg").read_text() == rin_picture.picture()
 
 
 @each_document
