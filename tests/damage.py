@@ -320,7 +320,7 @@ class Judge:
     def _same_curves(self, workdir: Path) -> bool:
         """Whether no line is missing; each that is there is the undisturbed run's."""
         ours, theirs = (
-            {line["step"]: {k: v for k, v in line.items() if not k.startswith(("images", "time_"))}
+            {line["step"]: {k: v for k, v in line.items() if not k.startswith("time/")}
              for line in map(json.loads, (place / "metrics.jsonl").read_text().splitlines())}
             for place in (workdir, self.expected)
         )  # fmt: skip
