@@ -7,6 +7,7 @@ import contextlib
 import re
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -264,5 +265,19 @@ def run(mode: str, watch) -> None:
     job(CONFIG.value, *(flag.value for flag in READS[mode]), *heard)
 
 
+def start() -> None:
+    """Runs the command. One that failed ends at once, whatever threads libraries have left."""
+    from rin_jax.runtime import exits
+
+    try:
+        app.run(main, flags_parser=parse)
+    except SystemExit as end:
+        if not end.code:
+            raise
+        exits.exit_now(end.code, "")
+    except Exception:
+        exits.exit_now(1, traceback.format_exc())
+
+
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    start()

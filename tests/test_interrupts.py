@@ -47,7 +47,7 @@ def test_a_run_that_is_interrupted_saves_its_step(tmp_path):
             "ema.snapshot_every_steps")  # fmt: skip
     process = start(tmp_path, *(f"--config.{field}=100000" for field in rare))
     for line in process.stdout:
-        if found := re.match(r"step (\d+)/", line):
+        if found := re.search(r"  step +(\d+)/", line):
             break
     process.send_signal(signal.SIGINT)
     out, errors = process.communicate(timeout=30)
@@ -57,3 +57,20 @@ def test_a_run_that_is_interrupted_saves_its_step(tmp_path):
     (saved,) = (tmp_path / "checkpoints").iterdir()
     assert int(saved.name) >= int(found[1])
     assert (tmp_path / "lock.json").read_text() == ""
+
+
+def test_an_error_ends_the_command_although_a_thread_waits():
+    """As Orbax leaves some where it fails to save to a bucket."""
+    code = (
+        "import sys, threading; from rin_jax import main\n"
+        "def fail(*_):\n"
+        "    threading.Thread(target=threading.Event().wait).start()\n"
+        "    raise RuntimeError('the bucket is gone')\n"
+        "main.run = fail; sys.argv[1:] = ['--config=configs/digits.py:tiny', '--mode=plan']\n"
+        "main.start()"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 1, ended.stderr
+    assert ended.stderr.endswith("RuntimeError: the bucket is gone\n")

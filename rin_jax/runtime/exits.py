@@ -36,8 +36,12 @@ def write_error(text: str) -> None:
 
 
 def exit_now(code: int, text: str) -> NoReturn:
-    """Ends this process at once: an orderly exit would wait for processes that are gone."""
+    """Ends this process at once: an orderly exit would wait for processes that are gone.
+
+    Or for threads: where Orbax fails to save to a bucket, it leaves some that wait for minutes.
+    """
     with contextlib.suppress(OSError):
         sys.stdout.flush()
+        sys.stderr.flush()
     write_error(text)
     os._exit(code)

@@ -30,8 +30,6 @@ jax.config.update("jax_compilation_cache_dir", os.environ["POD_CACHE"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 if __name__ == "__main__":
-    from absl import app
-
     from rin_jax import main
 
-    app.run(main.main, flags_parser=main.parse)
+    main.start()
