@@ -222,7 +222,7 @@ def test_two_prepare_together_without_tensorflow(tmp_path, name, size, clip, sha
     """)
     subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, timeout=60, check=True)
     assert not list(tmp_path.glob("*/*incomplete*"))
-    assert len(list(tmp_path.glob(f"{name}*/1.0.0/dataset_info.json"))) == 1
+    assert len(list(tmp_path.glob(f"{name}*/*/dataset_info.json"))) == 1
 
 
 def copied(digits_dir, tmp_path):

@@ -206,12 +206,19 @@ DEAF = """
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's mutex")
 
 
+def heard() -> None:
+    """Signals have their ordinary effect, though whoever runs the tests may ignore them."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def deaf(phase="contextlib.nullcontext()", trap=":") -> subprocess.Popen:
     """A process that has come to that call, started by a shell after the command `trap`."""
     code = textwrap.dedent(DEAF).format(phase=phase)
     process = subprocess.Popen(
         ["sh", "-c", f'{trap}; exec "$@"', "sh", sys.executable, "-c", code],
         cwd=ROOT, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=heard,
     )  # fmt: skip
     assert process.stdout.readline() == "deaf\n"
     return process
