@@ -1,4 +1,6 @@
-"""Writes docs/configuration.md from what the code says of each field: python -m docs.configuration.
+"""Writes docs/configuration.md from what the code says of each field.
+
+    python -m docs.configuration
 """
 
 from pathlib import Path

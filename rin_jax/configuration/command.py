@@ -11,8 +11,8 @@ from etils import epath
 from ml_collections import config_flags
 
 from rin_jax import ConfigError
+from rin_jax.configuration import STORED
 
-STORED = "config.json"  # of a workdir or an export
 READER = Path(__file__).with_name("from_run.py")
 
 

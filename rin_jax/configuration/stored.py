@@ -10,12 +10,11 @@ import ml_collections
 from etils import epath
 
 from rin_jax import ConfigError
+from rin_jax.configuration import STORED
 from rin_jax.diffusion.process import Process
 from rin_jax.experiment import Experiment, fields_of
 from rin_jax.network.rin import RIN
 from rin_jax.runtime import console, files
-
-CONFIG = "config.json"  # of a workdir
 
 # Attributes of the network that may change while its weights are used.
 NOT_ARCHITECTURE = "remat", "dtype", "dropout", "attention_dropout", "drop_path", "conv_dropout"
@@ -86,14 +85,8 @@ def check_architecture(experiment: Experiment, saved: Mapping[str, Any], where: 
 
 def store(experiment: Experiment, workdir: str) -> None:
     """Writes WORKDIR/config.json, as a whole or not at all."""
-    path = epath.Path(workdir) / CONFIG
     text = json.dumps(experiment.config.to_dict(), indent=2) + "\n"
-    if files.is_bucket(path):  # where every file is written as a whole
-        path.write_text(text)
-    else:
-        draft = path.with_name(f"{CONFIG}.new")
-        draft.write_text(text)
-        draft.replace(path)
+    files.write_whole(epath.Path(workdir) / STORED, text.encode())
 
 
 def read(path: epath.PathLike) -> dict[str, Any]:
@@ -122,7 +115,7 @@ def read(path: epath.PathLike) -> dict[str, Any]:
 
 def say_differences(experiment: Experiment, workdir: str) -> None:
     """Says which fields are not those that a run has stored in `workdir`, if one has."""
-    path = epath.Path(workdir) / CONFIG
+    path = epath.Path(workdir) / STORED
     if path.exists():
         with contextlib.suppress(ConfigError):  # it is damaged, and nothing needs it
             say_changes(experiment, read(path), str(path))

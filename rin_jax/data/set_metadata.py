@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 
 from rin_jax.data.dataset import Clip
 from rin_jax.data.originals import FolderOriginal, TfdsOriginal
+from rin_jax.runtime import files
 
 Original = TfdsOriginal | FolderOriginal
 
@@ -93,15 +94,16 @@ def publish(
     folder.mkdir(parents=True, exist_ok=True)
     for path in staging.glob("*.array_record-*-of-?????"):
         path.rename(folder / path.name)
-    write_whole(folder / f"report-{original.split}.json", json.dumps(report, indent=2))
+    path, text = folder / f"report-{original.split}.json", json.dumps(report, indent=2)
+    files.write_whole(path, text.encode())
     template = tfds.core.ShardedFileTemplate(
         folder, dataset_name=folder.parent.name, filetype_suffix="array_record"
     )
     splits = []
     for path in sorted(folder.glob("report-*.json")):
         one = json.loads(path.read_text())
-        files = template.replace(split=one["split"])
-        splits.append(tfds.core.SplitInfo(one["split"], one["shard_lengths"], one["bytes"], files))
+        names = template.replace(split=one["split"])
+        splits.append(tfds.core.SplitInfo(one["split"], one["shard_lengths"], one["bytes"], names))
     resized = "antialiased bicubic" if stored.clip is None else "area"
     tfds.folder_dataset.write_metadata(
         data_dir=folder,
@@ -112,10 +114,3 @@ def publish(
         description=f"{original.name} at {stored.image_size} pixels: the largest central square "
         f"of each image, resized ({resized}).",
     )
-
-
-def write_whole(path: pathlib.Path, text: str) -> None:
-    """Writes a file that is there as a whole or not at all."""
-    draft = path.with_name(f"{path.name}.draft")
-    draft.write_text(text)
-    draft.rename(path)

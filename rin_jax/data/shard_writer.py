@@ -36,8 +36,8 @@ from rin_jax.data.set_metadata import (
     make_features,
     make_report,
     publish,
-    write_whole,
 )
+from rin_jax.runtime import files
 
 FORMAT = 1  # of the records; a split that was begun in another format is not gone on with
 _SHARD_BYTES = 2**27  # of pixels, about
@@ -126,7 +126,7 @@ def _check_plan(staging: pathlib.Path, plan: dict) -> None:
             f"{staging} was begun from other images or settings (changed: {', '.join(changed)}); "
             "delete that folder to begin anew, or bring back what was changed"
         )
-    write_whole(path, json.dumps(plan))
+    files.write_whole(path, json.dumps(plan).encode())
 
 
 def _write_all(original, folder, staging, stored, num_threads, progress) -> list[Shard]:
@@ -145,7 +145,8 @@ def _write_all(original, folder, staging, stored, num_threads, progress) -> list
                 draft.rename(staging / name)
             finally:
                 draft.unlink(missing_ok=True)
-            write_whole(staging / f"{name}.json", json.dumps(dataclasses.asdict(shard)))
+            facts = json.dumps(dataclasses.asdict(shard))
+            files.write_whole(staging / f"{name}.json", facts.encode())
         else:
             progress(len(ranges[index]))
         finished.append(shard)

@@ -58,22 +58,15 @@ class Objective:
         keep_cond = jax.random.bernoulli(keys[3], 1 - self.cond_dropout, (batch, 2))
         return Draws(t, eps, self_cond, keep_cond)
 
-    def loss(
-        self, first_pass: DenoiseFn, second_pass: DenoiseFn,
-        drop_cond: Callable[[Any, Array], Any], x: Array, cond: Any, draws: Draws,
-    ) -> Array:  # fmt: skip
-        """The mean of `errors`, a float32 scalar."""
-        return jnp.mean(self.errors(first_pass, second_pass, drop_cond, x, cond, draws))
-
     def errors(
         self, first_pass: DenoiseFn, second_pass: DenoiseFn,
         drop_cond: Callable[[Any, Array], Any], x: Array, cond: Any, draws: Draws,
     ) -> Array:  # fmt: skip
         """Mean squared error of each of a batch of examples x [B, ...] in [-1, 1], float32 [B].
 
-        Each pass is the network with its parameters and a dropout of its own. `drop_cond`:
-        (cond, keep bool [B]) -> cond with the others' condition hidden; `cond` is any pytree that
-        it and the passes understand.
+        The loss is their mean. Each pass is the network with its parameters and a dropout of its
+        own. `drop_cond`: (cond, keep bool [B]) -> cond with the others' condition hidden; `cond` is
+        any pytree that it and the passes understand.
         """
         x0 = x * self.process.input_scale
         gamma = self.schedule(draws.t)

@@ -67,6 +67,17 @@ def move(source: epath.Path, target: epath.Path) -> None:
         source.rename(target)
 
 
+def write_whole(path: epath.PathLike, content: bytes) -> None:
+    """Writes a file that is there as a whole or not at all; its folder exists."""
+    path = epath.Path(path)
+    if is_bucket(path):  # where every file is written so
+        path.write_bytes(content)
+    else:
+        draft = path.with_name(f"{path.name}.draft")
+        draft.write_bytes(content)
+        draft.replace(path)
+
+
 def write_png(path: epath.Path, image: np.ndarray) -> None:
     """A uint8 image [H, W, 1 or 3] as PNG, on any file system."""
     buffer = io.BytesIO()

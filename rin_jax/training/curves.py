@@ -62,9 +62,8 @@ class Writer:
             return
         lines = [(_step(line), line) for line in kept.read_bytes().splitlines()]
         good = [(step, line) for step, line in lines if step is not None]
-        draft = self._folder / "metrics.draft"  # a run that is killed here loses no curve
-        draft.write_bytes(b"".join(x + b"\n" for step, x in good if step <= resumed_step))
-        draft.replace(self._metrics)
+        ours = b"".join(x + b"\n" for step, x in good if step <= resumed_step)
+        files.write_whole(self._metrics, ours)  # a run that is killed here loses no curve
         if odd := len(lines) - len(good):
             console.say(f"{kept}: damaged lines are dropped ({odd})")
         self._copy_metrics()

@@ -40,7 +40,7 @@ def _hide(cond, keep):
 
 def _loss(objective, denoise_fn, draws=None, first_pass=None):
     passes = first_pass or denoise_fn, denoise_fn
-    return objective.loss(*passes, _hide, _images(), COND, draws or _draws())
+    return objective.errors(*passes, _hide, _images(), COND, draws or _draws()).mean()
 
 
 def _always(prediction):
@@ -117,9 +117,8 @@ def test_the_batch_loss_is_the_mean_of_its_parts():
     parts = []
     for part in (slice(0, 2), slice(2, 4)):
         some = Draws(draws.t[part], draws.eps[part], draws.self_cond[part], draws.keep_cond[part])
-        parts.append(
-            objective.loss(denoise_fn, denoise_fn, _hide, _images()[part], COND[part], some)
-        )
+        passes = denoise_fn, denoise_fn
+        parts.append(objective.errors(*passes, _hide, _images()[part], COND[part], some).mean())
     np.testing.assert_allclose(_loss(objective, denoise_fn), sum(parts) / 2, rtol=1e-6)
     assert abs(parts[0] - parts[1]) > 1e-2
 

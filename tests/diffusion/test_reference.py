@@ -230,7 +230,8 @@ def loss_of(case):
         denoise_fn = reference.denoiser(rin, params)
         images = 2 * arrays["images"] - 1
         labels = labels_of(arrays["labels"])
-        return objective.loss(denoise_fn, denoise_fn, drop_labels, images, labels, draws)
+        passes = denoise_fn, denoise_fn
+        return objective.errors(*passes, drop_labels, images, labels, draws).mean()
 
     return loss, rin, params, arrays
 

@@ -133,7 +133,8 @@ def test_three_training_steps():
 
         def loss_fn(params):
             denoise = reference.denoiser(rin, params)
-            return objective.loss(denoise, denoise, drop_labels, 2 * images - 1, labels, draws)
+            passes = denoise, denoise
+            return objective.errors(*passes, drop_labels, 2 * images - 1, labels, draws).mean()
 
         loss, grads = jax.value_and_grad(loss_fn)(params)
         updates, state = update.update(grads, state, params)
