@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import torch
 from etils import epath
 
 from rin_jax.experiment import Experiment, device_mesh, make_experiment
@@ -87,8 +88,12 @@ def torch_module(folder: Path):
 
 
 def run_here(code: str, folder: Path, monkeypatch) -> dict:
-    """Runs code of a card in the export's folder; its variables."""
+    """Runs code of a card in the export's folder; its variables.
+
+    PyTorch's noise is the same whatever other tests have drawn.
+    """
     names: dict = {}
+    torch.manual_seed(0)
     monkeypatch.chdir(folder)
     monkeypatch.setitem(sys.modules, "rin_torch", torch_module(folder))
     exec(code, names)
