@@ -85,6 +85,7 @@ def write_weights(
     path = folder / WEIGHTS
     with _local(path) as local:
         save_file(arrays, local, dict(metadata))
+        local.chmod(0o644)  # the library writes a file that its owner alone can read
         _copy(local, path)
         return _sha256(local)
 

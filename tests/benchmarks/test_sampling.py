@@ -1,8 +1,11 @@
 """The sampling benchmarks: figures that agree with one another; no absolute time is checked."""
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from benchmarks import sampling, sampling_quality
+from benchmarks import rollout, sampling, sampling_quality
+from rin_jax.data.moving_digits import MovingDigits
 from rin_jax.experiment import make_experiment
 from tests import tiny
 
@@ -44,3 +47,12 @@ def test_a_line_has_mean_and_range():
     row = {"evaluations": 9, "agreement": [0.9, 0.95, 1.0], "distance": [1.0, 2.0, 3.0]}
     line = sampling_quality.line("DDIM | 5", row)
     assert line == "| DDIM | 5 | 9 | 95.0 (90.0 to 100.0) | 2.00 (1.00 to 3.00) |"
+
+
+def test_the_clips_of_a_roll_out_are_those_of_the_data_set_continued(tmp_path):
+    builder = MovingDigits(16, 5, data_dir=tmp_path)
+    stored = next(builder._generate_examples("test"))[1]["video"]
+    clips = rollout.draw(2, 12, 16)
+    assert clips.shape == (2, 12, 16, 16, 1)
+    for frame, png in zip(clips[0, :5, ..., 0], stored, strict=True):
+        np.testing.assert_array_equal(frame, Image.open(png))

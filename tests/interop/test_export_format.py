@@ -27,6 +27,7 @@ def test_the_file_is_one_of_the_formats_own_library(network, tmp_path):
     with safe_open(tmp_path / "model.safetensors", "np") as file:
         assert file.metadata() == {"step": "7"}
     read = load_file(tmp_path / "model.safetensors")
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o644
     assert read.keys() == export_format.flatten(params).keys()
     assert "blocks_0.read.mlp.norm.scale" in read
     assert small.distance(export_format.nest(read), params) == 0
