@@ -83,11 +83,12 @@ def doing(what: str) -> Iterator[None]:
 
 
 def silence_libraries() -> None:
-    """Of what libraries log only errors are shown; our own package's warnings stay."""
+    """Of what libraries log only errors are shown, of JAX warnings; our package's own stay."""
     package = str(Path(__file__).parents[1])
     logging.getLogger("absl").addFilter(
         lambda record: record.levelno >= logging.ERROR or record.pathname.startswith(package)
     )
+    logging.getLogger("jax").setLevel(logging.WARNING)  # it tells of each backend that is not there
 
 
 def silence_failed_loads() -> None:

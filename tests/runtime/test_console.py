@@ -99,6 +99,17 @@ def test_only_errors_of_libraries_are_logged(caplog, monkeypatch):
     ]  # fmt: skip
 
 
+def test_jax_warns_and_does_not_chat(caplog, monkeypatch):
+    for name in ("absl", "jax"):
+        monkeypatch.setattr(logging.getLogger(name), "filters", [])
+        monkeypatch.setattr(logging.getLogger(name), "level", logging.NOTSET)
+    caplog.set_level(logging.INFO)
+    console.silence_libraries()
+    logging.getLogger("jax._src.xla_bridge").info("Unable to initialize backend 'tpu'")
+    logging.getLogger("jax._src.xla_bridge").warning("An NVIDIA GPU may be present")
+    assert [record.getMessage()[:9] for record in caplog.records] == ["An NVIDIA"]
+
+
 def test_jax_starts_without_a_word(root):
     """Where there is no accelerator, though the TPU's library is installed."""
     pytest.importorskip("libtpu")
