@@ -20,6 +20,7 @@ setuptools.setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=setuptools.find_packages(include=["rin_jax", "rin_jax.*", "configs"]),
+    package_data={"rin_jax.interop": ["page.html", "page.js"]},
     entry_points={"console_scripts": ["rin-jax = rin_jax:command"]},
     python_requires=">=3.11",
     install_requires=[

@@ -46,8 +46,9 @@ CHECKPOINT = flags.DEFINE_integer(
     "checkpoint", None, "--mode=sample, evaluate, export: step of the checkpoint; the newest if "
     "not given.")
 EXPORT = flags.DEFINE_string(
-    "export", None, "--mode=sample, evaluate: take the weights from this export (a folder, or "
-    "owner/name on the hub) instead of a run; --workdir is then any folder that gets the result.")
+    "export", None, "--mode=sample, evaluate, export: take the weights from this export (a folder, "
+    "or owner/name on the hub) instead of a run; --workdir is then any folder that gets the "
+    "result, the current one if not given.")
 SAMPLES = flags.DEFINE_string(
     "samples", None, "--mode=evaluate: measure all images of this folder, whatever made them.")
 PICTURES = flags.DEFINE_bool(
@@ -84,6 +85,8 @@ NUM_SLICES = flags.DEFINE_integer("num_slices", 1, "--mode=plan: slices of that 
 TO = flags.DEFINE_string("to", None, "--mode=export: the folder that is written.")
 GRID = flags.DEFINE_bool("grid", True, "--mode=export: draw a grid of samples, samples.png.")
 ONNX = flags.DEFINE_bool("onnx", False, "--mode=export: write the denoiser as ONNX too.")
+PAGE = flags.DEFINE_bool(
+    "page", False, "--mode=export: write a page too, index.html, that samples in a browser.")
 PUSH = flags.DEFINE_string(
     "push", None,
     "--mode=export: then upload the folder to this repository of the hub, owner/name.")
@@ -96,7 +99,7 @@ READS = {
     "reconstruct": (WORKDIR, LENGTH),
     "prepare": (WORKDIR, SOURCE, DOWNLOADED, FORMAT),
     "plan": (TOPOLOGY, NUM_SLICES),
-    "export": (WORKDIR, TO, EMA, GRID, ONNX, PUSH, CHECKPOINT),
+    "export": (WORKDIR, TO, EMA, GRID, ONNX, PUSH, CHECKPOINT, EXPORT, PAGE),
     "import_pix2seq": (WORKDIR, SOURCE),
 }
 # fmt: on
@@ -118,6 +121,8 @@ def parse(argv: list[str]) -> list[str]:
         CONFIG.value.lock()  # the error of a file that could not be read comes with the first use
         if len(left) > 1:
             raise ConfigError(f"{left[1]!r} is not a flag; every flag is --NAME or --NAME=VALUE.")
+        if EXPORT.value is not None and WORKDIR.value is None:
+            flags.FLAGS.workdir = "."
     except SystemExit:  # of --help, for which absl has 1
         sys.exit(0)
     except Exception as error:  # also what the configuration file itself raises

@@ -38,6 +38,7 @@ DOCUMENTS = [
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "launch" / "README.md",
     ROOT / "benchmarks" / "README.md",
+    ROOT / "models" / "README.md",
 ]
 each_document = pytest.mark.parametrize(
     "document", DOCUMENTS, ids=[str(path.relative_to(ROOT)) for path in DOCUMENTS]
@@ -54,6 +55,7 @@ NOT_RUN = {
     "--source=KINETICS": "reads the videos of Kinetics; tests/data/test_folder_classes.py",
     "--source=MODEL_DIR": "reads a checkpoint of the authors; tests/interop/test_pix2seq.py",
     "--mode=plan": "the TPU compiler takes long; tests/jobs/test_plan.py runs it at :tiny",
+    "--page": "asks npm for a package; tests/interop/test_page.py",
     "benchmarks.step": "tests/benchmarks/test_step.py",
     "benchmarks.sampling": "tests/benchmarks/test_sampling.py",
     "benchmarks.sampling_quality": "takes hours; tests/benchmarks/test_sampling.py",
@@ -69,7 +71,7 @@ NOT_RUN = {
     "docker": "needs a registry",
     "export": "sets variables of the shell",
 }
-FOLDERS = ("rin_jax", "tests", "configs", "docs", "launch", "notebooks", "benchmarks")
+FOLDERS = ("rin_jax", "tests", "configs", "docs", "launch", "notebooks", "benchmarks", "models")
 SOURCES = (".py", ".sh", ".md", ".ipynb", ".yaml")
 # At the end of each job's arguments: what would make a tiny run long, and where its data are.
 SHORT = (
@@ -190,6 +192,7 @@ def test_reasons_are_of_commands():
 def demo(tmp_path_factory):
     """The folder in which `make demo` has run at :tiny, with images and clips of three classes."""
     folder = tmp_path_factory.mktemp("reader")
+    (folder / "models").symlink_to(ROOT / "models")
     for name in ("cat", "dog", "fox"):
         (folder / "pictures" / name).mkdir(parents=True)
         for i in range(4):

@@ -102,9 +102,11 @@ class Family:
 
 
 FOREIGN_BETWEEN = f"""\
-def between(f, t, start, end):
-    first, last = f(start + 0 * t), f(end + 0 * t)  # 0 * t: numbers of the kind of t
-    return min(max((f(start + (end - start) * t) - last) / (first - last), {MIN_GAMMA}), 1.0)
+def between(f, t, start, end):  # 0 * t: numbers of the kind of t
+    return min(max(
+        (f(start + (end - start) * t) - f(end + 0 * t)) / (f(start + 0 * t) - f(end + 0 * t)),
+        {MIN_GAMMA},
+    ), 1.0)
 """
 
 SCHEDULES: dict[str, Family] = {

@@ -123,7 +123,7 @@ labels, steps, guidance = np.array({labels}, np.int32), {ddim_steps}, {guidance}
 
 def denoise(xt, gamma, cond, latents):
     inputs = dict(zip(carried, latents), xt=xt, gamma=np.full(len(xt), gamma), **cond)
-    prediction, *latents = denoiser.run(None, inputs)
+    prediction, *latents, _ = denoiser.run(None, inputs)  # the last is what was read
     return prediction, latents
 
 

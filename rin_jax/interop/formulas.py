@@ -1,8 +1,10 @@
-"""gamma(t) of a schedule as Python text: for the model card, and for the PyTorch file.
+"""gamma(t) of a schedule as text: Python for the model card and the PyTorch file, JavaScript.
 
 The formulas are those of diffusion/schedules.py; nothing here knows a schedule by name.
 """
 
+import ast
+import json
 import pathlib
 from typing import Any
 
@@ -10,6 +12,7 @@ from rin_jax import ConfigError
 from rin_jax.diffusion.schedules import FOREIGN_BETWEEN, SCHEDULES
 
 TORCH_FILE = pathlib.Path(__file__).with_name("rin_torch.py")
+OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: "**"}
 EMPTY_TABLE = "SCHEDULES: dict = {}  # the export writes the formulas here\n"
 
 
@@ -27,7 +30,7 @@ def check(name: str) -> None:
 def function(name: str, **parameters: Any) -> str:
     """`gamma_of(t)` of one schedule for NumPy, its parameters the defaults of the arguments."""
     family = SCHEDULES[name]
-    values = {key: declared.default for key, declared in family.parameters.items()} | parameters
+    values = _defaults(name) | parameters
     arguments = ", ".join(["t", *(f"{key}={value!r}" for key, value in values.items())])
     text = f"def gamma_of({arguments}):\n    return np.float32({family.formula})\n"
     return f"{FOREIGN_BETWEEN}\n\n{text}" if "between(" in family.formula else text
@@ -44,3 +47,50 @@ def torch_file() -> str:
     table = f"{FOREIGN_BETWEEN}\n\nSCHEDULES: dict = {{\n{rows}}}\n"
     before, after = TORCH_FILE.read_text().split(EMPTY_TABLE)
     return f"{before}{table}{after}"
+
+
+def javascript(name: str, **parameters: Any) -> str:
+    """`gammaOf(t)` of one schedule in JavaScript, translated from the formula in Python."""
+    values = {"t": None} | _defaults(name) | parameters
+    arguments = ", ".join(
+        key if value is None else f"{key} = {json.dumps(value)}" for key, value in values.items()
+    )
+    (between,) = ast.parse(FOREIGN_BETWEEN).body
+    formula = ast.parse(SCHEDULES[name].formula, mode="eval").body
+    return (
+        "const { cos, exp, log, max, min, PI: pi } = Math;\n"
+        f"const between = ({', '.join(arg.arg for arg in between.args.args)}) =>\n"
+        f"  {_translated(between.body[0].value)};\n"
+        f"const gammaOf = ({arguments}) => {_translated(formula)};\n"
+    )
+
+
+def _defaults(name: str) -> dict[str, Any]:
+    """The parameters of a schedule that its signature gives a value."""
+    parameters = SCHEDULES[name].parameters.items()
+    return {key: p.default for key, p in parameters if p.default is not p.empty}
+
+
+def _translated(node: ast.expr) -> str:
+    """An expression of a formula in JavaScript; TypeError at what no formula has yet."""
+    match node:
+        case ast.Name(name):
+            return name
+        case ast.Constant(value):
+            return json.dumps(value)
+        case ast.BinOp(left, operator, right):
+            return f"({_translated(left)} {OPERATORS[type(operator)]} {_translated(right)})"
+        case ast.UnaryOp(ast.USub(), operand):
+            return f"(-{_translated(operand)})"
+        case ast.IfExp(test, body, orelse):
+            return f"({_translated(test)} ? {_translated(body)} : {_translated(orelse)})"
+        case ast.Lambda(arguments, body):
+            names = ", ".join(argument.arg for argument in arguments.args)
+            return f"(({names}) => {_translated(body)})"
+        case ast.Tuple(elements):
+            return f"[{', '.join(map(_translated, elements))}]"
+        case ast.Starred(value):
+            return f"...{_translated(value)}"
+        case ast.Call(function, arguments):
+            return f"{_translated(function)}({', '.join(map(_translated, arguments))})"
+    raise TypeError(f"no JavaScript for {ast.unparse(node)}")

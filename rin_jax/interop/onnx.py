@@ -1,7 +1,8 @@
 """The denoiser as ONNX: our PyTorch module through PyTorch's own exporter.
 
 The batch is symbolic; the weights lie beside the graph in `denoiser.onnx.data`. Inputs and outputs
-are those of `rin_torch.RIN.forward`; labels are int32. Needs the extra `onnx`.
+are those of `rin_torch.RIN.forward`, and the last output is `reads` [B, blocks, *grid], as in
+`network/attention_maps.py`; labels are int32. Needs the extra `onnx`.
 """
 
 import importlib.util
@@ -37,6 +38,7 @@ def write(folder: str, description: Mapping[str, Any]) -> None:
 
     model = rin_torch.RIN(description).eval()
     rin_torch.load_weights(model, folder, description["sha256"])
+    tell_reads(model)
     batch, rows = 2, {0: torch.export.Dim("batch")}
     previous, xt = model.first(batch), torch.zeros(batch, *model.example_shape)
     xt[:, 0] = 1.0  # its standard deviation may divide it
@@ -51,9 +53,33 @@ def write(folder: str, description: Mapping[str, Any]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter about itself
         program = torch.onnx.export(
-            model, kwargs=inputs, dynamic_shapes=shapes, output_names=["prediction", *previous],
-            opset_version=OPSET, dynamo=True, verbose=False,
+            model, kwargs=inputs, dynamic_shapes=shapes, opset_version=OPSET,
+            output_names=["prediction", *previous, "reads"], dynamo=True, verbose=False,
         )  # fmt: skip
     for node in program.model.graph:
         node.metadata_props.clear()  # source lines of this machine
     program.save(str(pathlib.Path(folder, DENOISER)), external_data=True)
+
+
+def tell_reads(model: Any) -> None:
+    """Lets a pass of a `rin_torch.RIN` return what its blocks read, as a third output."""
+    import torch
+
+    reads = []
+
+    def read(attention, inputs, _):
+        queries, keys = (
+            part(x).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+            for part, x in zip((attention.query, attention.key), inputs, strict=True)
+        )
+        scores = queries @ keys.transpose(-1, -2) / keys.shape[-1] ** 0.5
+        reads.append(scores.softmax(-1).mean((1, 2))[:, : model.num_tokens])
+
+    def with_reads(_, __, outputs):
+        shares = torch.stack(reads, 1).unflatten(-1, model.readout.grid)
+        reads.clear()
+        return *outputs, shares
+
+    for block in model.blocks:
+        block.read.attention.register_forward_hook(read)
+    model.register_forward_hook(with_reads)

@@ -2,9 +2,13 @@
 
 DIR gets model.safetensors and config.json (`rin_jax.load` needs these two), README.md (the model
 card), samples.png, rin_torch.py, denoiser.stablehlo and sampler.stablehlo; with --onnx also
-denoiser.onnx. Where the network is given frames, frames.npz has those of the samples in samples.png
-if it stays small. What is exported is the run's own configuration, as its checkpoint has it; only
-the sampler is that of the command. One device is enough, whatever the run had.
+denoiser.onnx, with --page that and a page that samples in a browser. Where the network is given
+frames, frames.npz has those of the samples in samples.png if it stays small; evaluation.json has
+the records of these weights' evaluations if there are some. What is exported is the run's own
+configuration, as its checkpoint has it; only the sampler is that of the command. One device is
+enough, whatever the run had.
+
+With --export the weights, the records and the given frames are those of another export.
 """
 
 import dataclasses
@@ -23,38 +27,44 @@ from rin_jax.checkpointing import restore
 from rin_jax.configuration.stored import check_architecture, saved_config, say_differences
 from rin_jax.data.dataset import Data
 from rin_jax.experiment import Experiment, device_mesh, make_experiment
-from rin_jax.interop import card, export_format, formulas, hub, onnx, stablehlo
-from rin_jax.interop.loading import ANY_DEVICES, GIVEN_FRAMES, Model
+from rin_jax.interop import card, export_format, formulas, hub, onnx, page, stablehlo
+from rin_jax.interop.loading import ANY_DEVICES, GIVEN_FRAMES, Model, find, load
 from rin_jax.runtime import console, files
 from rin_jax.sampling import grids, moving_pictures
 from rin_jax.sampling.conditions import Conditions, make_conditions
 from rin_jax.sampling.generate import make_generate
 from rin_jax.sampling.weights import load_ema
 
-GRID_FILE = "samples.png"
+GRID_FILE, RECORDS = "samples.png", "evaluation.json"
 MOST_BYTES = 100_000  # of frames.npz
 
 
 def export(
-    config: ml_collections.ConfigDict, workdir: str, to: str, ema: str | None,
+    config: ml_collections.ConfigDict, workdir: str | None, to: str, ema: str | None,
     with_grid: bool, with_onnx: bool, push: str | None, checkpoint: int | None = None,
+    source: str | None = None, with_page: bool = False,
 ) -> epath.Path:  # fmt: skip
-    """Writes the export; see the flags of the same names.
+    """Writes the export; see the flags of the same names, `source` is --export.
 
     ConfigError, before anything is written: no checkpoint, an average that the run does not have, a
     schedule without a formula for other runtimes, a folder that is not an export's, or a package
     that is missing.
     """
-    path = epath.Path(to)
+    path, with_onnx = epath.Path(to), with_onnx or with_page
     check_target(path, with_onnx, push)
-    model = checkpoint_model(config, workdir, ema, checkpoint)
-    evaluated = sorted((epath.Path(workdir) / "evaluation").glob("*.json"))
-    records = [json.loads(record.read_text()) for record in evaluated]
-    records = [record for record in records if record.get("step") == model.step]
+    if source is None:
+        model = checkpoint_model(config, workdir, ema, checkpoint)
+        evaluated = sorted((epath.Path(workdir) / "evaluation").glob("*.json"))
+        records = [json.loads(record.read_text()) for record in evaluated]
+        records = [record for record in records if record.get("step") == model.step]
+    else:
+        model, records = exported_model(config, source, path)
     preview = preview_conditions(make_experiment(config)) if with_grid else None
-    if preview is not None and preview.clips is not None:
+    if model.clips is None and preview is not None and preview.clips is not None:
         model = dataclasses.replace(model, clips=given_clips(model, preview))
-    write(path, model, records, preview=preview, with_onnx=with_onnx)
+    if with_page:
+        page.check(model.experiment.rin.cond_frames, model.clips is not None)
+    write(path, model, records, preview=preview, with_onnx=with_onnx, with_page=with_page)
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.params))
     console.say(f"step {model.step} ({model.ema}, {size:,} parameters) exported: {path}")
     if push:
@@ -64,17 +74,18 @@ def export(
 
 def write(
     path: epath.Path, model: Model, records: Sequence[Mapping], *, preview: Conditions | None,
-    with_onnx: bool,
+    with_onnx: bool, with_page: bool = False,
 ) -> None:  # fmt: skip
     """Writes a model and the records of its evaluations; config.json last, when all is there.
 
-    `preview`: what the samples of the grid are conditioned on; None: no grid is drawn.
-    ConfigError: the sampler's schedule has no formula for other runtimes.
+    `preview`: what the samples of the grid are conditioned on; None: no grid is drawn. `with_page`
+    needs `with_onnx`. ConfigError: the sampler's schedule has no formula for other runtimes, or
+    those of `page.write`.
     """
     experiment = model.experiment
     formulas.check(experiment.config.sampler.schedule.name)
     path.mkdir(parents=True, exist_ok=True)
-    for name in (export_format.CONFIG, GRID_FILE, GIVEN_FRAMES, *onnx.FILES):
+    for name in (export_format.CONFIG, GRID_FILE, GIVEN_FRAMES, RECORDS, *onnx.FILES, *page.FILES):
         (path / name).unlink(missing_ok=True)  # of an export that was here before
     metadata = {"format": "pt", "step": str(model.step), "ema": model.ema}
     description = export_format.Description(
@@ -91,6 +102,8 @@ def write(
         content = io.BytesIO()
         np.savez_compressed(content, **model.clips)
         (path / GIVEN_FRAMES).write_bytes(content.getvalue())
+    if records:
+        (path / RECORDS).write_text(json.dumps(list(records), indent=2) + "\n")
     stablehlo.write(path, experiment)
     (path / formulas.TORCH_FILE.name).write_text(formulas.torch_file())
     fields = dataclasses.asdict(description)
@@ -99,6 +112,8 @@ def write(
     (path / "README.md").write_text(text)
     if with_onnx:
         onnx.write(str(path), fields)
+    if with_page:
+        page.write(str(path), path.name, fields, model.clips)
     export_format.write(path, description)
 
 
@@ -159,6 +174,22 @@ def checkpoint_model(
     mesh = device_mesh(experiment, jax.local_devices()[:1])
     found_ema = load_ema(experiment, mesh, workdir, ema, checkpoint)
     return Model(experiment, found_ema.params, mesh, names, found_ema.step, found_ema.name)
+
+
+def exported_model(
+    config: ml_collections.ConfigDict, source: str, to: epath.Path
+) -> tuple[Model, list[dict]]:
+    """The model of another export with the command's sampler, and its records.
+
+    ConfigError: there is no such export, or it is the folder that is to be written.
+    """
+    folder = find(source)
+    if folder.resolve() == to.resolve():
+        raise ConfigError(f"--to={to} is the folder of --export; name another one.")
+    model = load(str(folder)).with_sampler(**config.sampler.to_dict())
+    check_exportable(model.experiment)
+    records = folder / RECORDS
+    return model, json.loads(records.read_text()) if records.exists() else []
 
 
 def check_exportable(experiment: Experiment) -> None:

@@ -50,9 +50,10 @@ def clips_of(model: Model) -> dict[str, np.ndarray] | None:
     return {"frames": frames, "labels": np.arange(6, dtype=np.int32)[::-1]}
 
 
-def write(path, model: Model, *, onnx: bool = False) -> Path:
+def write(path, model: Model, *, onnx: bool = False, page: bool = False) -> Path:
     """Its export, without a sample grid."""
-    export.write(epath.Path(path), model, [], preview=None, with_onnx=onnx)
+    parts = {"with_onnx": onnx or page, "with_page": page}
+    export.write(epath.Path(path), model, [], preview=None, **parts)
     return Path(path)
 
 

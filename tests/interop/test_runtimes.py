@@ -11,6 +11,8 @@ import torch
 from rin_jax import ConfigError
 from rin_jax.diffusion.process import PREDICTION_TYPES
 from rin_jax.interop import card, export_format, onnx, rin_torch
+from rin_jax.network import conditioning
+from rin_jax.network.attention_maps import apply_with_reads
 from tests.interop import exports
 
 VARIANTS = {
@@ -85,7 +87,12 @@ def test_one_pass_of_any_batch(case, batch):
     theirs = [_program(folder, "denoiser").call(weights, xt, gamma, labels, latents, **frames)]
     if _float32(model):
         given = folder, xt, gamma, labels, latents
-        theirs += [run(*given, **frames) for run in (_in_onnx, _in_torch)]
+        *outputs, reads = _in_onnx(*given, **frames)
+        theirs += [outputs, _in_torch(*given, **frames)]
+        cond = conditioning.of_labels(labels, classes) | frames
+        x = model.experiment.sampler.process.network_input(xt)
+        passed = model.experiment.rin, model.params, x, gamma, cond, latents
+        np.testing.assert_allclose(reads, apply_with_reads(*passed)[2], atol=1e-5)
     for outputs in theirs:
         for a, b in zip(ours, outputs, strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
