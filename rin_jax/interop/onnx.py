@@ -49,7 +49,8 @@ def write(folder: str, description: Mapping[str, Any]) -> None:
     if model.net["cond_frames"]:
         inputs["frames"] = torch.zeros(batch, *model.frame_shape)
     shapes = dict.fromkeys(inputs, rows) | {"previous": dict.fromkeys(previous, rows)}
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for library in ("torch.onnx", "onnx_ir", "onnxscript"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter about itself
         program = torch.onnx.export(

@@ -17,7 +17,7 @@ const size = (shape) => shape.reduce((product, n) => product * n, 1);
  * `noise` is that of the form, and `state` is what it has drawn. */
 export function start(model, gammaOf) {
   const given = decoded(model.frames); // of all clips that come with the model
-  const state = { run: 0, steps: [], labels: [], frames: null, given };
+  const state = { run: 0, steps: [], labels: [], frames: null, given, first: null };
   fillForm(model);
 
   const loaded = load();
@@ -42,8 +42,11 @@ export function start(model, gammaOf) {
         state.steps.push({ x0, reads });
         element("step").value = state.steps.length;
         show(model, state, state.steps.length - 1);
-        const each = (performance.now() - began) / state.steps.length;
-        say(`Step ${state.steps.length} of ${steps}, ${each.toFixed(1)} ms a step`);
+        const now = performance.now(); // since the visitor opened the page
+        const each = (now - began) / state.steps.length;
+        state.first ??= now;
+        say(`Step ${state.steps.length} of ${steps}, ${each.toFixed(1)} ms a step ` +
+          `(first picture ${(state.first / 1000).toFixed(1)} s after the page was opened)`);
         await new Promise((resolve) => setTimeout(resolve)); // the browser draws
         return run === state.run;
       },

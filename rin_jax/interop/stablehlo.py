@@ -14,7 +14,8 @@ kilobytes, runs on CPU, CUDA and TPU, and serves any weights of its network. Pro
 at full float32 precision on every platform; a network that computes in bfloat16 still does.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -88,5 +89,19 @@ def write(folder: epath.Path, experiment: Experiment) -> None:
             with jax.default_matmul_precision("highest"):
                 return program(nest(weights), *rest, **frames)
 
-        exported = export.export(jax.jit(flat), platforms=PLATFORMS)(params, *arguments, **frames)
+        with without_source_lines():
+            exporter = export.export(jax.jit(flat), platforms=PLATFORMS)
+            exported = exporter(params, *arguments, **frames)
         (folder / name).write_bytes(exported.serialize())
+
+
+@contextlib.contextmanager
+def without_source_lines() -> Iterator[None]:
+    """Leaves the paths of this machine's source files out of programs that are lowered."""
+    option = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, option)
+    jax.config.update(option, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(option, before)

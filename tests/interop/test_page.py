@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import subprocess
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +32,20 @@ VIDEO = exports.VIDEO | {
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory, one_device, root):
+def runtime(tmp_path_factory):
+    """The files of ONNX Runtime are fetched once."""
+    folder = tmp_path_factory.mktemp("runtime")
+    try:
+        page.find_runtime(folder)
+    except ConfigError as error:
+        pytest.skip(str(error))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "MODULES", folder)
+        yield
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory, one_device, root, runtime):
     """(the committed model, its export with a page)"""
     source, to = root / "models" / "digits", tmp_path_factory.mktemp("to") / "<digits>"
     model = rin_jax.load(str(source))
@@ -41,7 +55,7 @@ def digits(tmp_path_factory, one_device, root):
 
 
 @pytest.fixture(scope="module")
-def videos(tmp_path_factory, one_device):
+def videos(tmp_path_factory, one_device, runtime):
     model = exports.model(**VIDEO)
     return model, exports.write(tmp_path_factory.mktemp("to"), model, page=True)
 
@@ -153,6 +167,7 @@ def test_noise_and_schedules(digits):
 
 def test_mistakes_are_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(page, "MODULES", Path("node_modules", "onnxruntime-web", "dist"))
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(ConfigError, match=r"--page needs onnxruntime-web .* from npm: .* no npm"):
         page.find_runtime(tmp_path / "to")
