@@ -56,6 +56,7 @@ def command(*arguments: str, workdir) -> subprocess.CompletedProcess:
         (["--config=configs/digits.py", "--config.data.name=digts"], "nearest names: digits"),
         (["--config=configs/digits.py", "--config.mesh.fsdp=3"], "mesh.fsdp 3"),
         (["--config=configs/digits.py", "--mode=export"], "--mode=export needs --to=DIR"),
+        (["--config=configs/digits.py", "--page"], "--page is for --mode=export; the mode is"),
         (["--config=configs/digits.py", "--mode=import_pix2seq"],
          "--mode=import_pix2seq needs --source=DIR"),
         (["--config=configs/digits.py", "--config.sampler.schedule=eddm"],

@@ -16,7 +16,7 @@ from rin_jax import ConfigError
 from rin_jax.configuration.stored import SINCE_FORMAT_2
 from rin_jax.diffusion import schedules
 from rin_jax.experiment import make_experiment
-from rin_jax.interop import card, rin_torch, stablehlo
+from rin_jax.interop import card, onnx, page, rin_torch, stablehlo
 from rin_jax.interop.loading import load
 from rin_jax.jobs import export
 from rin_jax.runtime import sharding
@@ -108,15 +108,38 @@ def test_another_sampler(run, exported):
 
 
 def test_an_export_replaces_the_one_before_it(exported, tmp_path):
-    for name in ("model.safetensors", "samples.png", "denoiser.onnx", "denoiser.onnx.data"):
+    for name in ("model.safetensors", "samples.png", "evaluation.json", *onnx.FILES, *page.FILES):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("of another step")
     model = rin_jax.load(str(exported))
     path = exports.write(tmp_path, model)
-    assert {file.name for file in path.iterdir()} == {
+    assert {file.name for file in path.iterdir() if file.is_file()} == {
         "config.json", "model.safetensors", "README.md", "rin_torch.py", "denoiser.stablehlo",
         "sampler.stablehlo",
     }  # fmt: skip
     assert distance(rin_jax.load(str(path)).params, model.params) == 0
+
+
+def test_an_export_of_an_export(exported, tmp_path):
+    """The weights and figures are those of the first one, the sampler is the command's."""
+    first = rin_jax.load(str(exported))
+    config = first.with_sampler(num_steps=7).config
+
+    def again(to):
+        return export.export(config, None, str(to), None, with_grid=False, with_onnx=False,
+                             push=None, source=str(exported))  # fmt: skip
+
+    path = again(tmp_path / "again")
+    second = rin_jax.load(str(path))
+    assert distance(first.params, second.params) == 0
+    assert (second.step, second.ema, second.class_names) == (0, "decay_0.9", first.class_names)
+    assert second.config.sampler.num_steps == 7
+    assert (path / "evaluation.json").read_text() == (exported / "evaluation.json").read_text()
+    (record,) = json.loads((path / "evaluation.json").read_text())
+    assert record["figures"] == RECORD["figures"]
+    assert "| classifier/agreement | 0.9870 |" in (path / "README.md").read_text()
+    with pytest.raises(ConfigError, match="is the folder of --export; name another one"):
+        again(exported)
 
 
 def test_labels_are_checked(exported):
