@@ -235,7 +235,8 @@ def run(words: list[str], monkeypatch) -> None:
     if "--mode=prepare" in arguments:  # two documents prepare the same folder, a reader does once
         for prepared in Path("tfds").glob("animals_*"):
             shutil.rmtree(prepared)
-    parse([*arguments, *SHORT], monkeypatch)
+    trained = any(word.startswith("--export=models/") for word in arguments)  # at full size
+    parse([*arguments, *SHORT[trained:]], monkeypatch)
     main.main(["main"])
 
 
