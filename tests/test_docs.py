@@ -55,6 +55,7 @@ NOT_RUN = {
     "--source=KINETICS": "reads the videos of Kinetics; tests/data/test_folder_classes.py",
     "--source=MODEL_DIR": "reads a checkpoint of the authors; tests/interop/test_pix2seq.py",
     "--mode=plan": "the TPU compiler takes long; tests/jobs/test_plan.py runs it at :tiny",
+    "--config.evaluation.inception_weights=FILE": "reads Inception's weights",
     "--page": "asks npm for a package; tests/interop/test_page.py",
     "benchmarks.step": "tests/benchmarks/test_step.py",
     "benchmarks.sampling": "tests/benchmarks/test_sampling.py",
