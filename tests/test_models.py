@@ -44,3 +44,11 @@ def test_the_digits_are_digits():
     distances = np.square(samples[:, None] - images * 255 / 16).sum(-1)
     nearest = classes[distances.argmin(1)]
     assert (nearest == labels).mean() > 0.9
+
+
+def test_clips_go_on_where_the_given_frames_end():
+    """The network has no classes, the clips that come along do."""
+    model = rin_jax.load(str(FOLDERS[1])).with_sampler(num_steps=10)
+    made, given = (some.astype(np.float64) for some in (model.sample(8), model.clips["frames"][:8]))
+    distances = np.square(made[:, None, 0] - given[None, :, -1]).mean((2, 3, 4))
+    assert (distances.argmin(1) == np.arange(8)).sum() >= 7

@@ -192,7 +192,7 @@ def test_training_leaves_an_export(tmp_path):
 @pytest.mark.slow
 def test_samples_of_the_committed_model(tmp_path):
     """Other scales of guidance and other samplers show other pictures of the same noise."""
-    grid, guided, samplers, way, reads = execute(
+    grid, guided, samplers, way, reads, clips = execute(
         "sampling", tmp_path, SCALES=(0.0, 3.0), STEPS=(2, 3),
         SAMPLERS=({"name": "ddim", "eta": 0.0}, {"name": "heun", "eta": 0.0}),
     )  # fmt: skip
@@ -207,3 +207,6 @@ def test_samples_of_the_committed_model(tmp_path):
     assert all((tiles[i] != tiles[j]).any() for i in range(4) for j in range(i))
     assert way[0].shape == (6 * 50 + 2, 10 * 50 + 2)  # images x some of the steps
     assert reads[0].shape == (3 * 3 * 50 + 2, 10 * 50 + 2, 3)  # with two blocks below each
+    assert clips[0].shape == (8 * 62 + 2, 12 * 62 + 2)  # of 8 frames that are given, 4 predicted
+    last, first = (clips[0][2:62, 2 + i * 62 :][:, :60].astype(int) for i in (7, 8))
+    assert 0 < abs(first - last).mean() < 60

@@ -107,7 +107,7 @@ class Model:
         if self.clips is not None and frames is None:
             turn = np.arange(num) % len(self.clips["frames"])
             frames = self.clips["frames"][turn]
-            labels = self.clips["labels"][turn] if labels is None else labels
+            labels = self.clips["labels"][turn] if known and labels is None else labels
         if labels is None and known:
             labels = np.arange(num) % known
         cond = of_labels(self._labels(labels, num), known)
