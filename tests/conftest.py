@@ -1,4 +1,4 @@
-"""Eight fake CPU devices, strict rank promotion and one compile cache for all tests."""
+"""Eight fake CPU devices, strict rank promotion and one compile cache for all tests and theirs."""
 
 import os
 from pathlib import Path
@@ -10,6 +10,10 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+ROOT = Path(__file__).resolve().parents[1]
+# By the environment, so that processes which tests start use it too
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".cache" / "jax")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
 import pytest
@@ -17,11 +21,7 @@ import pytest
 from rin_jax.runtime import sharding
 from tests.storage import Storage
 
-ROOT = Path(__file__).resolve().parents[1]
-
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 @pytest.fixture(scope="module")

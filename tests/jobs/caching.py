@@ -3,7 +3,6 @@
 import os
 import threading
 
-import jax
 from jax._src import compiler, distributed
 
 from rin_jax.evaluation import classifier
@@ -26,8 +25,6 @@ def write(*args, original=compiler._cache_write, **kwargs) -> None:
 compiler._cache_write = write
 classifier.EPOCHS, classifier.FEWEST_STEPS, classifier.WARMUP = 1, 20, 5  # it need not be good
 processes.HEARTBEAT = int(os.environ["POD_HEARTBEAT"] or processes.HEARTBEAT)
-jax.config.update("jax_compilation_cache_dir", os.environ["POD_CACHE"])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 if __name__ == "__main__":
     from rin_jax import main

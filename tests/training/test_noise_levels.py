@@ -35,7 +35,8 @@ def test_both_ends_of_a_schedule_have_a_bin_and_an_empty_one_no_figure():
 
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_the_levels_of_a_step_make_up_its_loss(accumulation):
-    experiment = tiny.experiment(train__accumulation_steps=accumulation)
+    still = {"model__dropout": 0.0, "model__drop_path": 0.0}
+    experiment = tiny.experiment(**still, train__accumulation_steps=accumulation)
     mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
     state = create_state(experiment, mesh, 0)
     _, metrics = compile_train_step(experiment, mesh)(state, tiny.batches(1)[0])
