@@ -44,7 +44,7 @@ def new_params(rin: RIN, key: jax.Array) -> dict:
 
 @functools.cache
 def param_shapes(rin: RIN) -> Shapes:
-    """The parameter tree of a network as shapes and dtypes, without any array; not to be changed."""
+    """A network's parameter tree as shapes and dtypes, without any array. Not to be changed."""
     return jax.eval_shape(lambda key: new_params(rin, key), jax.random.key(0))
 
 

@@ -1,6 +1,11 @@
-"""rin_jax.main as a process of a pod that keeps its compiled programs: JAX lets process 0 alone."""
+"""rin_jax.main as a process of a pod that keeps its compiled programs: JAX lets process 0 alone.
 
+At the end it tells whether TensorFlow was imported.
+"""
+
+import atexit
 import os
+import sys
 import threading
 
 from jax._src import compiler, distributed
@@ -20,6 +25,12 @@ def write(*args, original=compiler._cache_write, **kwargs) -> None:
             original(*args, **kwargs)
         finally:
             state.process_id = own
+
+
+@atexit.register
+def tell() -> None:
+    if "tensorflow" in sys.modules:
+        print("tensorflow was imported", flush=True)
 
 
 compiler._cache_write = write

@@ -112,7 +112,10 @@ class Pod:
             time.sleep(0.02)
 
     def end(self, timeout=600) -> int:
-        return self.process.wait(timeout)
+        """The exit code; whatever the mode is, no process has needed TensorFlow."""
+        code = self.process.wait(timeout)
+        assert "tensorflow was imported" not in self.log
+        return code
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,8 @@
 import dataclasses
 import json
 import operator
-import os
 import re
 import shutil
-import subprocess
-import sys
-import textwrap
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,7 +29,7 @@ from rin_jax.sampling.weights import load_ema
 from rin_jax.training import curves, loop
 from rin_jax.training.metrics import SCALARS, NotFiniteError
 from rin_jax.training.state import abstract_state, items_of, state_of
-from tests import tiny, xla
+from tests import tiny
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -199,31 +195,6 @@ def test_processes_compare_the_data_that_they_read(data_dir, monkeypatch):
     assert asked[0] == asked[2]
     assert asked[0][0] == asked[1][0] == "reading digits"
     assert all(asked[0][1][fact] != asked[1][1][fact] for fact in ("records", "fingerprint"))
-
-
-ALL_JOBS = """
-    import sys
-    import rin_jax.jobs.evaluate, rin_jax.main, rin_jax.jobs.prepare, rin_jax.sampling.generate
-    from rin_jax.jobs.train import train
-    from tests import tiny
-    train(tiny.config(data__data_dir={data_dir!r}), {workdir!r})
-    found = [name for name in sys.modules if name.partition(".")[0] == "tensorflow"]
-    assert not found, found
-"""
-
-
-@pytest.mark.slow
-def test_training_imports_no_tensorflow(tmp_path, root):
-    script = ALL_JOBS.format(
-        data_dir=str(tmp_path / "tfds"), workdir=str(tmp_path / "run")
-    )
-    command = [sys.executable, "-c", textwrap.dedent(script)]
-    environment = os.environ | {"XLA_FLAGS": xla.FAST}
-    result = subprocess.run(
-        command, cwd=root, env=environment, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    assert "trained to step 6" in result.stdout
 
 
 def test_what_a_run_leaves(undisturbed):
