@@ -25,6 +25,16 @@ ROOT = Path(__file__).resolve().parents[1]
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first, quick ones last, so that two workers end at about one time.
+
+    The other files are from training/ back to benchmarks/, as the first folders are quick.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: str(item.path), reverse=True)
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="module")
 def one_device():
     """Where a mesh takes all devices, it takes one: programs are compiled once, not eight times."""

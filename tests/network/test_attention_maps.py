@@ -17,7 +17,6 @@ CLIP = {"example_shape": (3, 4, 4, 2), "video": VIDEO}
 CASES = {
     "plain": {},
     "groups of blocks": {"num_blocks": 3, "depth": (1, 1, 0)},
-    "more than ten groups": {"num_blocks": 12, "depth": (1, 0) * 6},
     "remat": {"remat": "full"},
     "cond tokens": {"time_on_latents": False, "label_on_latents": False},
     "video": CLIP,
@@ -113,7 +112,7 @@ def test_reads_lie_on_their_patches(changes):
 
 def test_reads_come_in_the_order_of_the_blocks():
     """Also with more than ten groups, whose names do not sort as their numbers do."""
-    rin = small(**CASES["more than ten groups"])
+    rin = small(num_blocks=12, depth=(1, 0) * 6)
     args, params = inputs(rin), random_params(rin)
 
     def reads(params):
