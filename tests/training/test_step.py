@@ -21,12 +21,13 @@ def on_one_device(experiment):
 
 
 def run(step, state, batches=None):
-    """(losses, parameters, averages) of STEPS steps; the state is donated."""
-    losses = []
+    """(losses, parameters, averages, losses by level) of STEPS steps; the state is donated."""
+    losses, levels = [], []
     for batch in batches or tiny.batches(STEPS):
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
-    return np.array(losses), jax.device_get(state.params), jax.device_get(state.emas)
+        levels.append(np.asarray(metrics["levels"]))
+    return np.array(losses), *jax.device_get((state.params, state.emas)), np.array(levels)
 
 
 def difference(a, b) -> float:
@@ -55,23 +56,38 @@ def trained(step):
 def test_another_seed_differs(step, trained):
     """Of the steps alone: both start from one state."""
     mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
-    losses, params, _ = run(compile_train_step(tiny.experiment(seed=1), mesh), step[1])
+    losses, params, *_ = run(compile_train_step(tiny.experiment(seed=1), mesh), step[1])
     assert np.abs(losses - trained[0]).max() > 1e-3
     assert difference(params, trained[1]) > 1e-4
 
 
-@pytest.mark.slow
-def test_accumulation_is_the_mean_of_the_parts():
+@pytest.fixture(scope="module")
+def accumulated():
+    """The same steps without dropout, of a batch at once and of four parts of it."""
     still = {"model__dropout": 0.0, "model__drop_path": 0.0}
-    whole = run(*on_one_device(tiny.experiment(**still)))
-    parts = run(*on_one_device(tiny.experiment(**still, train__accumulation_steps=4)))
+    return [run(*on_one_device(tiny.experiment(**still, train__accumulation_steps=parts)))
+            for parts in (1, 4)]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_levels_of_a_step_make_up_its_loss(accumulated):
+    for (losses, _, _, levels), parts in zip(accumulated, (1, 4), strict=True):
+        sums, counts = np.moveaxis(levels * parts, 1, 0)
+        assert (counts.sum(-1) == 16).all()
+        assert ((counts > 0).sum(-1) > 3).all()
+        np.testing.assert_allclose(sums.sum(-1) / 16, losses, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_accumulation_is_the_mean_of_the_parts(accumulated):
+    whole, parts = accumulated
     np.testing.assert_allclose(whole[0], parts[0], atol=1e-5)
     assert difference(whole[1], parts[1]) < 1e-5
 
 
 @pytest.mark.parametrize("remat", ["full", "dots"])
 def test_remat_changes_memory_and_nothing_else(trained, remat):
-    losses, params, _ = run(*on_one_device(tiny.experiment(model__remat=remat)))
+    losses, params, *_ = run(*on_one_device(tiny.experiment(model__remat=remat)))
     np.testing.assert_allclose(losses, trained[0], atol=1e-5)
     assert difference(params, trained[1]) < 1e-5
 
@@ -79,13 +95,13 @@ def test_remat_changes_memory_and_nothing_else(trained, remat):
 def test_ema_starts_from_the_parameters_and_follows(step, trained):
     state = step[1]
     jax.tree.map(np.testing.assert_array_equal, state.params, state.emas["decay_0.9"])
-    _, params, averages = trained
+    _, params, averages, _ = trained
     assert difference(params, averages["decay_0.9"]) > 0
 
 
 def test_muon_takes_steps_with_clipping():
     changes = {"optimizer__clip_norm": 1.0, "optimizer__learning_rate": 1e-3}
-    losses, _, _ = run(*on_one_device(tiny.experiment(optimizer__name="muon", **changes)))
+    losses, *_ = run(*on_one_device(tiny.experiment(optimizer__name="muon", **changes)))
     assert np.isfinite(losses).all()
 
 
@@ -93,7 +109,7 @@ def test_an_unconditional_model_trains_without_labels():
     """With another optimizer."""
     batches = [{"image": batch["image"]} for batch in tiny.batches(STEPS)]
     experiment = tiny.experiment(data__num_classes=0, optimizer__name="adamw")
-    losses, params, _ = run(*on_one_device(experiment), batches)
+    losses, params, *_ = run(*on_one_device(experiment), batches)
     assert np.isfinite(losses).all()
     assert "label" not in params
 
