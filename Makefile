@@ -21,7 +21,7 @@ demo: $(VENV)/.base
 	$(BIN)/python -m rin_jax.main --workdir=$(WORKDIR) --mode=sample
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=10
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 CHECKED := tests/test_imports.py tests/test_configs.py tests/test_experiment.py tests/data \
 	tests/diffusion tests/evaluation tests/launch tests/runtime
@@ -36,12 +36,12 @@ lint: $(VENV)/.installed
 $(VENV)/.base: setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[demo]'
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.base tests/peers.txt
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
-	$(BIN)/python -m pip install --quiet --no-deps --requirement tests/peers.txt
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps --requirement tests/peers.txt
 	touch $@
 
 clean:

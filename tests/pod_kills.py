@@ -38,7 +38,9 @@ class Pod:
         )
         python.chmod(0o755)
         environment = os.environ | {
-            "PYTHON": str(python), "POD_CACHE": str(folder / "cache"), "XLA_FLAGS": xla.FAST,
+            "PYTHON": str(python), "XLA_FLAGS": xla.FAST,
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "POD_HEARTBEAT": "",  # that which the package has
         }  # fmt: skip
         self._log = Path(f"{workdir}.{time.monotonic_ns()}.log")

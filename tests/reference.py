@@ -139,12 +139,17 @@ def network(name: str) -> tuple[RIN, dict]:
     return rin, pix2seq.import_params(under(arrays, "w/"), rin)
 
 
+@functools.cache
+def forward(rin: RIN):
+    """`rin.apply`, compiled once for each shape however many tests ask."""
+    return jax.jit(rin.apply)
+
+
 def denoiser(rin: RIN, params: dict):
     """denoise_fn of a network for samplers and losses; their condition is labels, or None."""
 
-    @jax.jit
     def denoise(xt, gamma, labels, prev_latents):
         cond = {} if labels is None else {"label": labels}
-        return rin.apply({"params": params}, xt, gamma, cond, prev_latents)
+        return forward(rin)({"params": params}, xt, gamma, cond, prev_latents)
 
     return denoise

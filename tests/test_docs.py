@@ -1,7 +1,8 @@
 """The README and the documents: their commands run at :tiny, and what they point to is there.
 
 The commands of a document run in its order, in one process, one device and one folder, in which
-`make demo` has left its run. A command is run, or it is checked and has a reason in NOT_RUN.
+`make demo` has left its run. A command is run, or it is checked and has a reason in NOT_RUN. What
+stands in two documents to the letter is run for the first of them.
 """
 
 import argparse
@@ -11,7 +12,6 @@ import itertools
 import json
 import re
 import shlex
-import shutil
 import string
 import subprocess
 import sys
@@ -78,6 +78,8 @@ SOURCES = (".py", ".sh", ".md", ".ipynb", ".yaml")
 SHORT = (
     "--config.train.num_steps=20", "--config.sampler.num_steps=4", "--config.data.data_dir=tfds",
 )  # fmt: skip
+
+DONE: set[str] = set()  # commands that were run
 
 
 def blocks(document: Path) -> list[tuple[str, str]]:
@@ -219,8 +221,13 @@ def demo(tmp_path_factory):
 
 
 def run(words: list[str], monkeypatch) -> None:
-    """Runs a command of rin_jax.main with the :tiny form of its configuration, in this folder."""
-    print(shlex.join(words))
+    """Runs a command of rin_jax.main with the :tiny form of its configuration, in this folder.
+
+    It is run once, however many documents have it.
+    """
+    if (command := shlex.join(words)) in DONE:
+        return
+    print(command)
     sampled = next(Path("runs/digits/samples").glob("00000020-*-seed_0-*/"), None)
     arguments = [
         re.sub(r"^--config=(\w+/\w+\.py)(:tiny)?$", rf"--config={ROOT}/\1:tiny", word)
@@ -239,6 +246,7 @@ def run(words: list[str], monkeypatch) -> None:
     trained = any(word.startswith("--export=models/") for word in arguments)  # at full size
     parse([*arguments, *SHORT[trained:]], monkeypatch)
     main.main(["main"])
+    DONE.add(command)
 
 
 @pytest.mark.slow

@@ -16,10 +16,8 @@ PREEMPTED = 75
 
 
 def start(workdir, *arguments: str) -> subprocess.Popen:
-    """python -m rin_jax.main of a tiny experiment, with the tests' compile cache."""
-    environment = os.environ | {
-        "XLA_FLAGS": xla.FAST, "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax-cli"),
-    }  # fmt: skip
+    """python -m rin_jax.main of a tiny experiment."""
+    environment = os.environ | {"XLA_FLAGS": xla.FAST}
     return subprocess.Popen(
         [sys.executable, "-u", "-m", "rin_jax.main", "--config=configs/digits.py:tiny",
          f"--workdir={workdir}", *arguments],

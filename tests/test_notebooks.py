@@ -161,11 +161,10 @@ def execute(name: str, folder: Path, **parameters) -> list[list[np.ndarray]]:
     for field, value in parameters.items():
         assert re.search(rf"^{field} = ", cell.source, re.MULTILINE), field
         cell.source += f"\n{field} = {value!r}"
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax-cli")}
-    flags = {"XLA_FLAGS": xla.FAST, "JAX_PLATFORMS": "cpu"}
+    flags = {"XLA_FLAGS": xla.FAST}
     places = {"PYTHONPATH": str(ROOT), "TFDS_DATA_DIR": str(folder / "tfds")}
     client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}})
-    client.execute(env={**os.environ, **cache, **flags, **places})
+    client.execute(env={**os.environ, **flags, **places})
     pictures = [
         [picture(output.data) for output in cell.outputs if "image/png" in output.get("data", {})]
         for cell in notebook.cells

@@ -2,13 +2,15 @@
 
 import copy
 
+import jax
 import ml_collections
 import numpy as np
+from jax.sharding import Mesh
 
 from rin_jax.checkpointing.checkpoints import Checkpoints, Policy, folder
 from rin_jax.configuration.stored import SINCE_FORMAT_2
 from rin_jax.experiment import Experiment, make_experiment
-from rin_jax.training.state import items_of, metadata_of
+from rin_jax.training.state import TrainState, abstract_state, items_of, metadata_of
 
 TINY = {
     "seed": 0,
@@ -83,6 +85,17 @@ def batches(count: int, size: int = 16) -> list[dict[str, np.ndarray]]:
         }
         for _ in range(count)
     ]
+
+
+def state(experiment: Experiment, mesh: Mesh, seed: int = 0) -> TrainState:
+    """A state whose numbers are random, each part's its own; no program is compiled for it."""
+    abstract, rng = abstract_state(experiment, mesh), np.random.default_rng(seed)
+
+    def leaf(path, shape):
+        values = 0.3 * rng.normal(size=shape.shape) + (path[-1] == jax.tree_util.DictKey("scale"))
+        return jax.device_put(values.astype(shape.dtype), shape.sharding)
+
+    return jax.tree_util.tree_map_with_path(leaf, abstract)
 
 
 def save(workdir, experiment: Experiment, states: dict, policy: Policy | None = None) -> None:

@@ -4,6 +4,7 @@ Sharding, optimizer, metrics and fine-tuning ask here and spell no name themselv
 tuple of names that leads to a parameter: ("blocks_0", "read", "attention", "query", "kernel").
 """
 
+import functools
 import re
 
 import jax
@@ -41,8 +42,9 @@ def new_params(rin: RIN, key: jax.Array) -> dict:
     return rin.init(key, xt, gamma, cond)["params"]
 
 
+@functools.cache
 def param_shapes(rin: RIN) -> Shapes:
-    """The parameter tree of a network as shapes and dtypes, without any array."""
+    """A network's parameter tree as shapes and dtypes, without any array. Not to be changed."""
     return jax.eval_shape(lambda key: new_params(rin, key), jax.random.key(0))
 
 

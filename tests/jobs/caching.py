@@ -1,9 +1,13 @@
-"""rin_jax.main as a process of a pod that keeps its compiled programs: JAX lets process 0 alone."""
+"""rin_jax.main as a process of a pod that keeps its compiled programs: JAX lets process 0 alone.
 
+At the end it tells whether TensorFlow was imported.
+"""
+
+import atexit
 import os
+import sys
 import threading
 
-import jax
 from jax._src import compiler, distributed
 
 from rin_jax.evaluation import classifier
@@ -23,11 +27,15 @@ def write(*args, original=compiler._cache_write, **kwargs) -> None:
             state.process_id = own
 
 
+@atexit.register
+def tell() -> None:
+    if "tensorflow" in sys.modules:
+        print("tensorflow was imported", flush=True)
+
+
 compiler._cache_write = write
 classifier.EPOCHS, classifier.FEWEST_STEPS, classifier.WARMUP = 1, 20, 5  # it need not be good
 processes.HEARTBEAT = int(os.environ["POD_HEARTBEAT"] or processes.HEARTBEAT)
-jax.config.update("jax_compilation_cache_dir", os.environ["POD_CACHE"])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 if __name__ == "__main__":
     from rin_jax import main

@@ -18,11 +18,8 @@ from tests.storage import Fault
 RUN = "gs://bucket/run"
 CHILD = """
     import sys
-    import jax
     from rin_jax.jobs import train
     from tests import tiny
-    jax.config.update("jax_compilation_cache_dir", sys.argv[3])
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     train.train(tiny.config(data__data_dir=sys.argv[2], train__sample_every_steps=2), sys.argv[1])
 """
 
@@ -56,7 +53,7 @@ def killed(storage, data_dir):
     storage.faults.append(Fault("slow", "POST .*checkpoints/4/params", seconds=30.0))
     environment = os.environ | {"XLA_FLAGS": xla.FAST}
     process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(CHILD), RUN, data_dir, ROOT / ".cache" / "jax"],
+        [sys.executable, "-c", textwrap.dedent(CHILD), RUN, data_dir],
         cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:

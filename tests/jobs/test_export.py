@@ -21,10 +21,10 @@ from rin_jax.interop.loading import load
 from rin_jax.jobs import export
 from rin_jax.runtime import sharding
 from rin_jax.sampling.generate import make_generate
-from rin_jax.training.state import abstract_state, create_state
+from rin_jax.training.state import abstract_state
 from tests import test_configs, tiny
 from tests.interop import exports
-from tests.network.small import distance, fill
+from tests.network.small import distance
 
 ONE_DEVICE = {"data": 1, "fsdp": 1, "tensor": 1}
 RECORD = {
@@ -40,19 +40,13 @@ def run(tmp_path_factory):
     mesh = {"data": 2, "fsdp": 4, "tensor": 1}
     config = tiny.config(train__num_steps=12, data__data_dir="/nowhere/here", mesh=mesh)
     experiment = make_experiment(config)
-    state = create_state(experiment, sharding.make_mesh(**mesh), seed=0)
-    average = jax.tree.map(
-        lambda old, new: jax.device_put(new, old.sharding),
-        state.emas["decay_0.9"],
-        fill(state.emas["decay_0.9"]),
-    )
-    state = state.replace(emas=state.emas | {"decay_0.9": average})
+    state = tiny.state(experiment, sharding.make_mesh(**mesh))
     tiny.save(workdir, experiment, {0: state})
     (workdir / "evaluation").mkdir()
     (workdir / "evaluation" / "00000000.json").write_text(json.dumps(RECORD))
     other = RECORD | {"step": 5, "figures": {"classifier/agreement": 0.123}}
     (workdir / "evaluation" / "00000005.json").write_text(json.dumps(other))
-    return str(workdir), jax.device_get(average)
+    return str(workdir), jax.device_get(state.emas["decay_0.9"])
 
 
 def job(workdir, to, ema=None, push=None, **changes):

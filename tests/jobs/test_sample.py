@@ -5,12 +5,14 @@ import json
 import shutil
 import tracemalloc
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from rin_jax import ConfigError
 from rin_jax.checkpointing import checkpoints
+from rin_jax.experiment import device_mesh
 from rin_jax.interop import export_format
 from rin_jax.jobs import export, sample
 from rin_jax.network.conditioning import NO_LABEL
@@ -144,7 +146,9 @@ def test_nothing_is_written_over(workdir, tmp_path, monkeypatch):
 
 def test_interrupted_it_goes_on_and_ends_with_the_same_files(workdir, tmp_path, monkeypatch):
     """Also if other images were begun in between."""
-    config, flags = tiny.config(**SMALL, mesh__data=8), {"num": 75, "classes": ["random"]}
+    two = jax.devices()[:2]
+    monkeypatch.setattr(sample, "device_mesh", lambda experiment: device_mesh(experiment, two))
+    config, flags = tiny.config(**SMALL), {"num": 19, "classes": ["random"]}
     quiet, other, killed = (tmp_path / name for name in ("quiet", "other", "killed"))
     for path in (quiet, other, killed):
         shutil.copytree(workdir / "checkpoints", path / "checkpoints")
@@ -165,12 +169,12 @@ def test_interrupted_it_goes_on_and_ends_with_the_same_files(workdir, tmp_path, 
     monkeypatch.setattr(sample.Parts, "write", lambda *a: (drawn.append(1), write(*a))[-1])
     drawn.clear()
     run(config, killed, **flags)
-    assert len(drawn) == 2  # of three rounds of 8 x 4 images
+    assert len(drawn) == 2  # of three rounds of 2 x 4 images
     assert contents(killed / "samples") == contents(quiet / "samples")
     with monkeypatch.context() as patch:
         patch.setattr(sample, "write", dies)
         with pytest.raises(TypeError):  # at the very end
-            run(tiny.config(**SMALL, mesh__data=8, seed=4), other, **flags)
+            run(tiny.config(**SMALL, seed=4), other, **flags)
     drawn.clear()
     run(config, other, **flags)
     assert len(drawn) == 2

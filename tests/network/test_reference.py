@@ -14,32 +14,25 @@ pytestmark = reference.needed
 ARCHITECTURES = reference.names("arch_*")
 
 
-def _apply(name: str, prev: bool):
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_forward(name):
     arrays, meta = load(name)
     rin, params = reference.network(name)
-    given = reference.inputs(name)
-    latents = arrays["in/latent_prev"]
-    if rin.interface_self_cond:
-        latents = {"latents": latents, "interface": arrays["in/tape_prev"]}
-    apply = jax.jit(rin.apply)
-    x, z = apply({"params": params}, **given, prev_latents=latents if prev else None)
-    return rin, params, meta, x, z
-
-
-@pytest.mark.parametrize("prev", [True, False])
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_forward(name, prev):
-    arrays, _ = load(name)
-    rin, params, meta, x, z = _apply(name, prev)
-    out = under(arrays, "out/" if prev else "out_zero_prev/")
     rotated = rin.video and meta["config"]["tape_pos_encoding"] == "sin_cos"
     fixed = params["stem"]["positions"]["table"].size if rotated else 0
     assert sum(p.size for p in jax.tree.leaves(params)) - fixed == meta["num_params"]
+    latents = arrays["in/latent_prev"]
     if rin.interface_self_cond:
-        assert error(z["interface"], out["tape"]) < 4e-5
-        z = z["latents"]
-    assert error(x, out["x"]) < 4e-5
-    assert error(z, out["latent"]) < 4e-5
+        latents = {"latents": latents, "interface": arrays["in/tape_prev"]}
+    zeros = jax.tree.map(np.zeros_like, latents)
+    for prev, outputs in ((latents, "out/"), (zeros, "out_zero_prev/")):
+        out, given = under(arrays, outputs), reference.inputs(name)
+        x, z = reference.forward(rin)({"params": params}, **given, prev_latents=prev)
+        if rin.interface_self_cond:
+            assert error(z["interface"], out["tape"]) < 4e-5
+            z = z["latents"]
+        assert error(x, out["x"]) < 4e-5
+        assert error(z, out["latent"]) < 4e-5
 
 
 def test_there_are_architectures():
@@ -112,6 +105,8 @@ def test_context_norm_has_its_own_weights():
             weights[f"{prefix}/beta"] = np.zeros(width, np.float32)
     cond = {"label": labels_of(arrays["in/cond"])}
     args = arrays["in/x"], arrays["in/t"], cond, arrays["in/latent_prev"]
-    with_norm = normed.apply({"params": import_params(weights, normed)}, *args)[0]
-    without = rin.apply({"params": params}, *args)[0]
+    with_norm, without = (
+        reference.forward(net)({"params": own}, *args)[0]
+        for net, own in ((normed, import_params(weights, normed)), (rin, params))
+    )
     assert error(with_norm, without) > 1e-2

@@ -13,8 +13,7 @@ from rin_jax.runtime import sharding
 from rin_jax.sampling import generate
 from rin_jax.sampling import weights as weights_lib
 from rin_jax.sampling.generate import make_generate, places
-from rin_jax.sampling.weights import abstract_params, load_ema, whole
-from rin_jax.training.state import create_state
+from rin_jax.sampling.weights import load_ema, whole
 from tests import tiny
 from tests.sampling import videos
 
@@ -32,15 +31,7 @@ def mesh_of(devices: int, **sizes) -> jax.sharding.Mesh:
 
 def weights(experiment, mesh, seed=0):
     """Random weights, so that no part of the network is still at zero."""
-    state = create_state(experiment, mesh, seed)
-    leaves, tree = jax.tree.flatten(state.params)
-    rng = np.random.default_rng(seed)
-    noisy = [leaf + 0.1 * rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves]
-    return jax.device_put(jax.tree.unflatten(tree, noisy), state_sharding(experiment, mesh))
-
-
-def state_sharding(experiment, mesh):
-    return jax.tree.map(lambda leaf: leaf.sharding, abstract_params(experiment.rin, mesh))
+    return tiny.state(experiment, mesh, seed).params
 
 
 def cond(indices) -> dict:
@@ -133,7 +124,7 @@ def save(workdir, config: ml_collections.ConfigDict, steps=(1,), seed=0):
     """Checkpoints of a run that never ran."""
     experiment = make_experiment(config)
     tiny.save(
-        workdir, experiment, {s: create_state(experiment, mesh_of(1), seed + s) for s in steps}
+        workdir, experiment, {s: tiny.state(experiment, mesh_of(1), seed + s) for s in steps}
     )
     return experiment
 
@@ -143,7 +134,7 @@ def test_a_checkpoint_is_chosen_by_its_step(tmp_path):
     for wanted, found in ((None, 4), (2, 2), (4, 4)):
         step, _, params = load_ema(experiment, mesh_of(1), str(tmp_path), checkpoint=wanted)
         assert step == found
-        expected = create_state(experiment, mesh_of(1), found).params
+        expected = tiny.state(experiment, mesh_of(1), found).emas["decay_0.9"]
         jax.tree.map(np.testing.assert_array_equal, params, expected)
     with pytest.raises(ConfigError, match=r"no checkpoint 3 in .*; there are 2, 4\."):
         load_ema(experiment, mesh_of(1), str(tmp_path), checkpoint=3)

@@ -8,7 +8,6 @@ from rin_jax.diffusion.objective import Objective
 from rin_jax.runtime import sharding
 from rin_jax.training import curves
 from rin_jax.training.held_out import HeldOut
-from rin_jax.training.state import create_state
 from tests import tiny
 
 COUNT = 21  # more than a batch of 16
@@ -37,7 +36,7 @@ def measured(workdir, devices=1, **changes) -> float:
     experiment = tiny.experiment(**changes)
     mesh = sharding.make_mesh(devices, 1, 1, jax.devices()[:devices])
     held_out = HeldOut(experiment, Source(experiment), str(workdir), mesh)
-    params = create_state(experiment, mesh, 0).params
+    params = tiny.state(experiment, mesh).params
     figures = held_out.measure(params)
     assert held_out.measure(params) == figures
     assert held_out.lacks(1)

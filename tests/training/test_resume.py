@@ -14,7 +14,7 @@ from rin_jax.checkpointing.checkpoints import Policy
 from rin_jax.runtime import sharding
 from rin_jax.sampling.weights import abstract_params, load_ema
 from rin_jax.training import resume
-from rin_jax.training.state import abstract_state, create_state
+from rin_jax.training.state import abstract_state
 from tests import tiny
 
 STEPS = (2, 4, 6)
@@ -22,8 +22,7 @@ STEPS = (2, 4, 6)
 
 def state_at(experiment, mesh, step):
     """A state that differs from step to step."""
-    state = create_state(experiment, mesh, seed=step)
-    return jax.tree.map(lambda x: x + np.asarray(step, x.dtype), state).replace(step=step)
+    return tiny.state(experiment, mesh, step).replace(step=step)
 
 
 @pytest.fixture(scope="module")

@@ -4,24 +4,30 @@ import jax
 import numpy as np
 import pytest
 
+from rin_jax.network.partitioning import param_shapes
 from rin_jax.runtime import sharding
 from rin_jax.training.state import create_state
 from rin_jax.training.step import compile_train_step, make_loss, prepare_images
 from tests import tiny
+from tests.network.small import fill
 
 STEPS = 5
 
 
-def run(experiment, data=1, fsdp=1, batches=None):
-    """(losses, parameters, state) of STEPS steps on a mesh of data x fsdp devices."""
-    mesh = sharding.make_mesh(data, fsdp, 1, jax.devices()[: data * fsdp])
-    step = compile_train_step(experiment, mesh)
-    state = create_state(experiment, mesh, 0)
-    losses = []
+def on_one_device(experiment):
+    """(compiled step, fresh state)."""
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    return compile_train_step(experiment, mesh), create_state(experiment, mesh, 0)
+
+
+def run(step, state, batches=None):
+    """(losses, parameters, averages, losses by level) of STEPS steps; the state is donated."""
+    losses, levels = [], []
     for batch in batches or tiny.batches(STEPS):
-        state, metrics = step(state, sharding.global_batch(batch, mesh))
+        state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
-    return np.array(losses), jax.device_get(state.params), state
+        levels.append(np.asarray(metrics["levels"]))
+    return np.array(losses), *jax.device_get((state.params, state.emas)), np.array(levels)
 
 
 def difference(a, b) -> float:
@@ -36,66 +42,81 @@ def difference(a, b) -> float:
 
 
 @pytest.fixture(scope="module")
-def one_device():
-    return run(tiny.experiment())
+def step():
+    """(compiled step, fresh state on the host) of TINY."""
+    compiled, state = on_one_device(tiny.experiment())
+    return compiled, jax.device_get(state)
 
 
-def test_another_seed_differs(one_device):
-    losses, params, _ = run(tiny.experiment(seed=1))
-    assert np.abs(losses - one_device[0]).max() > 1e-3
-    assert difference(params, one_device[1]) > 1e-4
+@pytest.fixture(scope="module")
+def trained(step):
+    return run(*step)
+
+
+def test_another_seed_differs(step, trained):
+    """Of the steps alone: both start from one state."""
+    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    losses, params, *_ = run(compile_train_step(tiny.experiment(seed=1), mesh), step[1])
+    assert np.abs(losses - trained[0]).max() > 1e-3
+    assert difference(params, trained[1]) > 1e-4
+
+
+@pytest.fixture(scope="module")
+def accumulated():
+    """The same steps without dropout, of a batch at once and of four parts of it."""
+    still = {"model__dropout": 0.0, "model__drop_path": 0.0}
+    return [run(*on_one_device(tiny.experiment(**still, train__accumulation_steps=parts)))
+            for parts in (1, 4)]  # fmt: skip
 
 
 @pytest.mark.slow
-def test_accumulation_is_the_mean_of_the_parts():
-    still = {"model__dropout": 0.0, "model__drop_path": 0.0}
-    whole = run(tiny.experiment(**still))
-    parts = run(tiny.experiment(**still, train__accumulation_steps=4))
+def test_the_levels_of_a_step_make_up_its_loss(accumulated):
+    for (losses, _, _, levels), parts in zip(accumulated, (1, 4), strict=True):
+        sums, counts = np.moveaxis(levels * parts, 1, 0)
+        assert (counts.sum(-1) == 16).all()
+        assert ((counts > 0).sum(-1) > 3).all()
+        np.testing.assert_allclose(sums.sum(-1) / 16, losses, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_accumulation_is_the_mean_of_the_parts(accumulated):
+    whole, parts = accumulated
     np.testing.assert_allclose(whole[0], parts[0], atol=1e-5)
     assert difference(whole[1], parts[1]) < 1e-5
 
 
 @pytest.mark.parametrize("remat", ["full", "dots"])
-def test_remat_changes_memory_and_nothing_else(one_device, remat):
-    losses, params, _ = run(tiny.experiment(model__remat=remat))
-    np.testing.assert_allclose(losses, one_device[0], atol=1e-5)
-    assert difference(params, one_device[1]) < 1e-5
+def test_remat_changes_memory_and_nothing_else(trained, remat):
+    losses, params, *_ = run(*on_one_device(tiny.experiment(model__remat=remat)))
+    np.testing.assert_allclose(losses, trained[0], atol=1e-5)
+    assert difference(params, trained[1]) < 1e-5
 
 
-def test_ema_starts_from_the_parameters_and_follows(one_device):
-    experiment = tiny.experiment()
-    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
-    state = create_state(experiment, mesh, 0)
+def test_ema_starts_from_the_parameters_and_follows(step, trained):
+    state = step[1]
     jax.tree.map(np.testing.assert_array_equal, state.params, state.emas["decay_0.9"])
-    _, params, last = one_device
-    assert difference(params, jax.device_get(last.emas["decay_0.9"])) > 0
+    _, params, averages, _ = trained
+    assert difference(params, averages["decay_0.9"]) > 0
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_other_optimizers_take_steps_with_clipping(name):
-    losses, _, _ = run(
-        tiny.experiment(
-            optimizer__name=name, optimizer__clip_norm=1.0, optimizer__learning_rate=1e-3
-        )
-    )
+def test_muon_takes_steps_with_clipping():
+    changes = {"optimizer__clip_norm": 1.0, "optimizer__learning_rate": 1e-3}
+    losses, *_ = run(*on_one_device(tiny.experiment(optimizer__name="muon", **changes)))
     assert np.isfinite(losses).all()
 
 
 def test_an_unconditional_model_trains_without_labels():
+    """With another optimizer."""
     batches = [{"image": batch["image"]} for batch in tiny.batches(STEPS)]
-    losses, params, _ = run(tiny.experiment(data__num_classes=0), batches=batches)
+    experiment = tiny.experiment(data__num_classes=0, optimizer__name="adamw")
+    losses, params, *_ = run(*on_one_device(experiment), batches)
     assert np.isfinite(losses).all()
     assert "label" not in params
 
 
 def test_every_parameter_gets_a_gradient():
     experiment = tiny.experiment(model__dropout=0.0, model__drop_path=0.0)
-    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
-    state = create_state(experiment, mesh, 0)
-    keys = iter(jax.random.split(jax.random.key(7), 500))
-    params = jax.tree.map(
-        lambda p: p + 0.1 * jax.random.normal(next(keys), p.shape), state.params
-    )
+    params = fill(param_shapes(experiment.rin))
     batch = tiny.batches(1)[0]
     images = prepare_images(batch["image"], jax.random.key(0), False)
     draws = experiment.objective.draw(jax.random.key(1), images.shape)
@@ -123,31 +144,25 @@ def test_images_are_scaled_and_flipped_half_of_the_time():
     np.testing.assert_array_equal(flipped.sum(2), plain.sum(2))
 
 
-def test_a_step_that_is_not_finite_changes_no_parameter():
-    experiment = tiny.experiment()
-    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
-    step = compile_train_step(experiment, mesh)
-    good, bad = (create_state(experiment, mesh, 0) for _ in range(2))
-    good, _ = step(good, tiny.batches(1)[0])
+def test_a_step_that_is_not_finite_changes_no_parameter(step):
+    step, fresh = step
+    good, _ = step(fresh, tiny.batches(1)[0])
     before = jax.device_get(good)
-    poisoned = good.replace(params={**good.params, "stem": jax.tree.map(
-        lambda x: x * np.float32(np.nan), good.params["stem"])})  # fmt: skip
-    kept = jax.device_get(poisoned)
+    stem = jax.tree.map(lambda x: x * np.float32(np.nan), before.params["stem"])
+    poisoned = before.replace(params={**before.params, "stem": stem})
     after, metrics = step(poisoned, tiny.batches(1)[0])
     assert not metrics["finite"]
     assert int(after.step) == int(before.step) + 1
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(after.params), kept.params)
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(after.opt_state), kept.opt_state)
-    next_one, metrics = step(bad, tiny.batches(1)[0])
+    jax.tree.map(np.testing.assert_array_equal, after.params, poisoned.params)
+    jax.tree.map(np.testing.assert_array_equal, after.opt_state, poisoned.opt_state)
+    next_one, metrics = step(fresh, tiny.batches(1)[0])
     assert metrics["finite"]
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(next_one), before)
 
 
-def test_norms_of_modules_make_up_the_whole():
-    experiment = tiny.experiment()
-    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
-    state = create_state(experiment, mesh, 0)
-    _, metrics = compile_train_step(experiment, mesh)(state, tiny.batches(1)[0])
+def test_norms_of_modules_make_up_the_whole(step):
+    step, fresh = step
+    _, metrics = step(fresh, tiny.batches(1)[0])
     modules = jax.device_get(metrics["modules"])
     assert modules["grad"]["blocks_0.compute"].shape == (2, 1)
     assert modules["grad"]["blocks_0.read"].shape == (2,)

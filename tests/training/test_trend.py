@@ -109,7 +109,7 @@ def test_a_finished_run_that_lacks_its_last_figures_makes_them(trained, data_dir
 
 
 def test_training_goes_on_without_a_network_that_lacks_its_weights(data_dir, tmp_path, capsys):
-    changes = CHANGES | {"evaluation__networks": ("inception",), "train__num_steps": 3}
+    changes = CHANGES | {"evaluation__networks": ("inception",)}
     train.train(tiny.config(data__data_dir=data_dir, **changes), str(tmp_path))
     out = capsys.readouterr().out
     (said,) = [line for line in out.splitlines() if "training goes on without" in line]
@@ -117,4 +117,4 @@ def test_training_goes_on_without_a_network_that_lacks_its_weights(data_dir, tmp
     assert "6726825d" in said
     assert trend_of(tmp_path) == {}
     train.train(tiny.config(data__data_dir=data_dir, **changes), str(tmp_path))
-    assert "is trained to step 3" in capsys.readouterr().out
+    assert "is trained to step 6" in capsys.readouterr().out
