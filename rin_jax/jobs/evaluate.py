@@ -35,7 +35,8 @@ from rin_jax.runtime import console, processes
 from rin_jax.sampling import labels as label_rules
 from rin_jax.sampling import measuring, real_images
 from rin_jax.sampling.conditions import make_conditions, source_of
-from rin_jax.sampling.generate import describe_images, guide_experiment, make_device_sampler
+from rin_jax.sampling.generate import describe_images, make_device_sampler
+from rin_jax.sampling.guide import guide_experiment
 from rin_jax.sampling.weights import load_ema
 
 PACKAGES = "jax", "jaxlib", "flax", "numpy"
