@@ -17,7 +17,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from rin_jax import ConfigError, nearest
-from rin_jax.configuration import command
+from rin_jax.configuration import command, words
 from rin_jax.interop import hub
 
 CONFIGS = Path(__file__).parents[1] / "configs"  # lies beside rin_jax/, installed or not
@@ -40,8 +40,9 @@ WORKDIR = flags.DEFINE_string(
 MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do with the run.")
 NUM = flags.DEFINE_integer("num", None, "--mode=sample: how many images; a hundred if not given.")
 CLASSES = flags.DEFINE_list(
-    "classes", [], "--mode=sample: labels, taken in turn (3,7); or all, in turn; or balanced, all "
-    "in a random order in each round; or random. At most ten, evenly spaced, if not given.")
+    "classes", [], "--mode=sample: numbers or names of classes, taken in turn (3,7 or Town,River); "
+    "or all, in turn; or balanced, all in a random order in each round; or random. At most ten, "
+    "evenly spaced, if not given.")
 CHECKPOINT = flags.DEFINE_integer(
     "checkpoint", None, "--mode=sample, evaluate, export: step of the checkpoint; the newest if "
     "not given.")
@@ -108,7 +109,7 @@ def parse(argv: list[str]) -> list[str]:
     --help ends with exit code 0.
     """
     try:
-        left = flags.FLAGS(command.with_config([packaged(argument) for argument in argv], hub.pull))
+        left = flags.FLAGS(command.with_config(list(map(packaged, command.joined(argv))), hub.pull))
         if HELP_CONFIG.value:
             from rin_jax.configuration import field_list
 
@@ -118,7 +119,9 @@ def parse(argv: list[str]) -> list[str]:
         CONFIG.value.lock()  # the error of a file that could not be read comes with the first use
         if len(left) > 1:
             raise ConfigError(f"{left[1]!r} is not a flag; every flag is --NAME or --NAME=VALUE.")
-    except SystemExit:  # of --help, for which absl has 1
+    except SystemExit as end:
+        if end.code:  # of --help, for which absl has 1
+            print(words.table())
         sys.exit(0)
     except Exception as error:  # also what the configuration file itself raises
         sys.stderr.write(f"error: {describe_mistake(error, argv)}\n")
@@ -156,6 +159,10 @@ def describe_mistake(error: Exception, argv: list[str]) -> str:
         return f"{flag}: the configuration has no field {field[1]!r}{end}"
     if inner := re.match(r'Override ((?:\w+\.)*\w+)\.\w+ can not be applied .* is None', line):
         return f"--config.{inner[1]} is not set; set it whole: --config.{inner[1]}=\"{{...}}\""
+    if isinstance(error, flags.UnrecognizedFlagError):
+        mode = command.value_of(argv, "mode") or MODE.default
+        if ours := words.here(error.flagname, mode):
+            return f"--{error.flagname} is not a flag; here it is {ours}."
     if "Traceback" in text:  # of the configuration file, in the middle of an error of a flag
         return text.strip().splitlines()[-1].partition(": ")[2]
     if isinstance(error, ConfigError | flags.Error):

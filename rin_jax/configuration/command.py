@@ -19,8 +19,9 @@ READER = Path(__file__).with_name("from_run.py")
 def with_config(argv: Sequence[str], pull: Callable[[str], str]) -> list[str]:
     """Arguments whose --config is a configuration file; what --config may be is in the README.
 
-    A folder and its config.json are given to `from_run.py`. Without --config the configuration is
-    that of --export, which `pull` fetches from the hub if it is not a folder, or of --workdir.
+    The arguments are `joined`. A folder and its config.json are given to `from_run.py`. Without
+    --config the configuration is that of --export, which `pull` fetches from the hub if it is not a
+    folder, or of --workdir.
 
     Raises ConfigError if --config is missing and nothing is stored there.
     """
@@ -45,7 +46,7 @@ def with_config(argv: Sequence[str], pull: Callable[[str], str]) -> list[str]:
         raise ConfigError(f"--config is {given}, but there is no {path}.")
     return [
         f"--config={READER}:{path}" if argument.lstrip("-") == f"config={given}" else argument
-        for argument in joined(argv)
+        for argument in argv
     ]
 
 

@@ -41,7 +41,7 @@ def config_of(monkeypatch, *arguments: str) -> ConfigDict:
         flags.DEFINE_string(name, None, "", flag_values=values)
     monkeypatch.setattr(sys, "argv", ["main", *arguments])
     holder = config_flags.DEFINE_config_file("config", None, flag_values=values)
-    assert values(command.with_config(sys.argv, pull)) == ["main"]
+    assert values(command.with_config(command.joined(sys.argv), pull)) == ["main"]
     return holder.value
 
 
