@@ -9,7 +9,7 @@ GCS = ["etils[epath-gcs]>=1.9", "google-cloud-storage>=2.10"]
 HUB = ["huggingface_hub>=0.34"]
 ONNX = ["onnx>=1.18", "onnxscript>=0.5", "torch>=2.9"]
 VIDEO = ["av>=18.1"]
-WANDB = ["wandb>=0.18"]
+WANDB = ["tensorboard>=2.18", "wandb>=0.18"]  # it reads event files with the former
 INIT = Path(__file__).parent / "rin_jax" / "__init__.py"
 
 setuptools.setup(

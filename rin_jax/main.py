@@ -26,6 +26,10 @@ TOGETHER = ("train", "sample", "evaluate", "reference", "reconstruct")
 MODES = (*TOGETHER, "prepare", "plan", "export", "import_pix2seq")
 sys.path.append(str(CONFIGS.parent))
 
+# what Python says of a value that is no number
+OF_PYTHON = {"invalid literal for int.*": "it must be a whole number.",
+             "could not convert string to float.*": "it must be a number."}  # fmt: skip
+
 # fmt: off
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file, or the name of one in configs/, optionally with a "
@@ -140,6 +144,8 @@ def packaged(argument: str) -> str:
 def describe_mistake(error: Exception, argv: list[str]) -> str:
     """One sentence about an error of absl, ml_collections or a configuration file."""
     text, line = str(error), " ".join(str(error).split())
+    for of_python, ours in OF_PYTHON.items():
+        line = re.sub(of_python, ours, line)
     found = re.search(r"--?config[= ]([^\s:]+)", " ".join(argv))
     file = found[1] if found else ""
     if isinstance(error, OSError) and not Path(file).is_file():

@@ -1,6 +1,7 @@
 """What the command line understands beside ml_collections: stored configurations, dicts by name."""
 
 import ast
+import difflib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,6 +35,9 @@ def with_config(argv: Sequence[str], pull: Callable[[str], str]) -> list[str]:
             if any(argument.lstrip("-").startswith("help") for argument in argv[1:]):
                 return list(argv)
             nothing = f"; {source} has no {STORED} of a run or an export" if source else ""
+            names = [argument.lstrip("-").partition("=")[0] for argument in argv[1:]]
+            if near := difflib.get_close_matches("config", names, n=1):
+                nothing += f"; --{near[0]} is not a flag"
             raise ConfigError(
                 f"--config=FILE is missing, for instance --config=configs/digits.py{nothing}."
             )
@@ -82,7 +86,8 @@ class DictParser(flags.ArgumentParser):
         except (SyntaxError, ValueError):
             value = argument
         if value is not None and not isinstance(value, dict):
-            raise ValueError("it must be a name, as logsnr, or a dict, as \"{'name': 'logsnr'}\"")
+            wanted = "it must be a name, as logsnr, or a dict, as \"{'name': 'logsnr'}\""
+            raise ValueError(f"{wanted}; of a section give a field, as --config.model.depth=2")
         return value and ml_collections.ConfigDict(value)
 
     def flag_type(self) -> str:

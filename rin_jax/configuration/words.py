@@ -53,6 +53,8 @@ def table() -> str:
 
 def here(word: str, mode: str) -> str | None:
     """What a word of theirs is in a mode, or else in any; None: it is none of theirs."""
-    word = word.replace("-", "_")
-    known = [*WORDS.get(mode, {}).items(), *(x for words in WORDS.values() for x in words.items())]
-    return next((ours for theirs, ours in known if word in theirs), None)
+    for there in (mode, *WORDS):
+        for theirs, ours in WORDS.get(there, {}).items():
+            if word.replace("-", "_") in theirs:
+                return ours if there == mode else f"{ours} (--mode={there})"
+    return None

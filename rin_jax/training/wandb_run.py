@@ -14,7 +14,8 @@ from rin_jax import ConfigError
 
 def check(project: str | None) -> None:
     """Raises ConfigError if `train.wandb` is set and the package is not installed."""
-    if project is not None and importlib.util.find_spec("wandb") is None:
+    found = importlib.util.find_spec("wandb")  # a folder wandb/ of runs has no origin
+    if project is not None and not (found and found.origin):
         raise ConfigError(
             f"train.wandb is {project!r}, but wandb cannot be imported; install the extra wandb, "
             "pip install -e '.[wandb]', or leave the field out."
