@@ -1,11 +1,10 @@
 """Gives the command line inputs that are wrong, each in a fresh folder.
 
-    python -m tests.wrong_inputs [--only=WORD]    prints a table; some minutes on two cores
+    python -m tests.wrong_inputs [--only WORD ...]    prints a table; some minutes on two cores
 
 Each must end with exit code 2 and one sentence, "error: ..." alone on stderr, and leave every file
-as it was. Where one does not, its row is marked and the exit code is 1. In an input {run} is the
-workdir of the tiny digits, {export} an export of it, and the other names are as `prepare` makes
-them.
+as it was. Where one does not, its row is marked and the exit code is 1. In an input run is the
+workdir of the tiny digits, export an export of it, and the other names are as `prepare` makes them.
 """
 
 import argparse
@@ -82,44 +81,44 @@ INPUTS = (
     TINY + "--workdir=new --config.data.image_size=9",
     TINY + "--workdir=new --config.data.num_classes=3",
     TINY + "--workdir=new --config.data.channels=4",
-    TINY + "--mode=prepare --source=missing --config.data.name=mine",
-    TINY + "--mode=prepare --source=folder --config.data.name=mine",
-    TINY + "--mode=prepare --source=notes.txt --config.data.name=mine",
+    TINY + "--mode=prepare --source=missing --config.data.name=mine --config.data.image_size=32",
+    TINY + "--mode=prepare --source=folder --config.data.name=mine --config.data.image_size=32",
+    TINY + "--mode=prepare --source=notes.txt --config.data.name=mine --config.data.image_size=32",
     "--config=fashion_mnist --mode=prepare --downloaded=missing",
     # a run
     "--mode=sample --workdir=folder",
     TINY + "--mode=sample --workdir=new",
-    "--mode=sample --workdir={run} --classes=12",
-    "--mode=sample --workdir={run} --classes=Town",
-    "--mode=sample --workdir={run} --classes=all --num=3",
-    "--mode=sample --workdir={run} --num=0",
-    "--mode=sample --workdir={run} --num=ten",
-    "--mode=sample --workdir={run} --seeds=0-9",
-    "--mode=sample --workdir={run} --checkpoint=999",
-    "--mode=sample --workdir={run} --ema=0.99",
-    "--mode=sample --workdir={run} --rollout=2",
-    "--mode=sample --workdir={run} --config.sampler.name=euler",
-    "--mode=sample --workdir={run} --config.sampler.num_steps=0",
-    "--mode=sample --workdir={run} --config.sampler.guidance_scale=-0.5",
-    "--mode=sample --workdir={run} --config.sampler.schedule={{}}",
-    "--mode=sample --workdir={run} --config.sampler.guide=missing",
-    "--mode=sample --workdir={run} --config.model.latent_dim=64",
-    "--mode=sample --workdir={run} --config.mesh.fsdp=2",
-    "--workdir={run} --config.model.depth=2 --config.train.num_steps=30",
+    "--mode=sample --workdir=run --classes=12",
+    "--mode=sample --workdir=run --classes=Town",
+    "--mode=sample --workdir=run --classes=all --num=3",
+    "--mode=sample --workdir=run --num=0",
+    "--mode=sample --workdir=run --num=ten",
+    "--mode=sample --workdir=run --seeds=0-9",
+    "--mode=sample --workdir=run --checkpoint=999",
+    "--mode=sample --workdir=run --ema=0.99",
+    "--mode=sample --workdir=run --rollout=2",
+    "--mode=sample --workdir=run --config.sampler.name=euler",
+    "--mode=sample --workdir=run --config.sampler.num_steps=0",
+    "--mode=sample --workdir=run --config.sampler.guidance_scale=-0.5",
+    "--mode=sample --workdir=run --config.sampler.schedule={}",
+    "--mode=sample --workdir=run --config.sampler.guide=missing",
+    "--mode=sample --workdir=run --config.model.latent_dim=64",
+    "--mode=sample --workdir=run --config.mesh.fsdp=2",
+    "--workdir=run --config.model.depth=2 --config.train.num_steps=30",
     "--mode=sample --export=missing --workdir=new",
     "--mode=sample --export=https://example.com/digits --workdir=new",
-    "--mode=sample --export={export} --workdir=new --ema=best",
-    "--mode=evaluate --workdir={run} --samples=missing",
-    "--mode=evaluate --workdir={run} --samples=folder",
-    "--mode=evaluate --workdir={run} --samples=images",
-    "--mode=evaluate --workdir={run} --config.evaluation.measures=fid",
-    "--mode=evaluate --workdir={run} --config.evaluation.networks=inception",
-    "--mode=export --workdir={run}",
-    "--mode=export --workdir={run} --to=images",
-    "--mode=export --workdir={run} --to={run}",
-    "--mode=export --workdir={run} --to=new --push=digits",
-    "--mode=reconstruct --workdir={run}",
-    "--mode=reconstruct --workdir={run} --length=0.5",
+    "--mode=sample --export=export --workdir=new --ema=best",
+    "--mode=evaluate --workdir=run --samples=missing",
+    "--mode=evaluate --workdir=run --samples=folder",
+    "--mode=evaluate --workdir=run --samples=images",
+    "--mode=evaluate --workdir=run --config.evaluation.measures=fid",
+    "--mode=evaluate --workdir=run --config.evaluation.networks=inception",
+    "--mode=export --workdir=run",
+    "--mode=export --workdir=run --to=images",
+    "--mode=export --workdir=run --to=run",
+    "--mode=export --workdir=run --to=new --push=digits",
+    "--mode=reconstruct --workdir=run",
+    "--mode=reconstruct --workdir=run --length=0.5",
     TINY + "--mode=import_pix2seq --workdir=new --source=missing",
     TINY + "--mode=plan --topology=v9:2x2",
 )
@@ -165,9 +164,8 @@ def try_out(arguments: str, prepared: Path) -> tuple[str, str, str, bool]:
         folder = Path(temporary) / "here"
         shutil.copytree(prepared, folder)
         before = contents(folder)
-        words = arguments.format(run="run", export="export").split()
         try:
-            done = start(words, folder)
+            done = start(arguments.split(), folder)
         except subprocess.TimeoutExpired:
             return "-", "HANGS", "", False
         after = contents(folder)
@@ -180,16 +178,16 @@ def try_out(arguments: str, prepared: Path) -> tuple[str, str, str, bool]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", default="", help="inputs that have this word")
+    parser.add_argument("--only", nargs="+", default=[""], help="inputs that have one of these")
     only, failures = parser.parse_args().only, 0
     with tempfile.TemporaryDirectory() as temporary:
         prepare(Path(temporary))
         print("| | input | exit code | what it printed | files written |\n|---|---|---|---|---|")
         for arguments in INPUTS:
-            if only in arguments:
+            if any(word in arguments for word in only):
                 code, printed, changed, good = try_out(arguments, Path(temporary))
                 failures += not good
-                cells = f"`{arguments}`", code, printed.replace("|", "\\|"), changed
+                cells = f"`{arguments.strip()}`", code, printed.replace("|", "\\|"), changed
                 print(f"| {'' if good else 'WRONG'} |", " | ".join(cells), "|", flush=True)
     sys.exit(bool(failures))
 
