@@ -107,7 +107,7 @@ def parse(argv: list[str]) -> list[str]:
     --help ends with exit code 0.
     """
     try:
-        left = flags.FLAGS(command.with_config(list(map(packaged, command.joined(argv))), hub.pull))
+        left = flags.FLAGS(command.with_config(list(map(packaged, command.joined(argv))), hub.find))
         if HELP_CONFIG.value:
             from rin_jax.configuration import field_list
 

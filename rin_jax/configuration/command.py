@@ -13,24 +13,25 @@ from ml_collections import config_flags
 
 from rin_jax import ConfigError
 from rin_jax.configuration import STORED
+from rin_jax.runtime import files
 
 READER = Path(__file__).with_name("from_run.py")
 
 
-def with_config(argv: Sequence[str], pull: Callable[[str], str]) -> list[str]:
+def with_config(argv: Sequence[str], find: Callable[[str], epath.Path]) -> list[str]:
     """Arguments whose --config is a configuration file; what --config may be is in the README.
 
     The arguments are `joined`. A folder and its config.json are given to `from_run.py`. Without
-    --config the configuration is that of --export, which `pull` fetches from the hub if it is not a
-    folder, or of --workdir.
+    --config the configuration is that of --export, whose folder `find` tells, or of --workdir.
 
-    Raises ConfigError if --config is missing and nothing is stored there.
+    Raises ConfigError if --config is missing and nothing is stored there, or at addresses that
+    cannot be used.
     """
     given, export, workdir = (value_of(argv, name) for name in ("config", "export", "workdir"))
+    for name, value in (("config", given), ("workdir", workdir)):
+        files.check_address(f"--{name}", value or "")
     if given is None:
-        source = export or workdir
-        if export and not epath.Path(export).exists():
-            source = pull(export)
+        source = str(find(export)) if export else workdir
         if source is None or not (epath.Path(source) / STORED).exists():
             if any(argument.lstrip("-").startswith("help") for argument in argv[1:]):
                 return list(argv)

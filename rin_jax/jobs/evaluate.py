@@ -73,8 +73,11 @@ def evaluate(
         real_images.check_network(name, experiment, source)
     experiment.sampler.check_grid()
     guide_experiment(experiment)
-    if export is None and samples is None:
-        find_checkpoints(workdir, checkpoint)  # its mistakes, before a network is trained
+    # their mistakes, before a network is trained
+    if samples is not None:
+        sample_files.find(samples, experiment.data.image_size, experiment.data.channels)
+    elif export is None:
+        find_checkpoints(workdir, checkpoint)
     mesh = device_mesh(experiment)
     networks = [real_images.open_network(name, experiment, source, workdir) for name in names]
     comparable = source_of(experiment, source)

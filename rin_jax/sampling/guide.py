@@ -32,7 +32,10 @@ def guide_experiment(experiment: Experiment) -> Experiment | None:
     wanted = experiment.generation
     if wanted.guide is None:
         return None
-    saved = find_checkpoints(wanted.guide, wanted.guide_checkpoint)[0]
+    try:
+        saved = find_checkpoints(wanted.guide, wanted.guide_checkpoint)[0]
+    except ConfigError as error:
+        raise ConfigError(f"sampler.guide is {wanted.guide!r}: {error}") from error
     config = saved_config(saved.config)
     config.sampler = experiment.config.sampler.to_dict()
     guide = make_experiment(config)
