@@ -477,6 +477,33 @@ def test_each_evaluation_sees_what_is_kept_at_its_noise_level():
     np.testing.assert_array_equal(before[1:], seen[:-1])
 
 
+@pytest.mark.parametrize(("name", "eta"), [("ddim", 0.0), ("ddim", 1.0), ("dpmpp_2m", 1.0)])
+def test_what_is_made_fits_what_is_kept(name, eta):
+    """Two pixels of variance 1 and correlation 0.9, of which the first is kept."""
+    covariance, count = jnp.array([[1.0, 0.9], [0.9, 1.0]]), 20_000
+
+    def posterior_mean(xt, gamma, cond, latents):
+        g = gamma[0]
+        gain = jnp.sqrt(g) * covariance @ jnp.linalg.inv(g * covariance + (1 - g) * jnp.eye(2))
+        return xt @ gain, latents
+
+    x0, key = _normal(count, 2), jax.random.key(1)
+    sampler = _sampler(schedule=COSINE, name=name, eta=eta, num_steps=100)
+
+    @jax.jit
+    def second_pixels(free):
+        def fresh(i):
+            return jax.random.normal(jax.random.fold_in(key, i), x0.shape)
+
+        noise, given = _normal(count, 2, seed=1), Given(x0, free, 0)
+        return sampler.watched(posterior_mean, noise, None, fresh, lambda *_: None, given)[0][:, 1]
+
+    made = second_pixels(jnp.array([False, True]))
+    # less than 0.9, because there is no resampling, and least without fresh noise
+    assert (0.7 if eta else 0.5) < np.corrcoef(x0[:, 0], made)[0, 1] < 0.9
+    assert abs(np.corrcoef(x0[:, 0], second_pixels(jnp.array([True, True])))[0, 1]) < 0.05
+
+
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_a_late_start_stays_close(name):
     """At the noise of the first step that is left; from 0 nothing of the example is left."""
