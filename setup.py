@@ -9,6 +9,7 @@ GCS = ["etils[epath-gcs]>=1.9", "google-cloud-storage>=2.10"]
 HUB = ["huggingface_hub>=0.34"]
 ONNX = ["onnx>=1.18", "onnxscript>=0.5", "torch>=2.9"]
 VIDEO = ["av>=18.1"]
+WANDB = ["tensorboard>=2.18", "wandb>=0.18"]  # it reads event files with the former
 INIT = Path(__file__).parent / "rin_jax" / "__init__.py"
 
 setuptools.setup(
@@ -77,5 +78,6 @@ setuptools.setup(
         "tf": ["tensorflow-cpu>=2.20", "tensorboard>=2.18"],
         "tpu": ["jax[tpu]>=0.7.2"],
         "video": VIDEO,
+        "wandb": WANDB,
     },
 )

@@ -32,7 +32,8 @@ from rin_jax.evaluation.distances import frechet_distance, moments
 from rin_jax.experiment import device_mesh, make_experiment
 from rin_jax.network import conditioning
 from rin_jax.runtime import sharding
-from rin_jax.sampling.generate import jit_sampler, load_guide, run_batches
+from rin_jax.sampling.generate import jit_sampler, run_batches
+from rin_jax.sampling.guide import load_guide
 from rin_jax.sampling.weights import load_ema
 
 SEEDS = (0, 1, 2)

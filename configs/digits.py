@@ -110,6 +110,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.train.init_from = config_dict.placeholder(str)  # another run, to fine-tune
     config.train.log_every_steps = 50
     config.train.sample_every_steps = 500
+    config.train.wandb = config_dict.placeholder(str)  # a project of Weights & Biases
 
     config.ema = ml_collections.ConfigDict()
     config.ema.decays = (0.998,)

@@ -84,6 +84,7 @@ def recipe() -> ml_collections.ConfigDict:
     config.train.init_from = config_dict.placeholder(str)  # another run, to fine-tune
     config.train.log_every_steps = 100
     config.train.sample_every_steps = 10_000
+    config.train.wandb = config_dict.placeholder(str)  # a project of Weights & Biases
 
     config.ema = ml_collections.ConfigDict()
     config.ema.decays = (0.9999,)  # [V]

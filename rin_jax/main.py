@@ -8,7 +8,6 @@ import re
 import signal
 import sys
 import traceback
-from pathlib import Path
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `preemption` listens: no traceback
@@ -16,11 +15,10 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 from absl import app, flags
 from ml_collections import config_flags
 
-from rin_jax import ConfigError, nearest
-from rin_jax.configuration import command
+from rin_jax import ConfigError
+from rin_jax.configuration import CONFIGS, command, mistakes, words
 from rin_jax.interop import hub
 
-CONFIGS = Path(__file__).parents[1] / "configs"  # lies beside rin_jax/, installed or not
 # what all processes of a run do together
 TOGETHER = ("train", "sample", "evaluate", "reference", "reconstruct")
 MODES = (*TOGETHER, "prepare", "plan", "export", "import_pix2seq")
@@ -40,8 +38,9 @@ WORKDIR = flags.DEFINE_string(
 MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do with the run.")
 NUM = flags.DEFINE_integer("num", None, "--mode=sample: how many images; a hundred if not given.")
 CLASSES = flags.DEFINE_list(
-    "classes", [], "--mode=sample: labels, taken in turn (3,7); or all, in turn; or balanced, all "
-    "in a random order in each round; or random. At most ten, evenly spaced, if not given.")
+    "classes", [], "--mode=sample: numbers or names of classes, taken in turn (3,7 or Town,River); "
+    "or all, in turn; or balanced, all in a random order in each round; or random. At most ten, "
+    "evenly spaced, if not given.")
 CHECKPOINT = flags.DEFINE_integer(
     "checkpoint", None, "--mode=sample, evaluate, export: step of the checkpoint; the newest if "
     "not given.")
@@ -111,7 +110,7 @@ def parse(argv: list[str]) -> list[str]:
     --help ends with exit code 0.
     """
     try:
-        left = flags.FLAGS(command.with_config([packaged(argument) for argument in argv], hub.pull))
+        left = flags.FLAGS(command.with_config(list(map(packaged, command.joined(argv))), hub.find))
         if HELP_CONFIG.value:
             from rin_jax.configuration import field_list
 
@@ -123,10 +122,12 @@ def parse(argv: list[str]) -> list[str]:
             raise ConfigError(f"{left[1]!r} is not a flag; every flag is --NAME or --NAME=VALUE.")
         if EXPORT.value is not None and WORKDIR.value is None:
             flags.FLAGS.workdir = "."
-    except SystemExit:  # of --help, for which absl has 1
+    except SystemExit as end:
+        if end.code:  # of --help, for which absl has 1
+            print(words.table())
         sys.exit(0)
     except Exception as error:  # also what the configuration file itself raises
-        sys.stderr.write(f"error: {describe_mistake(error, argv)}\n")
+        sys.stderr.write(f"error: {mistakes.describe(error, argv)}\n")
         sys.exit(2)
     return left
 
@@ -137,35 +138,6 @@ def packaged(argument: str) -> str:
     if found and (file := CONFIGS / f"{found[1]}.py").exists():
         return f"--config={file}{found[2] or ''}"
     return argument
-
-
-def describe_mistake(error: Exception, argv: list[str]) -> str:
-    """One sentence about an error of absl, ml_collections or a configuration file."""
-    text, line = str(error), " ".join(str(error).split())
-    found = re.search(r"--?config[= ]([^\s:]+)", " ".join(argv))
-    file = found[1] if found else ""
-    if isinstance(error, OSError) and not Path(file).is_file():
-        others = [str(path) for path in Path(file).parent.glob("*.py")]
-        others += [path.stem for path in CONFIGS.glob("*.py")]
-        return f"--config: there is no file {file}{nearest(file, others)}"
-    if choice := re.fullmatch(r"flag (--\w+)=(.*): value should be one of <(.*)>", line):
-        names = choice[3].split("|")
-        listed = f"{choice[1]} is {choice[2]!r}, but must be one of {', '.join(names)}"
-        return f"{listed}{nearest(choice[2], names)}"
-    field = re.match(r"[\\'\"]*(\w+)[\\'\"]", text)
-    if isinstance(error, KeyError | AttributeError) and field:
-        given = (argument.partition("=")[0] for argument in argv)
-        flag = next((name for name in given if field[1] in name.split(".")), "--config")
-        near = re.search(r'mean "(\w+)"', text)
-        end = f"; did you mean {near[1]}?" if near else "."
-        return f"{flag}: the configuration has no field {field[1]!r}{end}"
-    if inner := re.match(r'Override ((?:\w+\.)*\w+)\.\w+ can not be applied .* is None', line):
-        return f"--config.{inner[1]} is not set; set it whole: --config.{inner[1]}=\"{{...}}\""
-    if "Traceback" in text:  # of the configuration file, in the middle of an error of a flag
-        return text.strip().splitlines()[-1].partition(": ")[2]
-    if isinstance(error, ConfigError | flags.Error):
-        return line
-    return f"{file} cannot be used: {type(error).__name__}: {line}"
 
 
 def main(argv: list[str]) -> None:

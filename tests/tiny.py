@@ -44,6 +44,7 @@ TINY = {
     "train": {
         "batch_size": 16, "num_steps": 6, "accumulation_steps": 1,
         "max_skipped_steps": 3, "init_from": None, "log_every_steps": 2, "sample_every_steps": 3,
+        "wandb": None,
     },
     "ema": {"decays": (0.9,), "power_lengths": (0.1,), "snapshot_every_steps": None},
     "checkpoint": {"every_steps": 2, "keep": 2, "keep_every_steps": None, "keep_best": 0},

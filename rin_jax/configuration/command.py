@@ -1,6 +1,7 @@
 """What the command line understands beside ml_collections: stored configurations, dicts by name."""
 
 import ast
+import difflib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,27 +13,32 @@ from ml_collections import config_flags
 
 from rin_jax import ConfigError
 from rin_jax.configuration import STORED
+from rin_jax.runtime import files
 
 READER = Path(__file__).with_name("from_run.py")
 
 
-def with_config(argv: Sequence[str], pull: Callable[[str], str]) -> list[str]:
+def with_config(argv: Sequence[str], find: Callable[[str], epath.Path]) -> list[str]:
     """Arguments whose --config is a configuration file; what --config may be is in the README.
 
-    A folder and its config.json are given to `from_run.py`. Without --config the configuration is
-    that of --export, which `pull` fetches from the hub if it is not a folder, or of --workdir.
+    The arguments are `joined`. A folder and its config.json are given to `from_run.py`. Without
+    --config the configuration is that of --export, whose folder `find` tells, or of --workdir.
 
-    Raises ConfigError if --config is missing and nothing is stored there.
+    Raises ConfigError if --config is missing and nothing is stored there, or at addresses that
+    cannot be used.
     """
     given, export, workdir = (value_of(argv, name) for name in ("config", "export", "workdir"))
+    for name, value in (("config", given), ("workdir", workdir)):
+        files.check_address(f"--{name}", value or "")
     if given is None:
-        source = export or workdir
-        if export and not epath.Path(export).exists():
-            source = pull(export)
+        source = str(find(export)) if export else workdir
         if source is None or not (epath.Path(source) / STORED).exists():
             if any(argument.lstrip("-").startswith("help") for argument in argv[1:]):
                 return list(argv)
             nothing = f"; {source} has no {STORED} of a run or an export" if source else ""
+            names = [argument.lstrip("-").partition("=")[0] for argument in argv[1:]]
+            if near := difflib.get_close_matches("config", names, n=1):
+                nothing += f"; --{near[0]} is not a flag"
             raise ConfigError(
                 f"--config=FILE is missing, for instance --config=configs/digits.py{nothing}."
             )
@@ -45,7 +51,7 @@ def with_config(argv: Sequence[str], pull: Callable[[str], str]) -> list[str]:
         raise ConfigError(f"--config is {given}, but there is no {path}.")
     return [
         f"--config={READER}:{path}" if argument.lstrip("-") == f"config={given}" else argument
-        for argument in joined(argv)
+        for argument in argv
     ]
 
 
@@ -81,7 +87,8 @@ class DictParser(flags.ArgumentParser):
         except (SyntaxError, ValueError):
             value = argument
         if value is not None and not isinstance(value, dict):
-            raise ValueError("it must be a name, as logsnr, or a dict, as \"{'name': 'logsnr'}\"")
+            wanted = "it must be a name, as logsnr, or a dict, as \"{'name': 'logsnr'}\""
+            raise ValueError(f"{wanted}; of a section give a field, as --config.model.depth=2")
         return value and ml_collections.ConfigDict(value)
 
     def flag_type(self) -> str:

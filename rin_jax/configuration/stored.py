@@ -42,7 +42,8 @@ def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
     """
     config = copy.deepcopy(dict(saved))
     data = {"clip": None, "cache_dir": None}
-    older = {"data": data, "model": SINCE_FORMAT_2, "evaluation": OLD_EVALUATION}
+    older = {"data": data, "train": {"wandb": None}}
+    older |= {"model": SINCE_FORMAT_2, "evaluation": OLD_EVALUATION}
     for name, fields in older.items():
         if isinstance(found := config.get(name), Mapping):
             kept = {key: x for key, x in found.items() if name != "evaluation" or key in fields}

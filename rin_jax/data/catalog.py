@@ -155,8 +155,10 @@ def tfds_builder(
         nearest = difflib.get_close_matches(re.split("[/:]", name)[0], known, n=5, cutoff=0.5)
         hint = f"nearest names: {', '.join(nearest)}" if nearest else "no name is near it"
         there, remedy = other_sizes(name, data_dir, image_size, frames)
+        folder = folder_of(data_dir)
+        gone = "" if folder.exists() else ", which is not there,"
         raise ConfigError(
-            f"data.name: neither TFDS nor {folder_of(data_dir)} has a data set "
+            f"data.name: neither TFDS nor {folder}{gone} has a data set "
             f"{name!r}{there}; {remedy or hint}."
         ) from None
     except ImportError as error:

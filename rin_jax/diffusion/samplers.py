@@ -12,12 +12,21 @@ that its latents come from, with nearly the same input, which is closer to train
 one input and gamma) than the first stage's latents would be. `refresh` passes at the start of a
 step do exactly what training does: they update the latents at the input and gamma of the step.
 
-Source: arXiv 2212.11972 section 2.3; those of the rules are in update_rules.py.
+Given examples. A sample may start from an example x0_g, noised, at a later step than the first, and
+keep a part of it: before each step the part that is kept becomes
+
+    xt = sqrt(gamma) x0_g + sqrt(1 - gamma) eps
+
+with fresh eps, at the noise level of the rest, so that each evaluation sees both. This is eq. 8 of
+RePaint, without its resampling.
+
+Source: arXiv 2212.11972 section 2.3, arXiv 2201.09865 eq. 8; those of the rules are in
+update_rules.py.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +34,7 @@ import numpy as np
 
 from rin_jax import ConfigError, at_least_one, one_of
 from rin_jax.diffusion.guidance import DenoiseFn
-from rin_jax.diffusion.process import Process, eps_from_x0
+from rin_jax.diffusion.process import Process, add_noise, eps_from_x0
 from rin_jax.diffusion.schedules import Schedule
 from rin_jax.diffusion.update_rules import RULES, Rule, Step
 
@@ -37,6 +46,14 @@ Watch = Callable[[Array, Any], Any]
 Before = tuple[Array, Array]  # time (a scalar) and x0 [B, ...] of the step before
 
 MOST_STEPS = 2**24
+
+
+class Given(NamedTuple):
+    """Examples that samples start from, and which part of them they keep."""
+
+    x0: Array  # [B, ...], in the range of the process
+    free: Array  # bool, broadcasts to x0: where a sample is made; elsewhere it is x0
+    first: int  # of the steps 0..num_steps-1; from 0 the free part starts as noise alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,23 +187,35 @@ class Sampler:
         return self.watched(denoise_fn, noise, cond, noise_fn, lambda x0, latents: None)[0]
 
     def watched(
-        self, denoise_fn: DenoiseFn, noise: Array, cond: Any, noise_fn: NoiseFn, watch: Watch
-    ) -> tuple[Array, Any]:
-        """`sample`, and what `watch` keeps of each step, with the steps as a leading axis."""
-        t, t_next = self.times()
+        self, denoise_fn: DenoiseFn, noise: Array, cond: Any, noise_fn: NoiseFn, watch: Watch,
+        given: Given | None = None,
+    ) -> tuple[Array, Any]:  # fmt: skip
+        """`sample`, and what `watch` keeps of each step, with the steps as a leading axis.
+
+        With `given` noise_fn is called by every rule, and there are num_steps - first steps.
+        """
+        first = given.first if given else 0
+        t, t_next = (times[first:] for times in self.times())
         gamma = jnp.broadcast_to(self.schedule(t[0]), noise.shape[:1])
         shapes = jax.eval_shape(denoise_fn, noise, gamma, cond, None)[1]
         latents = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        start = add_noise(given.x0, noise, gamma) if first else noise
 
         def body(carry, step):
             i, t_before, t, t_next = step
             xt, latents, x0 = carry
-            fresh = noise_fn(i) if self.stochastic else jnp.zeros_like(xt)
-            carry = self.step(denoise_fn, xt, latents, cond, t, t_next, fresh, (t_before, x0))
-            return carry, watch(carry[2], carry[1])
+            fresh = noise_fn(i) if self.stochastic or given else jnp.zeros_like(xt)
+            if given:
+                gamma = jnp.broadcast_to(self.schedule(t), noise.shape[:1])
+                xt = jnp.where(given.free, xt, add_noise(given.x0, fresh, gamma))
+            xt, latents, x0 = self.step(
+                denoise_fn, xt, latents, cond, t, t_next, fresh, (t_before, x0)
+            )
+            x0 = jnp.where(given.free, x0, given.x0) if given else x0
+            return (xt, latents, x0), watch(x0, latents)
 
-        steps = (jnp.arange(self.num_steps), jnp.concatenate([t[:1], t[:-1]]), t, t_next)
-        (_, _, x0), kept = jax.lax.scan(body, (noise, latents, jnp.zeros_like(noise)), steps)
+        steps = jnp.arange(first, self.num_steps), jnp.concatenate([t[:1], t[:-1]]), t, t_next
+        (_, _, x0), kept = jax.lax.scan(body, (start, latents, jnp.zeros_like(noise)), steps)
         return self.process.unscale(x0), kept
 
 

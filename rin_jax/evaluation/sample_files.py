@@ -16,12 +16,15 @@ MODES = {1: "L", 3: "RGB"}  # of Pillow, by channels
 def find(folder: str, image_size: int, channels: int) -> list[epath.Path]:
     """The images of a folder and its folders, sorted by path; two at least.
 
-    Raises ConfigError: there are fewer; one of them is not an image of `image_size` squared with so
-    many channels (a look at every header).
+    Raises ConfigError: there is no folder; there are fewer; one of them is not an image of
+    `image_size` squared with so many channels (a look at every header).
     """
     root = epath.Path(folder)
-    found = _files(root) if root.is_dir() else ()
-    paths = [x for x in found if x.suffix.lower() in KINDS and not x.name.startswith("._")]
+    if not root.is_dir():
+        raise ConfigError(
+            f"--samples is {folder}, but there is no such folder; name the one that has the images."
+        )
+    paths = [x for x in _files(root) if x.suffix.lower() in KINDS and not x.name.startswith("._")]
     if len(paths) < 2:
         raise ConfigError(f"--samples={folder} has {len(paths)} images; it needs two at least.")
     for path in paths:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from rin_jax import ConfigError, nearest
+from rin_jax.experiment import Experiment
 from rin_jax.network.conditioning import NO_LABEL
 
 
@@ -29,6 +30,48 @@ def examples(name: str, given: Any, shape: Sequence[int]) -> np.ndarray | jax.Ar
         wanted = ", ".join(map(str, ("B", *shape)))
         raise ConfigError(f"{name} is {what}; give an array of numbers [{wanted}].")
     return array
+
+
+def frames(given: Any, wanted: tuple[int, ...] | None, dtype: type) -> dict[str, np.ndarray]:
+    """{"frames": array of shape `wanted`} from frames of one sample or all; {} if None are wanted.
+
+    They are uint8, or any floats for float32.
+    """
+    if wanted is None:
+        if given is not None:
+            raise ConfigError("there are frames, but the model is given none; leave them out.")
+        return {}
+    fitting = f"{dtype.__name__} {wanted[1:]} for all samples, or {wanted}"
+    if given is None:
+        raise ConfigError(f"the model is given frames and there are none; pass {fitting}.")
+    given = np.asarray(given)
+    right = given.dtype == dtype if dtype is np.uint8 else given.dtype.kind == "f"
+    if not right or given.shape not in (wanted, wanted[1:]):
+        raise ConfigError(f"frames are {given.dtype} {given.shape}; pass {fitting}.")
+    return {"frames": np.broadcast_to(given, wanted).astype(dtype)}
+
+
+def edited(
+    images: Any, mask: Any, strength: Any, experiment: Experiment
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """What `Model.edit` starts from: images uint8 [B, ...], where they are made, the first step."""
+    shape = experiment.rin.example_shape
+    images = np.asarray(examples("images", images, shape))
+    if images.dtype != np.uint8:
+        raise ConfigError(f"images are {images.dtype}; give pixels of 0..255, uint8.")
+    free = np.asarray(True if mask is None else mask)
+    shapes = (), shape[:-1], images.shape[:-1]
+    if free.dtype != bool or free.shape not in shapes[mask is not None :]:
+        raise ConfigError(
+            f"mask is {free.dtype} {free.shape}; give bool {shape[:-1]} for all images, or "
+            f"{images.shape[:-1]}, True where they are made anew."
+        )
+    number = isinstance(strength, int | float | np.number) and not isinstance(strength, bool)
+    if not (number and 0 < strength <= 1):
+        raise ConfigError(f"strength is {strength!r}; it must be a number in (0, 1].")
+    free = np.broadcast_to(free, images.shape[:-1])[..., None]
+    steps = experiment.sampler.num_steps
+    return images, free, steps - max(1, round(strength * steps))
 
 
 def labels(given: Any, batch: int, known: int, names: Sequence[str] | None) -> np.ndarray:

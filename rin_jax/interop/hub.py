@@ -2,9 +2,24 @@
 
 import re
 
+from etils import epath
+
 from rin_jax import ConfigError
+from rin_jax.runtime import files
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def find(source: str) -> epath.Path:
+    """The folder of an export; what the hub has is fetched. ConfigError if there is none."""
+    if source.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"{source} is a web address; download the folder and name that, or name the model's "
+            "owner/name on the hub."
+        )
+    files.check_address("the export", source)
+    path = epath.Path(source)
+    return path if path.exists() else epath.Path(pull(source))
 
 
 def pull(repo: str) -> str:

@@ -3,6 +3,7 @@
     model = rin_jax.load("exports/digits")
     images = model.sample(10, labels=range(10))  # or names of classes
     model.grid(images)
+    others = model.edit(images, mask)  # made anew where the mask is True
     prediction, latents = model.denoise(xt, gamma, labels)
     clips = rin_jax.load("exports/moving_digits").sample(10, frames=frames)
 
@@ -25,7 +26,6 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import tqdm
-from etils import epath
 from jax.sharding import Mesh
 from PIL import Image
 
@@ -39,7 +39,7 @@ from rin_jax.configuration.stored import (
 from rin_jax.experiment import Experiment, device_mesh, make_experiment
 from rin_jax.interop import arguments, export_format, given_clips, hub, stablehlo
 from rin_jax.network.conditioning import of_labels
-from rin_jax.runtime import files, sharding
+from rin_jax.runtime import sharding
 from rin_jax.sampling import grids
 from rin_jax.sampling.conditions import scaled_frames
 from rin_jax.sampling.generate import jit_sampler, make_generate
@@ -103,28 +103,54 @@ class Model:
         """
         known = self.experiment.rin.num_classes
         num = arguments.whole_number("num", num, 2**31 - 1)
-        seed = arguments.whole_number("seed", seed, 2**32 - 1)
         if self.clips is not None and frames is None:
             turn = np.arange(num) % len(self.clips["frames"])
             frames = self.clips["frames"][turn]
             labels = self.clips["labels"][turn] if known and labels is None else labels
         if labels is None and known:
             labels = np.arange(num) % known
-        cond = of_labels(self._labels(labels, num), known)
+        return self._images(num, seed, self._cond(labels, frames, num), callback)
+
+    def edit(
+        self, images: Array, mask: Array | None = None, strength: float = 1.0,
+        labels: int | str | Sequence[int | str] | None = None, seed: int = 0,
+        frames: Array | None = None, callback: Callable | None = None,
+    ) -> np.ndarray:  # fmt: skip
+        """Samples 0..B-1 of a seed that start from given images: uint8 [B, *example_shape].
+
+        images: uint8 [B, *example_shape]. mask: bool [H, W] for all or [B, H, W], of clips with the
+        frames before H; True where they are made anew, by default everywhere; the rest stays.
+        strength: share of the sampler's steps that are made, in (0, 1]; the fewer, the more is left
+        of the images where they are made anew, and nothing at 1. labels: as in `sample_from`. The
+        rest as in `sample`.
+        """
+        images, free, first = arguments.edited(images, mask, strength, self.experiment)
+        cond = self._cond(labels, frames, len(images)), images, free
+        return self._images(len(images), seed, cond, callback, first)
+
+    def _cond(self, labels, frames, num: int) -> dict[str, Any]:
+        """The condition of `num` samples."""
+        cond = of_labels(self._labels(labels, num), self.experiment.rin.num_classes)
         scale = self.experiment.sampler.process.input_scale
-        for name, values in self._frames(frames, num, sampler=True).items():
-            cond[name] = scaled_frames(values, scale)
-        generate = self._generate(seed)
+        frames = self._frames(frames, num, sampler=True)
+        return cond | {name: scaled_frames(values, scale) for name, values in frames.items()}
+
+    def _images(
+        self, num: int, seed: int, cond, callback: Callable | None, first: int | None = None
+    ) -> np.ndarray:
+        """Images 0..num-1 of a seed; `cond` and `first` as the program of `jit_sampler`."""
+        seed = arguments.whole_number("seed", seed, 2**32 - 1)
+        generate = self._generate(seed, first)
         if callback is not None:
-            program = functools.partial(jit_sampler, callback=callback)
+            program = functools.partial(jit_sampler, callback=callback, first=first)
             generate = make_generate(self.experiment, self.mesh, seed, program)
         images = np.zeros((num, *self.experiment.rin.example_shape), np.uint8)
         at_once = self.experiment.generation.images_per_device * self.mesh.size
         hidden = "ipykernel" not in sys.modules
         with tqdm.tqdm(total=num, unit=" images", disable=hidden, file=sys.stdout) as bar:
-            for first in range(0, num, at_once):
-                rows = np.arange(first, min(first + at_once, num))
-                part = {name: values[rows] for name, values in cond.items()}
+            for start in range(0, num, at_once):
+                rows = np.arange(start, min(start + at_once, num))
+                part = jax.tree.map(lambda values, rows=rows: values[rows], cond)
                 images[rows] = generate(self.params, rows, part)
                 bar.update(len(rows))
         return images
@@ -175,19 +201,8 @@ class Model:
     def _frames(self, frames, batch: int, *, sampler: bool) -> dict[str, np.ndarray]:
         """{"frames": [batch, c, H, W, C]} of the dtype that was passed; {} if none are given."""
         wanted = self.experiment.rin.abstract_cond(batch).get("frames")
-        if wanted is None:
-            if frames is not None:
-                raise ConfigError("there are frames, but the model is given none; leave them out.")
-            return {}
         dtype = np.uint8 if sampler else np.float32
-        fitting = f"{dtype.__name__} {wanted.shape[1:]} for all samples, or {wanted.shape}"
-        if frames is None:
-            raise ConfigError(f"the model is given frames and there are none; pass {fitting}.")
-        frames = np.asarray(frames)
-        right = frames.dtype == dtype if sampler else frames.dtype.kind == "f"
-        if not right or frames.shape not in (wanted.shape, wanted.shape[1:]):
-            raise ConfigError(f"frames are {frames.dtype} {frames.shape}; pass {fitting}.")
-        return {"frames": np.broadcast_to(frames, wanted.shape).astype(dtype)}
+        return arguments.frames(frames, wanted and wanted.shape, dtype)
 
     def _labels(self, labels, batch: int) -> np.ndarray:
         """int32 [batch], NO_LABEL where there is none."""
@@ -195,8 +210,13 @@ class Model:
 
     @functools.cached_property
     def _generate(self):
-        """seed -> generate; compiled once for the same seed."""
-        return functools.lru_cache(lambda seed: make_generate(self.experiment, self.mesh, seed))
+        """(seed, first) -> generate; compiled once for the same ones."""
+
+        def made(seed: int, first: int | None):
+            program = functools.partial(jit_sampler, first=first)
+            return make_generate(self.experiment, self.mesh, seed, program)
+
+        return functools.lru_cache(made)
 
     @functools.cached_property
     def _sampler(self):
@@ -240,7 +260,7 @@ def load(source: str, experiment: Experiment | None = None) -> Model:
       ConfigError: there is no such export, or it is damaged, changed, incomplete, of another
         format version or architecture; the message names the file, tensor or field.
     """
-    path = find(source)
+    path = hub.find(source)
     description = export_format.read(path)
     try:
         own = stored_experiment(description.config)
@@ -275,13 +295,6 @@ def stored_experiment(config: Mapping[str, Any]) -> Experiment:
     return make_experiment(sections)
 
 
-def find(source: str) -> epath.Path:
-    """The folder of an export; what the hub has is fetched. ConfigError if there is none."""
-    if source.startswith(("http://", "https://")):
-        raise ConfigError(
-            f"{source} is a web address; download the folder and name that, or name the model's "
-            "owner/name on the hub."
-        )
-    files.check_address("the export", source)
-    path = epath.Path(source)
-    return path if path.exists() else epath.Path(hub.pull(source))
+def exported_names(source: str) -> tuple[str, ...]:
+    """The names of the classes of an export, empty if it does not tell; raises as `load`."""
+    return tuple(export_format.read(hub.find(source)).class_names or ())

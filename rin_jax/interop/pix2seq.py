@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from etils import epath
 from flax import traverse_util
 
 from rin_jax import ConfigError
@@ -80,6 +81,11 @@ def read(source: str) -> Found:
       ConfigError: there is no checkpoint, it has no variable `tape/...` or one twice, or TensorFlow
         is not installed.
     """
+    if not any(epath.Path(path).exists() for path in (source, f"{source}.index")):
+        raise ConfigError(
+            f"--source is {source}, but there is no such folder and no file {source}.index; name a "
+            "TensorFlow checkpoint, .../ckpt-1000, or the folder of one."
+        )
     try:
         import tensorflow as tf
     except ImportError as error:

@@ -35,7 +35,8 @@ from rin_jax.runtime import console, processes
 from rin_jax.sampling import labels as label_rules
 from rin_jax.sampling import measuring, real_images
 from rin_jax.sampling.conditions import make_conditions, source_of
-from rin_jax.sampling.generate import describe_images, guide_experiment, make_device_sampler
+from rin_jax.sampling.generate import describe_images, make_device_sampler
+from rin_jax.sampling.guide import guide_experiment
 from rin_jax.sampling.weights import load_ema
 
 PACKAGES = "jax", "jaxlib", "flax", "numpy"
@@ -72,8 +73,11 @@ def evaluate(
         real_images.check_network(name, experiment, source)
     experiment.sampler.check_grid()
     guide_experiment(experiment)
-    if export is None and samples is None:
-        find_checkpoints(workdir, checkpoint)  # its mistakes, before a network is trained
+    # their mistakes, before a network is trained
+    if samples is not None:
+        sample_files.find(samples, experiment.data.image_size, experiment.data.channels)
+    elif export is None:
+        find_checkpoints(workdir, checkpoint)
     mesh = device_mesh(experiment)
     networks = [real_images.open_network(name, experiment, source, workdir) for name in names]
     comparable = source_of(experiment, source)

@@ -25,7 +25,7 @@ def reconstruct(config: ml_collections.ConfigDict, workdir: str, length: float) 
     """
     experiment = make_experiment(config)
     say_differences(experiment, workdir)
-    ema.exponent(length)
+    ema.exponent(length, "--length is")
     found, damaged = checkpoints.find(folder(workdir, "snapshots"))
     for line in describe_damage(damaged):
         console.say(f"snapshots: {line}; it is left out")

@@ -45,17 +45,13 @@ from rin_jax.data import catalog
 from rin_jax.evaluation import protocol
 from rin_jax.evaluation.parts import Parts
 from rin_jax.experiment import Experiment, device_mesh, make_experiment
-from rin_jax.interop.loading import Model, load
+from rin_jax.interop.loading import Model, exported_names, load
 from rin_jax.runtime import console, files, processes
 from rin_jax.sampling import grids, measuring, moving_pictures, shares, trace
 from rin_jax.sampling import labels as label_rules
 from rin_jax.sampling.conditions import Conditions, make_conditions
-from rin_jax.sampling.generate import (
-    describe_images,
-    guide_experiment,
-    jit_sampler,
-    make_device_sampler,
-)
+from rin_jax.sampling.generate import describe_images, jit_sampler, make_device_sampler
+from rin_jax.sampling.guide import guide_experiment
 from rin_jax.sampling.rollout import Rollout
 from rin_jax.sampling.weights import load_ema
 
@@ -81,7 +77,8 @@ def sample(
     rollout = None if windows is None else Rollout(windows, rollout_latents)
     if rollout is not None:
         rollout.check(experiment)
-    conditions = make_conditions(experiment, choose_labels(experiment, classes, num))
+    names = class_names(experiment.config, exported_names(export) if export else ())
+    conditions = make_conditions(experiment, choose_labels(experiment, classes, num, names))
     experiment.sampler.check_grid()
     guide_experiment(experiment)  # its mistakes too, before anything is loaded
     if export is None:
@@ -105,7 +102,7 @@ def sample(
     if jax.process_index() == 0:
         if show:
             trace.write(folder, trajectory)
-        write(model, folder, parts, conditions, rollout)
+        write(model, folder, parts, conditions, rollout, names)
         parts.remove()
     processes.agree("files of samples")
     made = f"{len(conditions)} samples of step {model.step} ({model.ema} weights)"
@@ -113,7 +110,9 @@ def sample(
     return folder
 
 
-def choose_labels(experiment: Experiment, classes: Sequence[str], num: int | None) -> np.ndarray:
+def choose_labels(
+    experiment: Experiment, classes: Sequence[str], num: int | None, names: Sequence[str]
+) -> np.ndarray:
     """As `labels.choose`; where frames are given only the number counts: clips have their labels.
 
     Raises ConfigError as that, and at --classes where frames are given.
@@ -125,7 +124,7 @@ def choose_labels(experiment: Experiment, classes: Sequence[str], num: int | Non
             "has the class of the real clip that it goes on from; leave the flag out."
         )
     known = 0 if given else experiment.rin.num_classes
-    return label_rules.choose(classes, num, known, experiment.seed)
+    return label_rules.choose(classes, num, known, experiment.seed, names)
 
 
 def name_of(model: Model, conditions: Conditions, rollout: Rollout | None) -> str:
@@ -193,11 +192,12 @@ def write_clip(folder: epath.Path, index: int, clip: np.ndarray, conditions: Con
 
 
 def write(
-    model: Model, folder: epath.Path, parts: Parts, conditions: Conditions, rollout: Rollout | None
-) -> None:
+    model: Model, folder: epath.Path, parts: Parts, conditions: Conditions,
+    rollout: Rollout | None, names: Sequence[str],
+) -> None:  # fmt: skip
     """The pictures of the first images, the arrays and, when all is there, the record."""
-    config, names = model.config, class_names(model.config, model.class_names or ())
-    labels, clip, count = conditions.labels, config.data.clip, len(conditions)
+    config, labels, count = model.config, conditions.labels, len(conditions)
+    clip = config.data.clip
     first = np.argsort(labels[: label_rules.GRID], kind="stable")
     captions = [names[label] for label in labels[first]] if names else []
     images = np.concatenate([piece["images"] for piece in parts.pieces(len(first))])

@@ -28,7 +28,7 @@ from rin_jax.runtime import chips, console, processes, retries, sharding, workdi
 from rin_jax.runtime.chips import GIB
 from rin_jax.runtime.preemption import Watch
 from rin_jax.sampling.weights import abstract_params
-from rin_jax.training import curves, resume
+from rin_jax.training import curves, resume, wandb_run
 from rin_jax.training.held_out import HeldOut
 from rin_jax.training.loop import Saver, run_loop
 from rin_jax.training.state import items_of
@@ -176,6 +176,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, watch: Watch | None =
         remedy = "for more steps set --config.train.num_steps."
         console.say(f"{workdir} is trained to step {newest}; {remedy}")
         return
+    wandb_run.check(experiment.train.wandb)
     source = open_data(experiment)
     beginning = None if found else resume.find_beginning(experiment)
     open_batches(experiment, mesh, source, 0)  # its mistakes, before anything is written
@@ -195,6 +196,9 @@ def train(config: ml_collections.ConfigDict, workdir: str, watch: Watch | None =
         images_read = saved["images_read"]
         step = int(state.step)
         tree_checksums(items_of(state))  # compiled here, not in the first save
+        if jax.process_index() == 0:  # before the event files that it reads
+            fields = experiment.config.to_dict()
+            stack.enter_context(wandb_run.following(experiment.train.wandb, workdir, fields))
         writer = curves.Writer(workdir, step, active=jax.process_index() == 0)
         stack.enter_context(contextlib.closing(writer))
         writer.describe(step, experiment.config.to_dict())

@@ -24,15 +24,15 @@ def check(rin: nn.Module) -> None:
         "patch_size", "num_blocks", "num_latents", "latent_dim", "interface_dim", "num_heads",
         "routing_heads", "latent_mlp_ratio",
     )  # fmt: skip
-    sizes = {name: getattr(rin, name) for name in names}
+    sizes = {f"model.{name}": getattr(rin, name) for name in names}
     sizes |= {f"a side of an example {rin.example_shape}": min(rin.example_shape)}
-    sizes |= {} if rin.cond_dim is None else {"cond_dim": rin.cond_dim}
+    sizes |= {} if rin.cond_dim is None else {"model.cond_dim": rin.cond_dim}
     for name, value in sizes.items():
         if not 1 <= value < INT32_LIMIT:
             raise ConfigError(f"{name} is {value}; it must be between 1 and {INT32_LIMIT - 1}.")
     if not 0 <= rin.num_classes < INT32_LIMIT:
         raise ConfigError(
-            f"num_classes is {rin.num_classes}; labels are int32, so it must be between 0 "
+            f"data.num_classes is {rin.num_classes}; labels are int32, so it must be between 0 "
             f"(unconditional) and {INT32_LIMIT - 1}."
         )
     if rin.interface_mlp_ratio < (1 if rin.interface_self_cond else 0):

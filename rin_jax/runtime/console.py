@@ -88,7 +88,9 @@ def silence_libraries() -> None:
     logging.getLogger("absl").addFilter(
         lambda record: record.levelno >= logging.ERROR or record.pathname.startswith(package)
     )
-    logging.getLogger("jax").setLevel(logging.WARNING)  # it tells of each backend that is not there
+    # jax tells of each backend that is not there, the others of how they read a bucket
+    for name in ("jax", "fsspec", "gcsfs"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def silence_failed_loads() -> None:

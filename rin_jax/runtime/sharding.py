@@ -51,7 +51,8 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: list | None = None) ->
         raise ConfigError(
             f"mesh.data {data} x mesh.fsdp {fsdp} x mesh.tensor {tensor} does not cover "
             f"{num_devices} devices; set one of them to -1 to infer it, the others to numbers "
-            "whose product divides the devices."
+            "whose product divides the devices: --config.mesh.data=-1 --config.mesh.fsdp=1 "
+            "--config.mesh.tensor=1 fits any."
         )
     sizes = tuple(num_devices // fixed if size == -1 else size for size in sizes)
     auto = (jax.sharding.AxisType.Auto,) * len(AXES)

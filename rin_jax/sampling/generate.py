@@ -15,7 +15,7 @@ import concurrent.futures
 import functools
 import json
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,62 +23,52 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from rin_jax import ConfigError
 from rin_jax.checkpointing.checksums import tree_checksums
-from rin_jax.checkpointing.restore import find_checkpoints
-from rin_jax.configuration.stored import saved_config
-from rin_jax.diffusion.samplers import example_noise
+from rin_jax.diffusion.samplers import Given, example_noise
 from rin_jax.evaluation import protocol
-from rin_jax.experiment import Experiment, make_experiment
+from rin_jax.experiment import Experiment
 from rin_jax.network.conditioning import Cond
 from rin_jax.network.rin import RIN
 from rin_jax.runtime import console, processes
-from rin_jax.sampling.conditions import Conditions
+from rin_jax.sampling.conditions import Conditions, scaled_frames
 from rin_jax.sampling.denoiser import denoiser, guided
-from rin_jax.sampling.weights import abstract_params, load_ema, on_device, whole
+from rin_jax.sampling.guide import guide_experiment, load_guide
+from rin_jax.sampling.weights import abstract_params, on_device, whole
 
 Array = jax.Array
 # generate(params, indices [B], cond of [B]) -> uint8 images [B, ..., H, W, C] on the host
 Generate = Callable[[dict, np.ndarray, Cond], np.ndarray]
-# What a guide must have in common with the network that it guides.
-SAME_AS_GUIDE = (
-    "data.image_size", "data.clip", "data.channels", "data.num_classes",
-    "diffusion.prediction_type", "diffusion.input_scale", "diffusion.normalize_input",
-)  # fmt: skip
-
-
-class Guide(NamedTuple):
-    """The weaker network of autoguidance and its averaged parameters."""
-
-    experiment: Experiment
-    params: dict
 
 
 def jit_sampler(
     experiment: Experiment, guide: RIN | None = None, rounded: bool = True,
-    callback: Callable[[int, np.ndarray, np.ndarray], None] | None = None,
+    callback: Callable[[int, np.ndarray, np.ndarray], None] | None = None, first: int | None = None,
 ):  # fmt: skip
     """The program of one device: (params, key, indices [B], cond of [B]) -> uint8 [B, ...].
 
     With a guide `params` is the pair of both networks' parameters. `key` is that of the seed. If
     not `rounded`, images are the same numbers 0..255 in float32 before they are rounded.
     callback(step, indices [n], x0 uint8 [n, ...]) is called after each step, from 1, with the
-    estimates of those rows that are images.
+    estimates of those rows that are images. With `first`, the step to begin with, cond is (cond,
+    images uint8 [B, ...], free): see `Given`.
     """
     rin, sampler = experiment.rin, experiment.sampler
     steps: collections.Counter = collections.Counter()  # of each batch
 
     def tell(indices, x0):
         indices, x0 = np.asarray(indices), np.asarray(x0)
-        first, own = int(indices[0]), indices % len(indices) == np.arange(len(indices))
-        steps[first] += 1
-        callback(steps[first], indices[own], x0[own])
+        batch, own = int(indices[0]), indices % len(indices) == np.arange(len(indices))
+        steps[batch] += 1
+        callback(steps[batch], indices[own], x0[own])
 
     @jax.jit
     def images_of(params, key, indices, cond):
         params, guide_params = params if guide else (params, None)
         noise, noise_fn = seeded_noise(key, indices, rin.example_shape)
-        guide_fn = denoiser(guide, guide_params) if guide else None
+        guide_fn, given = denoiser(guide, guide_params) if guide else None, None
+        if first is not None:
+            cond, pixels, free = cond
+            given = Given(scaled_frames(pixels, sampler.process.input_scale), free, first)
         denoise_fn = guided(experiment.guidance, denoiser(rin, params), guide_fn, cond)
 
         def watch(x0, latents):
@@ -86,7 +76,7 @@ def jit_sampler(
                 pixels = to_uint8(sampler.process.unscale(x0))
                 jax.debug.callback(tell, indices, pixels, ordered=True)
 
-        images, _ = sampler.watched(denoise_fn, noise, cond, noise_fn, watch)
+        images, _ = sampler.watched(denoise_fn, noise, cond, noise_fn, watch, given)
         return to_uint8(images) if rounded else to_pixels(images)
 
     return images_of
@@ -257,40 +247,3 @@ def to_pixels(images: Array) -> Array:
 def to_uint8(images: Array) -> Array:
     """[-1, 1] to uint8 0..255, clipped and rounded."""
     return jnp.round(to_pixels(images)).astype(jnp.uint8)
-
-
-def guide_experiment(experiment: Experiment) -> Experiment | None:
-    """The experiment of `sampler.guide` as its checkpoint tells it; None if there is no guide.
-
-    Raises ConfigError if it has no such checkpoint, or samples other images or other latents.
-    """
-    wanted = experiment.generation
-    if wanted.guide is None:
-        return None
-    saved = find_checkpoints(wanted.guide, wanted.guide_checkpoint)[0]
-    config = saved_config(saved.config)
-    config.sampler = experiment.config.sampler.to_dict()
-    guide = make_experiment(config)
-    same = dict.fromkeys(SAME_AS_GUIDE, "name a guide of the same images and predictions.")
-    if experiment.guidance.latents == "shared":
-        remedy = "set sampler.guidance_latents to 'own'."
-        same |= dict.fromkeys(("model.num_latents", "model.latent_dim"), remedy)
-    for name, remedy in same.items():
-        section, field = name.split(".")
-        ours, theirs = experiment.config[section][field], guide.config[section][field]
-        if ours != theirs:
-            raise ConfigError(
-                f"{name} is {ours} here and {theirs} in checkpoint {saved.step} of the guide in "
-                f"{wanted.guide}; {remedy}"
-            )
-    return guide
-
-
-def load_guide(experiment: Experiment, mesh: Mesh) -> Guide | None:
-    """The guide of `sampler.guide`; None if there is none. Errors as `guide_experiment`."""
-    guide = guide_experiment(experiment)
-    if guide is None:
-        return None
-    wanted = experiment.generation
-    ema = load_ema(guide, mesh, wanted.guide, checkpoint=wanted.guide_checkpoint)
-    return Guide(guide, ema.params)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rin_jax import ConfigError
+from rin_jax import ConfigError, nearest
 from rin_jax.network.conditioning import NO_LABEL
 from rin_jax.sampling import grids
 
@@ -43,12 +43,14 @@ def by_rule(
     return np.searchsorted(ends, at, side="right").astype(np.int32)
 
 
-def choose(classes: Sequence[str], num: int | None, num_classes: int, seed: int) -> np.ndarray:
+def choose(
+    classes: Sequence[str], num: int | None, num_classes: int, seed: int, names: Sequence[str] = ()
+) -> np.ndarray:
     """The labels int32 [N] of images 0, 1, ..; of a hundred, or whole rounds of "all", for None.
 
-    `classes` are labels, taken in turn; or ["all"] in turn; or ["balanced"] or ["random"], see
-    `by_rule`. Empty for at most ten in turn. ConfigError: a class that the model does not know, no
-    class, or too few images.
+    `classes` are labels, or some of the `names` of the classes, taken in turn; or ["all"] in turn;
+    or ["balanced"] or ["random"], see `by_rule`. Empty for at most ten in turn. ConfigError: a
+    class that the model does not know, no class, or too few images.
     """
     if num is not None and num < 1:
         raise ConfigError(f"--num is {num}; it must be at least 1.")
@@ -69,11 +71,19 @@ def choose(classes: Sequence[str], num: int | None, num_classes: int, seed: int)
                 "classes; raise it, or choose balanced or random."
             )
         return np.resize(np.arange(num_classes, dtype=np.int32), count)
-    for text in classes:
-        if not text.strip().isdigit() or int(text) >= num_classes:
-            raise ConfigError(
-                f"--classes has {text}, but the model knows {num_classes} classes: "
-                f"0..{num_classes - 1}; give some of them, or one of all, balanced, random alone."
-            )
-    chosen = list(map(int, classes)) or np.unique(grids.grid_labels(num_classes))
-    return np.resize(np.int32(chosen), count)
+    chosen = [_number(text.strip(), num_classes, names) for text in classes]
+    return np.resize(np.int32(chosen or np.unique(grids.grid_labels(num_classes))), count)
+
+
+def _number(text: str, num_classes: int, names: Sequence[str]) -> int:
+    """The label that a number or a name means; a number is a label where it is a name as well."""
+    if text.isdecimal() and int(text) < num_classes:
+        return int(text)
+    if text in names:
+        return list(names).index(text)
+    words = [name for name in names if not name.isdecimal()]
+    few = f" ({', '.join(words[:8])}{', ...' if len(words) > 8 else ''})" if words else ""
+    raise ConfigError(
+        f"--classes has {text}, but the model knows {num_classes} classes: 0..{num_classes - 1}"
+        f"{few}; give some of them, or one of all, balanced, random alone{nearest(text, words)}"
+    )

@@ -15,7 +15,8 @@ from rin_jax.network.conditioning import Cond
 from rin_jax.runtime import files
 from rin_jax.sampling import grids
 from rin_jax.sampling.denoiser import denoiser, guided, reading_denoiser, without_reads
-from rin_jax.sampling.generate import load_guide, seeded_noise, to_uint8
+from rin_jax.sampling.generate import seeded_noise, to_uint8
+from rin_jax.sampling.guide import load_guide
 from rin_jax.sampling.weights import local_copy
 
 COLUMNS = 10  # steps in a still picture, or frames of a video
@@ -56,16 +57,19 @@ def trace(
 
 
 def write(folder: epath.Path, trajectory: Trajectory) -> None:
-    """trajectory.png and .gif: x0 over the steps, of videos their middle frame; reads.png."""
+    """Beside a folder, which has samples alone, FOLDER-trajectory.png, .gif and FOLDER-reads.png.
+
+    A trajectory is x0 over the steps, of videos their middle frame.
+    """
     x0 = trajectory.x0
     if x0.ndim == 6:
         x0 = x0[:, :, x0.shape[2] // 2]
     still = x0[grids.chosen(len(x0), COLUMNS)]
     rows = still.swapaxes(0, 1).reshape(-1, *x0.shape[2:])
-    files.write_png(folder / "trajectory.png", grids.grid(rows, len(still)))
+    files.write_png(folder.with_name(f"{folder.name}-trajectory.png"), grids.grid(rows, len(still)))
     frames = [grids.grid(x0[i], x0.shape[1]) for i in grids.chosen(len(x0), FRAMES)]
-    files.write_gif(folder / "trajectory.gif", frames)
-    files.write_png(folder / "reads.png", reads_picture(trajectory))
+    files.write_gif(folder.with_name(f"{folder.name}-trajectory.gif"), frames)
+    files.write_png(folder.with_name(f"{folder.name}-reads.png"), reads_picture(trajectory))
 
 
 def reads_picture(trajectory: Trajectory) -> np.ndarray:

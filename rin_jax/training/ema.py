@@ -75,12 +75,12 @@ class Ema:
         return averages
 
 
-def exponent(length: float) -> float:
-    """gamma of a power average of length sigma; ConfigError if that is not in (0, 0.288]."""
+def exponent(length: float, told: str = "ema.power_lengths has") -> float:
+    """gamma of a power average of length sigma; ConfigError, after `told`, beyond (0, 0.288]."""
     if not 0 < length <= LONGEST:
         raise ConfigError(
-            f"power length {length}: it is a share of the training so far, in "
-            f"(0, {LONGEST:.3f}], where the upper end is the plain mean."
+            f"{told} {length}; a length is a share of the training so far, in (0, 0.288], where "
+            "the upper end is the plain mean."
         )
     inverse = length**-2
     return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())

@@ -99,7 +99,10 @@ def find_beginning(experiment: Experiment) -> list[Saved] | None:
         return None
     found, _ = restore.find(path)
     if not found:
-        raise ConfigError(f"train.init_from is {path}, but there is no checkpoint in it.")
+        raise ConfigError(
+            f"train.init_from is {path}, but there is no checkpoint in it; name the workdir of a "
+            "run, or leave the field out."
+        )
     return found
 
 

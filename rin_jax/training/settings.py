@@ -16,6 +16,7 @@ class Train:
     init_from: str | None  # workdir of a run whose parameters this one starts from; None: fresh
     log_every_steps: int  # steps between two log lines
     sample_every_steps: int  # steps between two grids of samples
+    wandb: str | None  # project of Weights & Biases that gets the curves too; None: no such one
 
     def __post_init__(self):
         at_least_one(

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from absl import flags
@@ -30,7 +31,9 @@ def export(folder, **changes):
     return folder
 
 
-def pull(source: str) -> str:
+def find(source: str) -> Path:
+    if Path(source).exists():
+        return Path(source)
     raise AssertionError(f"the hub was asked for {source}")
 
 
@@ -41,7 +44,7 @@ def config_of(monkeypatch, *arguments: str) -> ConfigDict:
         flags.DEFINE_string(name, None, "", flag_values=values)
     monkeypatch.setattr(sys, "argv", ["main", *arguments])
     holder = config_flags.DEFINE_config_file("config", None, flag_values=values)
-    assert values(command.with_config(sys.argv, pull)) == ["main"]
+    assert values(command.with_config(command.joined(sys.argv), find)) == ["main"]
     return holder.value
 
 
@@ -85,16 +88,22 @@ def test_a_file_that_is_no_configuration(tmp_path, content):
 
 def test_a_file_is_left_as_it_is(run, monkeypatch):
     given = ["main", "--config=configs/digits.py:tiny", f"--workdir={run}"]
-    assert command.with_config(given, pull) == given
-    assert command.with_config(["main", "--help"], pull) == ["main", "--help"]
+    assert command.with_config(given, find) == given
+    assert command.with_config(["main", "--help"], find) == ["main", "--help"]
 
 
 def test_nothing_is_stored(tmp_path):
     for arguments in ([], [f"--workdir={tmp_path}"]):
         with pytest.raises(ConfigError, match="--config=FILE is missing"):
-            command.with_config(["main", *arguments], pull)
+            command.with_config(["main", *arguments], find)
     with pytest.raises(ConfigError, match=r"there is no .*config\.json"):
-        command.with_config(["main", f"--config={tmp_path}"], pull)
+        command.with_config(["main", f"--config={tmp_path}"], find)
+
+
+@pytest.mark.parametrize("flag", ["--workdir", "--config"])
+def test_addresses_that_cannot_be_used(flag):
+    with pytest.raises(ConfigError, match=f"{flag} is https://a/b, but"):
+        command.with_config(["main", f"{flag}=https://a/b"], find)
 
 
 def test_what_differs_is_said(run, monkeypatch):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rin_jax.diffusion.process import add_noise
-from rin_jax.diffusion.samplers import Sampler, example_noise
+from rin_jax.diffusion.samplers import Given, Sampler, example_noise
 from rin_jax.diffusion.schedules import make_schedule
 from rin_jax.diffusion.update_rules import RULES
 from tests.diffusion.toys import TYPES, gaussian, oracle, process, ramp
@@ -436,3 +436,89 @@ def test_errors_name_field_and_value(changes, words):
         _sampler(**changes)
     for word in words:
         assert word in str(caught.value)
+
+
+# Given examples.
+
+
+def _from_given(sampler, denoise_fn, given, seed=1):
+    """Samples that start from examples, and the estimates of each step."""
+    noise, fresh = _normal(*given.x0.shape, seed=seed), _normal(9, *given.x0.shape, seed=seed + 1)
+    return sampler.watched(denoise_fn, noise, None, lambda i: fresh[i], lambda x0, _: x0, given)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_what_is_kept_is_as_given_and_the_rest_is_a_sample(name):
+    """Of pixels that are independent the free ones are those of a sample that keeps nothing."""
+    x0, free = jnp.tanh(_normal(2, 6)), jnp.arange(6) < 3
+    sampler, denoise_fn = _sampler(name=name, num_steps=5), gaussian("x0", 0.3, 0.4)
+    out, estimates = _from_given(sampler, denoise_fn, Given(x0, free, 0))
+    np.testing.assert_allclose(out[:, 3:] * WIDE, x0[:, 3:], rtol=1e-6)
+    np.testing.assert_allclose(estimates[:, :, 3:], jnp.broadcast_to(x0[:, 3:], (5, 2, 3)))
+    fresh = _normal(9, 2, 6, seed=2)
+    plain = sampler.sample(denoise_fn, _normal(2, 6, seed=1), None, lambda i: fresh[i])
+    np.testing.assert_allclose(out[:, :3], plain[:, :3], rtol=1e-5)
+
+
+def test_each_evaluation_sees_what_is_kept_at_its_noise_level():
+    """sqrt(gamma) x0 with noise of variance 1 - gamma, which is fresh at each step."""
+    x0 = jnp.full((1, 40_000), 0.5)
+
+    def watching(xt, gamma, cond, latents):
+        before = jnp.zeros_like(xt) if latents is None else latents[0]
+        return jnp.zeros_like(xt), (xt, before)
+
+    sampler, given = _sampler(num_steps=4), Given(x0, jnp.bool_(False), 0)
+    noise, fresh = _normal(*x0.shape, seed=1), _normal(4, *x0.shape, seed=2)
+    _, (seen, before) = sampler.watched(
+        watching, noise, None, lambda i: fresh[i], lambda x0, latents: latents, given
+    )
+    gamma = ramp(sampler.times()[0])[:, None]
+    rest = (seen[:, 0] - jnp.sqrt(gamma) * x0) / jnp.sqrt(1 - gamma)
+    assert np.abs(rest.mean(1)).max() < 5 / np.sqrt(x0.size)
+    assert np.abs(rest.var(1) - 1).max() < 5 * np.sqrt(2 / x0.size)
+    assert np.abs(np.corrcoef(rest) - np.eye(4)).max() < 5 / np.sqrt(x0.size)
+    np.testing.assert_array_equal(before[1:], seen[:-1])
+
+
+@pytest.mark.parametrize(("name", "eta"), [("ddim", 0.0), ("ddim", 1.0), ("dpmpp_2m", 1.0)])
+def test_what_is_made_fits_what_is_kept(name, eta):
+    """Two pixels of variance 1 and correlation 0.9, of which the first is kept."""
+    covariance, count = jnp.array([[1.0, 0.9], [0.9, 1.0]]), 20_000
+
+    def posterior_mean(xt, gamma, cond, latents):
+        g = gamma[0]
+        gain = jnp.sqrt(g) * covariance @ jnp.linalg.inv(g * covariance + (1 - g) * jnp.eye(2))
+        return xt @ gain, latents
+
+    x0, key = _normal(count, 2), jax.random.key(1)
+    sampler = _sampler(schedule=COSINE, name=name, eta=eta, num_steps=100)
+
+    @jax.jit
+    def second_pixels(free):
+        def fresh(i):
+            return jax.random.normal(jax.random.fold_in(key, i), x0.shape)
+
+        noise, given = _normal(count, 2, seed=1), Given(x0, free, 0)
+        return sampler.watched(posterior_mean, noise, None, fresh, lambda *_: None, given)[0][:, 1]
+
+    made = second_pixels(jnp.array([False, True]))
+    # less than 0.9, because there is no resampling, and least without fresh noise
+    assert (0.7 if eta else 0.5) < np.corrcoef(x0[:, 0], made)[0, 1] < 0.9
+    assert abs(np.corrcoef(x0[:, 0], second_pixels(jnp.array([True, True])))[0, 1]) < 0.05
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_a_late_start_stays_close(name):
+    """At the noise of the first step that is left; from 0 nothing of the example is left."""
+    x0, mean, std = jnp.full((1, 20_000), 0.9), 0.3, 0.4
+    sampler = _sampler(name=name, schedule=COSINE, num_steps=64)
+    for first in (0, 16, 48):
+        given = Given(x0, jnp.bool_(True), first)
+        out, estimates = _from_given(sampler, gaussian("x0", mean, std), given)
+        assert len(estimates) == 64 - first
+        gamma = float(COSINE(sampler.times()[0][first])) if first else 0.0
+        # the flow keeps the value of xt under its distribution, standardised
+        spread = np.sqrt(gamma * std**2 + 1 - gamma)
+        expected = mean + std * np.sqrt(gamma) * (0.9 - mean) / spread
+        assert abs(out.mean() * WIDE - expected) < 0.02

@@ -16,6 +16,7 @@ from tests import tiny
 
 NAMES = ("Town", "River", *(f"kind {i}" for i in range(2, 10)))
 STEPS, AT_ONCE = 3, 8
+PIXELS = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,13 @@ def test_samples_do_not_depend_on_how_many_there_are(model):
         (lambda m: m.sample_from("noise"), r"noise is str; give .* numbers \[B, 8, 8, 1\]"),
         (lambda m: m.sample_from(np.zeros((2, 9, 8, 1))), r"noise is float64 \(2, 9, 8, 1\); give"),
         (lambda m: m.denoise(np.zeros((2, 8, 8, 1)), 0.5), "gamma is float; give"),
+        (lambda m: m.edit(np.zeros((2, 8, 8, 1))), "images are float64; give pixels of 0..255"),
+        (lambda m: m.edit(PIXELS[..., 0]), r"images is uint8 \(2, 8, 8\); give .* \[B, 8, 8, 1\]"),
+        (lambda m: m.edit(PIXELS, PIXELS), r"mask is uint8 \(2, 8, 8, 1\); give bool \(8, 8\) for"),
+        (lambda m: m.edit(PIXELS, np.ones((3, 8, 8), bool)), r"mask is bool \(3, 8, 8\)"),
+        (lambda m: m.edit(PIXELS, strength=0), r"strength is 0; it must be a number in \(0, 1\]"),
+        (lambda m: m.edit(PIXELS, strength="weak"), "strength is 'weak'"),
+        (lambda m: m.edit(PIXELS, labels="Twn"), "labels has 'Twn'"),
         (lambda m: m.grid(np.zeros((2, 8, 8, 1))), "images are float64"),
         (lambda m: m.grid(np.zeros((0, 8, 8, 1), np.uint8)), "images are uint8"),
         (lambda m: m.grid([[1], [1, 2]]), "images is list; give an array"),
@@ -115,3 +123,30 @@ def test_a_notebook_has_a_bar(model, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ipykernel", object())
     model.sample(AT_ONCE + 2)
     assert f"{AT_ONCE + 2}/{AT_ONCE + 2}" in capsys.readouterr().out
+
+
+def test_images_are_made_anew_where_the_mask_is_true(model):
+    """The rest stays to the last bit, and another seed makes other pixels."""
+    mask = np.zeros((8, 8), bool)
+    mask[2:5, 3:] = True
+    first, second = (model.edit(PIXELS, mask, labels="Town", seed=seed) for seed in (0, 1))
+    np.testing.assert_array_equal(first[:, ~mask], PIXELS[:, ~mask])
+    assert (first[:, mask] != PIXELS[:, mask]).mean() > 0.9
+    assert (first[:, mask] != second[:, mask]).any()
+    each = np.stack([mask, ~mask])
+    both = model.edit(PIXELS, each, labels="Town")
+    np.testing.assert_array_equal(both[0], first[0])
+    np.testing.assert_array_equal(both[1][mask], PIXELS[1][mask])
+
+
+def test_images_are_made_anew_in_part(model):
+    """At full strength as `sample` does without them; with less of it they count."""
+    plain = model.sample(2, labels=3)
+    assert np.abs(model.edit(PIXELS, labels=3).astype(int) - plain).max() <= 1
+    weak = model.edit(PIXELS, strength=0.3, labels=3).astype(int)
+    assert np.abs(weak - plain).max() > 1
+    other = model.edit(255 - PIXELS, strength=0.3, labels=3)
+    assert np.abs(weak - other).max() > 1
+    seen = []
+    model.edit(PIXELS, strength=0.6, callback=lambda step, *told: seen.append(step))
+    assert seen == [1, 2]  # of three steps

@@ -120,7 +120,7 @@ def test_a_damaged_snapshot_is_named(stored, tmp_path):
 
 def test_mistakes_come_before_any_work(stored, data_dir, tmp_path):
     workdir, run = stored
-    with pytest.raises(ConfigError, match=r"power length 0.4: .*\(0, 0.289\]"):
+    with pytest.raises(ConfigError, match=r"--length is 0.4; .*\(0, 0.288\]"):
         reconstruct(run, workdir, 0.4)
     with pytest.raises(ConfigError, match=r"no snapshots in .*ema.snapshot_every_steps"):
         reconstruct(run, str(tmp_path), 0.1)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from rin_jax import ConfigError
 from rin_jax.checkpointing import checkpoints
+from rin_jax.evaluation import sample_files
 from rin_jax.experiment import device_mesh
 from rin_jax.interop import export_format
 from rin_jax.jobs import export, sample
@@ -52,6 +53,8 @@ def test_rules_of_labels():
         np.testing.assert_array_equal(np.sort(balanced[first : first + 20]), np.arange(20))
     assert (balanced[:20] != balanced[20:40]).any()
     assert (balanced != choose_labels(["balanced"], 60, 20, 1)).any()
+    names = ["Town", "River", "1"]  # a number is a number where it is a name too
+    np.testing.assert_array_equal(choose_labels(["River", " 0", "1"], 3, 3, 0, names), [1, 0, 1])
     draws = choose_labels(["random"], 4000, 20, 0)
     counts = np.bincount(draws, minlength=20)
     assert np.abs(counts - 200).max() < 5 * np.sqrt(200)  # uniform,
@@ -74,6 +77,12 @@ def test_rules_of_labels():
 def test_labels_that_cannot_be(classes, num, num_classes, words):
     with pytest.raises(ConfigError, match=words):
         choose_labels(classes, num, num_classes, 0)
+
+
+def test_a_name_that_is_not_known():
+    words = r"--classes has Twon, .* 0\.\.2 \(Town, River\); .* alone; did you mean Town\?"
+    with pytest.raises(ConfigError, match=words):
+        choose_labels(["Twon"], 4, 3, 0, ["Town", "River", "2"])
 
 
 @pytest.fixture(scope="module")
@@ -232,12 +241,15 @@ def test_an_export_draws_what_its_run_draws(workdir, exported, tmp_path):
     other = np.load(run(config, workdir, checkpoint=1) / "samples.npz")["images"]
     ours = run(config, workdir, ema="power_0.1", show=True)
     theirs = run(config, tmp_path, export=str(exported), show=True)
+    classes = {"classes": ["digit 3"], "export": str(exported)}
+    assert set(np.load(run(config, tmp_path / "named", **classes) / "samples.npz")["labels"]) == {3}
     assert theirs.name == ours.name
-    written = sorted(path.name for path in theirs.iterdir() if path.suffix in (".png", ".gif"))
-    numbered = [f"{i:06d}.png" for i in range(6)]
-    assert written == [*numbered, "reads.png", "trajectory.gif", "trajectory.png"]
-    for name in written:
-        assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
+    assert len(sample_files.find(str(theirs), 8, 1)) == 6  # the folder can be measured
+    beside = sorted(path.name for path in tmp_path.glob("samples/*.[pg][ni][gf]"))
+    kinds = "-reads.png", "-trajectory.gif", "-trajectory.png", ".png"
+    assert beside == [f"{theirs.name}{kind}" for kind in kinds]
+    for name in (*beside[:3], *(f"{theirs.name}/{i:06d}.png" for i in range(6))):
+        assert (ours.parent / name).read_bytes() == (theirs.parent / name).read_bytes(), name
     first, second = (dict(np.load(path / "samples.npz")) for path in (ours, theirs))
     for name, array in first.items():
         np.testing.assert_array_equal(second[name], array)

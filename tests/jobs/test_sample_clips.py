@@ -42,9 +42,9 @@ def test_predicted_clips_lie_beside_the_truth(workdir, data_dir):
     config = videos.config(data_dir)
     written = run(config, workdir, show=True)
     numbered = [f"{i:06d}.{kind}" for i in range(3) for kind in ("gif", "mp4")]
-    others = ["reads.png", "record.json", "samples.npz", "trajectory.gif", "trajectory.png"]
-    assert names(written) == [*numbered, *others]
-    assert names(written.parent) == [f"{written.name}{kind}" for kind in ("", ".gif", ".png")]
+    assert names(written) == [*numbered, "record.json", "samples.npz"]
+    beside = "", "-reads.png", "-trajectory.gif", "-trajectory.png", ".gif", ".png"
+    assert names(written.parent) == [f"{written.name}{kind}" for kind in beside]
     arrays = dict(np.load(written / "samples.npz"))
     assert arrays["images"].shape == (3, 2, 16, 16, 1)
     test = open_source(videos.experiment(data_dir, data__split="test").data)

@@ -91,6 +91,8 @@ def test_only_errors_of_libraries_are_logged(caplog, monkeypatch):
     monkeypatch.setattr(logger, "filters", [])
     monkeypatch.setattr(logger, "propagate", True)
     console.silence_libraries()
+    assert not logging.getLogger("fsspec").isEnabledFor(logging.INFO)
+    assert logging.getLogger("gcsfs.core").isEnabledFor(logging.WARNING)
     for level in (logging.WARNING, logging.ERROR):
         for path in ("/site-packages/orbax/a.py", console.__file__):
             logger.handle(logging.LogRecord("absl", level, path, 1, path[-4:], (), None))

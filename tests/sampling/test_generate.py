@@ -11,6 +11,7 @@ from rin_jax import ConfigError
 from rin_jax.experiment import make_experiment
 from rin_jax.runtime import sharding
 from rin_jax.sampling import generate
+from rin_jax.sampling import guide as guide_lib
 from rin_jax.sampling import weights as weights_lib
 from rin_jax.sampling.generate import make_generate, places
 from rin_jax.sampling.weights import load_ema, whole
@@ -185,11 +186,11 @@ def test_a_guide_of_other_clips_does_not_fit(monkeypatch):
     for frames in (6, 4):
         saved = videos.config("/nowhere", data__clip__frames=frames).to_dict()
         found = [types.SimpleNamespace(step=1, config=saved)]
-        monkeypatch.setattr(generate, "find_checkpoints", lambda *wanted, found=found: found)
+        monkeypatch.setattr(guide_lib, "find_checkpoints", lambda *wanted, found=found: found)
         if frames == 6:
             with pytest.raises(ConfigError, match="(?s)data.clip is .*frames: 4.* and .*frames: 6"):
-                generate.guide_experiment(experiment)
-    assert generate.guide_experiment(experiment).rin == experiment.rin
+                guide_lib.guide_experiment(experiment)
+    assert guide_lib.guide_experiment(experiment).rin == experiment.rin
 
 
 def test_weights_are_made_whole_by_one_program_however_often():

@@ -64,8 +64,8 @@ def test_heat_is_where_the_share_is():
 def test_files_show_the_chosen_steps(tmp_path):
     rng = np.random.default_rng(0)
     x0 = rng.integers(0, 256, (70, 2, 8, 8, 1), dtype=np.uint8)
-    trace.write(tmp_path, trace.Trajectory(x0, rng.random((70, 2, 3, 2, 2))))
-    strip = np.asarray(Image.open(tmp_path / "trajectory.png"))
+    trace.write(tmp_path / "few", trace.Trajectory(x0, rng.random((70, 2, 3, 2, 2))))
+    strip = np.asarray(Image.open(tmp_path / "few-trajectory.png"))
     side = 50  # 8 pixels enlarged to 48, and a gap
     assert strip.shape == (2 * side + 2, 10 * side + 2)
     for row, column, step in ((0, 0, 0), (1, 9, 69), (0, 9, 69)):
@@ -73,12 +73,12 @@ def test_files_show_the_chosen_steps(tmp_path):
         np.testing.assert_array_equal(
             strip[top : top + 48 : 6, left : left + 48 : 6], x0[step, row, :, :, 0]
         )
-    moving = Image.open(tmp_path / "trajectory.gif")
+    moving = Image.open(tmp_path / "few-trajectory.gif")
     assert moving.n_frames == 60
     moving.seek(59)
     frame = np.asarray(moving.convert("L"))
     np.testing.assert_array_equal(frame[2:50:6, 2:50:6], x0[69, 0, :, :, 0])
-    reads = np.asarray(Image.open(tmp_path / "reads.png"))
+    reads = np.asarray(Image.open(tmp_path / "few-reads.png"))
     assert reads.shape == (8 * side + 2, 10 * side + 2, 3)  # an image and three blocks, twice
 
 
@@ -99,8 +99,8 @@ def test_reads_of_a_video_are_those_of_its_frames():
 
 def test_files_of_a_video_show_its_middle_frame(tmp_path):
     x0 = np.random.default_rng(0).integers(0, 256, (5, 2, 4, 8, 8, 1), dtype=np.uint8)
-    trace.write(tmp_path, trace.Trajectory(x0, np.ones((5, 2, 1, 2, 2, 2))))
-    strip = np.asarray(Image.open(tmp_path / "trajectory.png"))
+    trace.write(tmp_path / "few", trace.Trajectory(x0, np.ones((5, 2, 1, 2, 2, 2))))
+    strip = np.asarray(Image.open(tmp_path / "few-trajectory.png"))
     np.testing.assert_array_equal(strip[52:100:6, 2:50:6], x0[0, 1, 2, :, :, 0])
-    moving = Image.open(tmp_path / "trajectory.gif")
+    moving = Image.open(tmp_path / "few-trajectory.gif")
     assert moving.n_frames == 5

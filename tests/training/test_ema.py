@@ -114,8 +114,8 @@ def test_a_reconstruction_agrees_with_the_average_that_was_tracked(length):
     ("decays", "lengths", "message"),
     [
         ((1.0,), (), r"ema.decays has 1.0; a decay is in \[0, 1\)"),
-        ((), (0.3,), r"power length 0.3: .*\(0, 0.289\]"),
-        ((), (0.0,), "power length 0.0"),
+        ((), (0.3,), r"ema.power_lengths has 0.3; .*\(0, 0.288\]"),
+        ((), (0.0,), "ema.power_lengths has 0.0"),
         ((0.9, 0.9), (), "an average is given twice"),
         ((), (), "both empty"),
     ],
