@@ -24,7 +24,7 @@ from rin_jax.configuration.stored import check_architecture, saved_config, say_d
 from rin_jax.data.dataset import Data
 from rin_jax.experiment import Experiment, device_mesh, make_experiment
 from rin_jax.interop import card, export_format, formulas, hub, onnx, stablehlo
-from rin_jax.interop.loading import ANY_DEVICES, GIVEN_FRAMES, Model
+from rin_jax.interop.loading import ANY_MACHINE, GIVEN_FRAMES, Model
 from rin_jax.runtime import console, files
 from rin_jax.sampling import grids, moving_pictures
 from rin_jax.sampling.conditions import Conditions, make_conditions
@@ -152,7 +152,8 @@ def checkpoint_model(
     saved = restore.find_checkpoints(workdir, checkpoint)[0]
     check_architecture(experiment, saved.config, f"checkpoint {saved.step} in {workdir}")
     own = saved_config(saved.config)
-    own.sampler, own.mesh = experiment.config.sampler.to_dict(), ANY_DEVICES
+    own.sampler = experiment.config.sampler.to_dict()
+    own.mesh, own.runtime = ANY_MACHINE["mesh"], ANY_MACHINE["runtime"]
     own.data.data_dir = own.data.cache_dir = None
     experiment = make_experiment(own)
     check_exportable(experiment)

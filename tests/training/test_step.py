@@ -40,6 +40,16 @@ def one_device():
     return run(tiny.experiment())
 
 
+def test_the_state_is_updated_in_place():
+    """All of it: the results lie where the arguments have been."""
+    experiment, mesh = tiny.experiment(), sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    step, state = compile_train_step(experiment, mesh), create_state(experiment, mesh, 0)
+    leaves = jax.tree.leaves(state)
+    assert step.memory_analysis().alias_size_in_bytes == sum(leaf.nbytes for leaf in leaves)
+    step(state, sharding.global_batch(tiny.batches(1)[0], mesh))
+    assert all(leaf.is_deleted() for leaf in leaves)
+
+
 def test_another_seed_differs(one_device):
     losses, params, _ = run(tiny.experiment(seed=1))
     assert np.abs(losses - one_device[0]).max() > 1e-3
