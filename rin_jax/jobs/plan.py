@@ -29,6 +29,8 @@ from rin_jax.sampling.generate import compile_sampler
 from rin_jax.training.state import abstract_state
 from rin_jax.training.step import compile_train_step, make_loss
 
+POLICIES = "none", "dots", "full"  # of rematerialisation; of equal ones the first is named
+
 
 def plan(config: ml_collections.ConfigDict, topology: str | None, num_slices: int) -> None:
     """Prints the plan of a run on slices of `topology`; ConfigError as the functions it calls."""
@@ -148,7 +150,7 @@ def describe_search(
     changed; `fsdp` is the size of that axis to try where parameters are replicated.
     """
     lines, times = [], {}
-    for remat in ("none", "dots", "full"):
+    for remat in POLICIES:
         tried = result if remat == experiment.rin.remat else step(model__remat=remat)
         line = f"remat {remat}: {tried.verdict()}"
         if tried.fits:
