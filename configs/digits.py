@@ -145,6 +145,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.mesh.fsdp = 1
     config.mesh.tensor = 1
 
+    config.runtime = ml_collections.ConfigDict()
+    config.runtime.compile_cache = config_dict.placeholder(str)  # a folder of the user's
+    config.runtime.profile_first_step = config_dict.placeholder(int)  # no trace
+    config.runtime.profile_num_steps = 5
+
     if arg == "tiny":
         shrink(config)
     return config

@@ -119,6 +119,11 @@ def recipe() -> ml_collections.ConfigDict:
     config.mesh.data = -1
     config.mesh.fsdp = 1
     config.mesh.tensor = 1
+
+    config.runtime = ml_collections.ConfigDict()
+    config.runtime.compile_cache = config_dict.placeholder(str)  # a folder of the user's
+    config.runtime.profile_first_step = config_dict.placeholder(int)  # no trace
+    config.runtime.profile_num_steps = 5
     return config
 
 

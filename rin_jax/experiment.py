@@ -27,6 +27,7 @@ from rin_jax.evaluation.protocol import Evaluation
 from rin_jax.network import validation
 from rin_jax.network.rin import RIN
 from rin_jax.runtime import sharding
+from rin_jax.runtime.machine import Runtime
 from rin_jax.training.ema import Ema, Weight
 from rin_jax.training.optimizer import DECAY_DEFAULTS, Optimizer
 from rin_jax.training.settings import Train
@@ -69,6 +70,7 @@ class Experiment:
     checkpoint: Policy
     evaluation: Evaluation
     mesh: sharding.MeshSizes
+    runtime: Runtime
 
 
 # The dataclasses that have the fields of each section, with what a section puts before their names.
@@ -83,6 +85,7 @@ SECTIONS: dict[str, tuple[tuple[type, str], ...]] = {
     "checkpoint": ((Policy, ""),),
     "evaluation": ((Evaluation, ""),),
     "mesh": ((sharding.MeshSizes, ""),),
+    "runtime": ((Runtime, ""),),
 }
 # Their fields that a section does not give: they follow from others, or are Flax's own.
 DERIVED = {
@@ -131,6 +134,7 @@ def make_experiment(config: ml_collections.ConfigDict | Mapping[str, Any]) -> Ex
         checkpoint=section(Policy, "checkpoint", sections),
         evaluation=evaluation,
         mesh=section(sharding.MeshSizes, "mesh", sections),
+        runtime=section(Runtime, "runtime", sections),
         config=ml_collections.FrozenConfigDict(sections),  # when all of it is checked
     )  # fmt: skip
 

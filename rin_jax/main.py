@@ -142,7 +142,15 @@ def packaged(argument: str) -> str:
 
 def main(argv: list[str]) -> None:
     """Dispatches to the job; a mistake of the user ends with one message and exit code 2."""
-    from rin_jax.runtime import cluster, console, exits, preemption, processes, retries
+    from rin_jax.runtime import (
+        cluster,
+        compile_cache,
+        console,
+        exits,
+        preemption,
+        processes,
+        retries,
+    )
     from rin_jax.training.metrics import NotFiniteError
 
     if not flags.FLAGS["verbosity"].present:
@@ -152,6 +160,7 @@ def main(argv: list[str]) -> None:
     try:
         check_flags(MODE.value)
         check_addresses(MODE.value, CONFIG.value.to_dict())
+        compile_cache.use(CONFIG.value.get("runtime", {}).get("compile_cache"))
         with preemption.watching() as watch, contextlib.ExitStack() as stack:
             if MODE.value in TOGETHER:
                 same = {flag.name: flag.value for flag in (MODE, *READS[MODE.value])}

@@ -12,6 +12,7 @@ import itertools
 import json
 import re
 import shlex
+import shutil
 import string
 import subprocess
 import sys
@@ -62,6 +63,7 @@ NOT_RUN = {
     "benchmarks.sampling_quality": "takes hours; tests/benchmarks/test_sampling.py",
     "benchmarks.sampling_memory": "takes minutes; tests/jobs/test_sample.py and test_pod.py",
     "benchmarks.features": "tests/benchmarks/test_features.py",
+    "benchmarks.compile": "tests/benchmarks/test_compile.py",
     "benchmarks.data": "takes minutes",
     "benchmarks.clips": "takes minutes",
     "benchmarks.weak_scaling": "the TPU compiler takes hours",

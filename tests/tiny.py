@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from rin_jax.checkpointing.checkpoints import Checkpoints, Policy, folder
 from rin_jax.configuration.stored import SINCE_FORMAT_2
 from rin_jax.experiment import Experiment, make_experiment
+from rin_jax.runtime import machine
 from rin_jax.training.state import TrainState, abstract_state, items_of, metadata_of
 
 TINY = {
@@ -56,6 +57,7 @@ TINY = {
         "trend_samples": 20, "held_out_every_steps": None, "keep_best": False,
     },
     "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+    "runtime": dict(machine.DEFAULTS),
 }  # fmt: skip
 
 

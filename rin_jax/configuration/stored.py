@@ -14,7 +14,7 @@ from rin_jax.configuration import STORED
 from rin_jax.diffusion.process import Process
 from rin_jax.experiment import Experiment, fields_of
 from rin_jax.network.rin import RIN
-from rin_jax.runtime import console, files
+from rin_jax.runtime import console, files, machine
 
 # Attributes of the network that may change while its weights are used.
 NOT_ARCHITECTURE = "remat", "dtype", "dropout", "attention_dropout", "drop_path", "conv_dropout"
@@ -48,7 +48,7 @@ def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(found := config.get(name), Mapping):
             kept = {key: x for key, x in found.items() if name != "evaluation" or key in fields}
             config[name] = fields | kept
-    return config
+    return {"runtime": dict(machine.DEFAULTS)} | config
 
 
 def saved_config(saved: Mapping[str, Any]) -> ml_collections.ConfigDict:
@@ -108,6 +108,7 @@ def read(path: epath.PathLike) -> dict[str, Any]:
     sections = completed(sections)
     if of_export:
         sections["data"] |= {"data_dir": None, "cache_dir": None}
+        sections["runtime"] = dict(machine.DEFAULTS)
         sampler = sections.get("sampler")
         if isinstance(sampler, dict) and sampler.get("guide") is not None:
             raise ConfigError(f"{path} sets sampler.guide, but an export holds one network.")

@@ -30,23 +30,19 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from rin_jax import ConfigError
-from rin_jax.configuration.stored import (
-    SINCE_FORMAT_2,
-    check_architecture,
-    completed,
-    say_changes,
-)
+from rin_jax.configuration.stored import SINCE_FORMAT_2, check_architecture, completed, say_changes
 from rin_jax.experiment import Experiment, device_mesh, make_experiment
 from rin_jax.interop import arguments, export_format, given_clips, hub, stablehlo
 from rin_jax.network.conditioning import of_labels
-from rin_jax.runtime import sharding
+from rin_jax.runtime import machine, sharding
 from rin_jax.sampling import grids
 from rin_jax.sampling.conditions import scaled_frames
 from rin_jax.sampling.generate import jit_sampler, make_generate
 
 Array = jax.Array
 GIVEN_FRAMES = "frames.npz"  # `Model.clips`
-ANY_DEVICES = {"data": -1, "fsdp": 1, "tensor": 1}  # the mesh section of an export
+# the sections of an export that say nothing of a model
+ANY_MACHINE = {"mesh": {"data": -1, "fsdp": 1, "tensor": 1}, "runtime": machine.DEFAULTS}
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -285,7 +281,7 @@ def load(source: str, experiment: Experiment | None = None) -> Model:
 
 def stored_experiment(config: Mapping[str, Any]) -> Experiment:
     """The experiment of an export, on any devices; ConfigError at what an export does not have."""
-    sections = completed(config) | {"mesh": ANY_DEVICES}
+    sections = completed(config) | ANY_MACHINE
     data, sampler = sections.get("data"), sections.get("sampler")
     for field in ("image_size", "channels", "num_classes"):  # else a data set would be asked
         if isinstance(data, Mapping) and data.get(field) is None:

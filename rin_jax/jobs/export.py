@@ -28,7 +28,7 @@ from rin_jax.configuration.stored import check_architecture, saved_config, say_d
 from rin_jax.data.dataset import Data
 from rin_jax.experiment import Experiment, device_mesh, make_experiment
 from rin_jax.interop import card, export_format, formulas, hub, onnx, page, stablehlo
-from rin_jax.interop.loading import ANY_DEVICES, GIVEN_FRAMES, Model, find, load
+from rin_jax.interop.loading import ANY_MACHINE, GIVEN_FRAMES, Model, load
 from rin_jax.runtime import console, files
 from rin_jax.sampling import grids, moving_pictures
 from rin_jax.sampling.conditions import Conditions, make_conditions
@@ -167,7 +167,8 @@ def checkpoint_model(
     saved = restore.find_checkpoints(workdir, checkpoint)[0]
     check_architecture(experiment, saved.config, f"checkpoint {saved.step} in {workdir}")
     own = saved_config(saved.config)
-    own.sampler, own.mesh = experiment.config.sampler.to_dict(), ANY_DEVICES
+    own.sampler = experiment.config.sampler.to_dict()
+    own.mesh, own.runtime = ANY_MACHINE["mesh"], ANY_MACHINE["runtime"]
     own.data.data_dir = own.data.cache_dir = None
     experiment = make_experiment(own)
     check_exportable(experiment)
@@ -183,7 +184,7 @@ def exported_model(
 
     ConfigError: there is no such export, or it is the folder that is to be written.
     """
-    folder = find(source)
+    folder = hub.find(source)
     if folder.resolve() == to.resolve():
         raise ConfigError(f"--to={to} is the folder of --export; name another one.")
     model = load(str(folder)).with_sampler(**config.sampler.to_dict())

@@ -2,9 +2,10 @@
 
 The real training step and the real sampler go through the TPU compiler (package libtpu), on any
 machine. What it says of memory and of the bytes that chips exchange is exact; times are a roofline
-(`runtime/tpu_compiler.py`).
+and the compiler's own cycles (`runtime/tpu_compiler.py`).
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -27,6 +28,8 @@ from rin_jax.runtime.tpu_compiler import Compiled
 from rin_jax.sampling.generate import compile_sampler
 from rin_jax.training.state import abstract_state
 from rin_jax.training.step import compile_train_step, make_loss
+
+POLICIES = "none", "dots", "full"  # of rematerialisation; of equal ones the first is named
 
 
 def plan(config: ml_collections.ConfigDict, topology: str | None, num_slices: int) -> None:
@@ -53,11 +56,12 @@ def plan(config: ml_collections.ConfigDict, topology: str | None, num_slices: in
     if result.fits:
         say(describe_step(experiment, mesh, result, chip))
     fsdp = math.gcd(16, mesh.size // num_slices // mesh.shape["tensor"])  # inside a slice
-    say(describe_search(experiment, result, step, fsdp))
+    say(describe_search(experiment, result, step, fsdp, chip))
     images = experiment.generation.images_per_device * mesh.size
     compile_ = functools.partial(compile_sampler, experiment, mesh, images)
     sampler = tpu.compiled(compile_, mesh.size, num_slices, chip)
     say(describe_sampler(experiment, mesh, sampler, chip, images))
+    say(describe_sampling_in_training(experiment, mesh, sampler))
 
 
 def change(experiment: Experiment, devices: list, **changes: Any) -> tuple[Experiment, Mesh]:
@@ -128,25 +132,33 @@ def describe_step(experiment: Experiment, mesh: Mesh, result: Compiled, chip: ch
     flops = model + images * cost.recomputed_flops(experiment.rin)
     seconds, batch = tpu.roofline(flops, result, chip), experiment.train.batch_size
     times = tpu.describe_times("step", seconds, batch, model, chip.peak_flops)
-    cycles = tpu.describe_schedule(result, chip, batch, model)
-    sent, assumed = tpu.describe_collectives(result), tpu.describe_assumptions(chip)
-    return f"{sent}\n{times}\n{cycles}\n{assumed}"
+    return "\n".join([
+        tpu.describe_collectives(result), tpu.describe_parts(result, cost.part_of, chip),
+        tpu.describe_padding(result), times, tpu.describe_schedule(result, chip, batch, model),
+        tpu.describe_assumptions(chip),
+    ])  # fmt: skip
 
 
 def describe_search(
-    experiment: Experiment, result: Compiled, step: Callable[..., Compiled], fsdp: int
-) -> str:
-    """The cheapest remat policy that fits or, if none does, what else makes it fit.
+    experiment: Experiment, result: Compiled, step: Callable[..., Compiled], fsdp: int,
+    chip: chips.Chip,
+) -> str:  # fmt: skip
+    """The fastest remat policy that fits or, if none does, what else makes it fit.
 
-    `result` is that of `experiment`, `step(**changes)` compiles it with fields changed; `fsdp` is
-    the size of that axis to try where parameters are replicated.
+    What is computed again may take less time than the copies of what is kept: the compiler's
+    cycles decide. `result` is that of `experiment`, `step(**changes)` compiles it with fields
+    changed; `fsdp` is the size of that axis to try where parameters are replicated.
     """
-    lines = []
-    for remat in ("none", "dots", "full"):  # from the least time to the least memory
+    lines, times = [], {}
+    for remat in POLICIES:
         tried = result if remat == experiment.rin.remat else step(model__remat=remat)
-        lines.append(f"remat {remat}: {tried.verdict()}")
+        line = f"remat {remat}: {tried.verdict()}"
         if tried.fits:
-            return "\n".join(lines) + ": the cheapest that does"
+            times[remat] = tried.seconds(chip)
+            line += f", {1e3 * times[remat]:.1f} ms to expect"
+        lines.append(line)
+    if times:
+        return "\n".join([*lines, f"the fastest that fits: {min(times, key=times.get)}"])
     train = experiment.train
     sharded = {"mesh__data": -1, "mesh__fsdp": fsdp} if experiment.mesh.fsdp == 1 < fsdp else {}
     tries, accumulation = [sharded] if sharded else [], train.accumulation_steps
@@ -169,6 +181,17 @@ def describe_search(
                 )
             return "\n".join(lines)
     return "\n".join([*lines, "a chip with more memory, or a smaller model, is needed"])
+
+
+def describe_sampling_in_training(experiment: Experiment, mesh: Mesh, result: Compiled) -> str:
+    """Memory of the sampler beside the state of a training, which samples between its steps."""
+    kinds = state_bytes(experiment, mesh)
+    used = result.used + sum(kinds.values())
+    if mesh.shape["fsdp"] == mesh.shape["tensor"] == 1:  # else its weights are another copy
+        used -= kinds["parameters"]
+    beside = dataclasses.replace(result, used=used, fits=result.fits and used <= result.capacity)
+    end = "" if beside.fits else "; lower --config.sampler.images_per_device"
+    return f"sampler between the steps of a training, state included: {beside.verdict()}{end}"
 
 
 def sampling_flops(experiment: Experiment) -> float:

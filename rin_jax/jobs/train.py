@@ -27,6 +27,7 @@ from rin_jax.network import cost, partitioning
 from rin_jax.runtime import chips, console, processes, retries, sharding, workdir_lock
 from rin_jax.runtime.chips import GIB
 from rin_jax.runtime.preemption import Watch
+from rin_jax.runtime.profiler import Profiler
 from rin_jax.sampling.weights import abstract_params
 from rin_jax.training import curves, resume, wandb_run
 from rin_jax.training.held_out import HeldOut
@@ -213,8 +214,9 @@ def train(config: ml_collections.ConfigDict, workdir: str, watch: Watch | None =
         held_out = None
         if experiment.evaluation.held_out_every_steps:
             held_out = HeldOut(experiment, source, workdir, mesh)
+        profiler = stack.enter_context(contextlib.closing(Profiler(experiment.runtime, workdir)))
         run_loop(
             experiment, mesh, train_step, state, batches, source, images_read, saver, writer, trend,
-            held_out, watch,
+            held_out, profiler, watch,
         )  # fmt: skip
     console.say(f"trained to step {num_steps}; samples and curves in {workdir}")

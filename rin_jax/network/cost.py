@@ -2,8 +2,29 @@
 
 import collections
 import math
+import re
 
 from rin_jax.network.rin import RIN
+
+# Parts of a compiled step or sampler by the names of its instructions, the first that is found:
+# flax names modules, JAX what it does with a function. What is fused has the name of its result.
+PARTS = {
+    "attention scores": r"/attention/(?!(query|key|value|out)/)",
+    "norms": r"norm/",
+    "sums of gradients of biases": r"transpose\(.*/(query|key|value|out|hidden)/reduce_sum",
+    "head projections": r"/attention/",
+    "MLPs": r"/ffn/",
+    "stacks of loops": r"dynamic_(update_)?(index|slice)|/while(/body(/closed_call)?)?$",
+    "other of the network": r"RIN",
+    "loss": r"jvp\(",
+    "copies, also ahead of use": r"^(?!jit\()",
+}
+OTHERS = "optimizer, averages, draws"
+
+
+def part_of(op_name: str) -> str:
+    """The part of a program that an instruction belongs to: one of PARTS, or OTHERS."""
+    return next((name for name, found in PARTS.items() if re.search(found, op_name)), OTHERS)
 
 
 def multiply_adds(rin: RIN) -> collections.Counter:

@@ -29,6 +29,7 @@ class Chip:
     network: float | None  # bytes/s sent to other slices; None where no figure is known
     clock: float = math.nan  # cycles/s of a TPU, by its peak and its matrix units
     topologies: tuple[str, ...] = ()  # shapes of TPU slices for a plan; others exist
+    matrix_unit: int = 128  # side of a TPU's
 
 
 SQUARE = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -40,9 +41,10 @@ CHIPS = (
          1.5e9, SQUARE),
     Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 95 * GIB, 2765e9, 600e9, 50e9 / 8, 1.75e9, CUBE),
     Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 1638e9, 400e9, 100e9 / 8,
-         1.75e9, SQUARE),
+         1.75e9, SQUARE, 256),
     # two devices a chip: half of its 2307e12 FLOP/s, 192 GiB, 7380e9, 600e9 and 100e9 / 8 bytes/s
-    Chip("tpu7x", ("TPU7x",), 1153.5e12, 96 * GIB, 3690e9, 300e9, 50e9 / 8, 2.2e9, CUBE[:9]),
+    Chip("tpu7x", ("TPU7x",), 1153.5e12, 96 * GIB, 3690e9, 300e9, 50e9 / 8, 2.2e9, CUBE[:9],
+         256),
     Chip("a100", ("NVIDIA A100-SXM4-80GB",), 312e12, 80e9, 2039e9, 300e9, None),
     Chip("h100", ("NVIDIA H100 80GB HBM3",), 989e12, 80e9, 3350e9, 450e9, None),
     Chip("h200", ("NVIDIA H200",), 989e12, 141e9, 4800e9, 450e9, None),

@@ -14,10 +14,13 @@ Between TPU slices a device hands an operand to its host, which takes part in th
 the instruction names, over the slices.
 """
 
+import collections
 import dataclasses
 from collections.abc import Iterator
 
-from rin_jax.runtime import program_text
+import numpy as np
+
+from rin_jax.runtime import matrix_products, program_text
 from rin_jax.runtime.program_text import Computation, Instruction, bytes_of, main_memory, trip_count
 
 KINDS = (
@@ -57,6 +60,17 @@ class Schedule:
     kernel_flops: float = 0.0  # floating-point operations that those state
 
 
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What the instructions of one name cost in one run of the program."""
+
+    bytes: float = 0.0  # to and from main memory
+    cycles: float = 0.0  # by the compiler, without kernels
+
+    def __add__(self, other: "Part") -> "Part":
+        return Part(self.bytes + other.bytes, self.cycles + other.cycles)
+
+
 class Program:
     """The text of a program that was compiled for `num_devices` in `num_slices` of equal size."""
 
@@ -79,11 +93,30 @@ class Program:
 
     def memory_traffic(self) -> float:
         """Bytes read from and written to the device's main memory, each fusion as one pass."""
-        total = 0.0
+        return sum(part.bytes for part in self.parts().values())
+
+    def parts(self) -> dict[str, Part]:
+        """Costs by the names that the traced code gives (`op_name`), "" for what has none."""
+        found: collections.defaultdict[str, Part] = collections.defaultdict(Part)
         for _, runs, name, instruction in self._visit(fused=False):
+            moved = 0.0
             if instruction.opcode not in FREE and not instruction.opcode.endswith("-done"):
-                total += runs * self._traffic(self._computations[name], instruction)
-        return total
+                moved = runs * self._traffic(self._computations[name], instruction)
+            cycles = runs * program_text.number(instruction, "estimated_cycles")
+            if moved or cycles:
+                found[instruction.op_name] += Part(moved, cycles)
+        return dict(found)
+
+    def products(self, side: int) -> tuple[float, float]:
+        """Floating-point operations of matrix products, and the same as a matrix unit pads them.
+
+        Those of kernels are not counted.
+        """
+        total = np.zeros(2)
+        for _, runs, name, instruction in self._visit(fused=True):
+            one = matrix_products.flops(self._computations[name], instruction, side)
+            total += runs * np.array(one)
+        return total[0], total[1]
 
     def schedule(self) -> Schedule:
         """The compiler's cycles, and the kernels that are not in them."""

@@ -31,6 +31,12 @@ class Instruction:
     def operands(self) -> tuple[str, ...]:
         return tuple(NAME.findall(self.arguments))
 
+    @property
+    def op_name(self) -> str:
+        """Where in the traced code it comes from, "jit(f)/while/add"; "" if that is unknown."""
+        found = re.search(r'op_name="([^"]*)"', self.attributes)
+        return found.group(1) if found else ""
+
     def attribute(self, name: str) -> str | None:
         """The word of `name=word`, without the % of a computation's name or quotes."""
         found = re.search(rf'\b{name}="?%?([\w.\-]+)', self.attributes)

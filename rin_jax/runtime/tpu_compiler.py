@@ -9,6 +9,7 @@ Its roofline is the time that a chip needs at least, by what it waits for:
 A program takes at least the largest (all overlap) and about their sum where nothing overlaps.
 """
 
+import collections
 import dataclasses
 import math
 import os
@@ -20,7 +21,7 @@ import jax
 from rin_jax import ConfigError
 from rin_jax.runtime import chips
 from rin_jax.runtime.chips import GIB, Chip
-from rin_jax.runtime.compiled_programs import Collective, Program, Schedule
+from rin_jax.runtime.compiled_programs import Collective, Part, Program, Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +35,20 @@ class Compiled:
     collectives: tuple[Collective, ...] = ()  # what the chip sends
     traffic: float = 0.0  # bytes to and from memory
     schedule: Schedule = dataclasses.field(default_factory=Schedule)
+    products: tuple[float, float] = 0.0, 0.0  # `Program.products`
+    parts: dict[str, Part] = dataclasses.field(default_factory=dict)  # `Program.parts`
     unknown_loops: tuple[str, ...] = ()  # loops that count as one run in the last three
 
     def verdict(self) -> str:
         """What it needs of what there is."""
         needed = f"{self.used / GIB:.2f} of {self.capacity / GIB:.2f} GiB"
         return f"{needed}, fits" if self.fits else f"does not fit: {needed}"
+
+    def seconds(self, chip: Chip) -> float:
+        """Time by the compiler's cycles, with kernels at the peak; NaN if it tells no cycles."""
+        schedule = self.schedule
+        own = schedule.cycles / chip.clock if schedule.cycles else math.nan
+        return own + schedule.kernel_flops / chip.peak_flops
 
     def sent(self, crosses: bool) -> float:
         """Bytes that the chip sends inside its slice, or to other slices."""
@@ -95,7 +104,8 @@ def compiled(
     return Compiled(
         fits=True, used=used, capacity=chip.hbm_bytes, temporary=memory.temp_size_in_bytes,
         collectives=tuple(text.collectives()), traffic=text.memory_traffic(),
-        schedule=text.schedule(), unknown_loops=tuple(text.unknown_loops()),
+        schedule=text.schedule(), products=text.products(chip.matrix_unit), parts=text.parts(),
+        unknown_loops=tuple(text.unknown_loops()),
     )  # fmt: skip
 
 
@@ -139,15 +149,36 @@ def describe_times(
 
 def describe_schedule(result: Compiled, chip: Chip, images: float, flops: float) -> str:
     """The time by the compiler's cycles, and the kernels' at the peak; `flops` as for the times."""
-    schedule = result.schedule
-    own, kernels = schedule.cycles / chip.clock, schedule.kernel_flops / chip.peak_flops
-    seconds = own + kernels
+    schedule, seconds = result.schedule, result.seconds(chip)
+    kernels = schedule.kernel_flops / chip.peak_flops
     return (
-        f"by the compiler's cycles at {chip.clock / 1e9:.2f} GHz {1e3 * own:.1f} ms, and "
-        f"{schedule.kernels} runs of kernels, at least {1e3 * kernels:.1f} ms by their products: "
-        f"{1e3 * seconds:.1f} ms, {images / seconds:,.0f} images/s, "
-        f"{100 * flops / seconds / chip.peak_flops:.0f} % of peak"
+        f"to expect, by the compiler's cycles at {chip.clock / 1e9:.2f} GHz "
+        f"{1e3 * (seconds - kernels):.1f} ms, and {schedule.kernels} runs of kernels, at least "
+        f"{1e3 * kernels:.1f} ms by their products: {1e3 * seconds:.1f} ms, "
+        f"{images / seconds:,.0f} images/s, MFU {100 * flops / seconds / chip.peak_flops:.0f} %"
     )
+
+
+def describe_padding(result: Compiled) -> str:
+    """What the matrix unit computes beside the products; kernels state theirs with the padding."""
+    flops, padded = result.products
+    share = 100 * (1 - flops / padded) if padded else 0.0
+    return (
+        f"matrix unit: products of {flops / 1e12:,.2f} TFLOP a chip and {share:.1f} % padding; "
+        f"kernels {result.schedule.kernel_flops / 1e12:,.2f} TFLOP, their padding included"
+    )
+
+
+def describe_parts(result: Compiled, part_of: Callable[[str], str], chip: Chip) -> str:
+    """A line for each part of the program, the largest first; `part_of` tells it by the name."""
+    parts: collections.defaultdict[str, Part] = collections.defaultdict(Part)
+    for name, part in result.parts.items():
+        parts[part_of(name)] += part
+    lines = [
+        f"  {name:34}{part.bytes / 1e9:10,.2f} GB {1e3 * part.cycles / chip.clock:10,.1f} ms"
+        for name, part in sorted(parts.items(), key=lambda item: -item[1].bytes)
+    ]
+    return "\n".join(["to and from memory, and by the compiler's cycles:", *lines])
 
 
 def describe_collectives(result: Compiled) -> str:

@@ -16,6 +16,7 @@ so that a kill loses no curve.
 
 import io
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -69,12 +70,10 @@ class Writer:
         self._copy_metrics()
 
     def _open_events(self, purge_step: int | None = None):
-        import tensorboardX  # imports PyTorch where that is installed: 200 MB in every other job
-
         # in a bucket there are several, which are read in the order of their names: by the second
         self._parts += 1
         suffix = f".{self._resumed:08d}.{self._parts:06d}" if self._local else ""
-        return tensorboardX.SummaryWriter(
+        return _tensorboardx().SummaryWriter(
             str(self._folder / "events"), purge_step=purge_step, flush_secs=10,
             filename_suffix=suffix,
         )  # fmt: skip
@@ -168,6 +167,18 @@ class Writer:
         if self._local:
             self._copy_all()
             self._local.cleanup()
+
+
+def _tensorboardx():
+    """tensorboardX without PyTorch, which it would import where that is installed, and not use."""
+    hidden = () if "torch" in sys.modules else ("torch",)
+    sys.modules.update(dict.fromkeys(hidden))
+    try:
+        import tensorboardX
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+    return tensorboardX
 
 
 def last_step(workdir: epath.Path, prefix: str) -> int | None:

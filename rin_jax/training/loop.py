@@ -20,6 +20,7 @@ from rin_jax.experiment import Experiment
 from rin_jax.network import cost
 from rin_jax.runtime import chips, console, processes, sharding
 from rin_jax.runtime.preemption import Preempted, Watch
+from rin_jax.runtime.profiler import Profiler
 from rin_jax.sampling import grids, moving_pictures
 from rin_jax.sampling.conditions import Conditions, make_conditions
 from rin_jax.sampling.generate import make_generate
@@ -86,7 +87,7 @@ class Saver:
 def run_loop(
     experiment: Experiment, mesh: Mesh, train_step: Callable, state: TrainState, batches: Iterator,
     source: Source, images_read: int, saver: Saver, writer: curves.Writer, trend: Trend | None,
-    held_out: HeldOut | None, watch: Watch,
+    held_out: HeldOut | None, profiler: Profiler, watch: Watch,
 ) -> TrainState:  # fmt: skip
     """Steps, logs, saves, samples and measures until `train.num_steps`; returns the last state.
 
@@ -145,8 +146,10 @@ def run_loop(
                 saver.save(state, step - 1, images_read, window.loss())
                 saver.wait()
                 raise Preempted
-            state, metrics = train_step(state, sharding.global_batch(batch, mesh))
-            window.put(step, metrics)
+            with jax.transfer_guard("disallow"):  # that nobody has asked for
+                batch = sharding.global_batch(batch, mesh)
+                state, metrics = profiler.step(step, train_step, state, batch)
+                window.put(step, metrics)
             images_read += experiment.train.batch_size
             due = due_at(step, experiment)
             if not any(due.values()):

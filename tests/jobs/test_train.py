@@ -100,6 +100,12 @@ class InterruptedRunError(Exception):
     """Stands for whatever ends a run."""
 
 
+def test_nothing_goes_to_a_device_that_nobody_put_there(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.sharding, "global_batch", lambda batch, mesh: batch)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        train_lib.train(tiny.config(data__data_dir=data_dir), str(tmp_path))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 3, 4])
 def test_interrupted_and_resumed_is_bit_identical(

@@ -5,6 +5,7 @@ import jax.extend
 import numpy as np
 import pytest
 
+from rin_jax.network import cost
 from rin_jax.network.cost import forward_flops, training_flops
 from tests.network.small import BATCH, SEQUENCE, VIDEO, inputs, param_shapes, small
 
@@ -59,3 +60,28 @@ def test_self_conditioning_adds_a_forward_pass():
     rin = small()
     assert training_flops(rin, True) - training_flops(rin, False) == forward_flops(rin)
     assert training_flops(rin, False) == 3 * forward_flops(rin)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("jit(step)/jvp(RIN)/while/body/blocks_0/read/attention/vmap(BTNH,BSNH->BNTS)/dot_general",
+         "attention scores"),
+        ("jit(step)/jvp(RIN)/blocks_0/write/attention/cond/branch_0_fun/shard_map/pallas_call",
+         "attention scores"),
+        ("jit(step)/jvp(RIN)/blocks_0/write/attention/query/btw,wf->btf/dot_general",
+         "head projections"),
+        ("jit(step)/transpose(jvp(RIN))/blocks_0/write/attention/query/reduce_sum",
+         "sums of gradients of biases"),
+        ("jit(step)/transpose(jvp(RIN))/blocks_0/compute/ffn/hidden/dot_general", "MLPs"),
+        ("jit(step)/transpose(jvp(RIN))/blocks_0/compute/ffn_norm/reduce_sum", "norms"),
+        ("jit(step)/jvp(RIN)/while/body/jit(dynamic_update_index_in_dim)/dynamic_update_slice",
+         "stacks of loops"),
+        ("jit(step)/jvp(RIN)/readout/out/dot_general", "other of the network"),
+        ("jit(step)/jvp()/reduce_sum", "loss"),
+        ("jit(step)/jit(_where)/select_n", "optimizer, averages, draws"),
+        ("", "copies, also ahead of use"),
+    ],
+)  # fmt: skip
+def test_the_part_of_an_instruction(name, part):
+    assert cost.part_of(name) == part

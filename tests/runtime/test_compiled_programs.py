@@ -7,7 +7,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rin_jax.runtime import sharding
-from rin_jax.runtime.compiled_programs import Program, Schedule
+from rin_jax.runtime.compiled_programs import Part, Program, Schedule
 from rin_jax.sampling.weights import abstract_params
 from rin_jax.training.step import make_loss
 from tests import tiny
@@ -377,3 +377,18 @@ def test_pinned_activations_stay_at_home(monkeypatch):
     assert pinned == sent(16)
     monkeypatch.setattr(sharding, "LOGICAL_AXES", ())
     assert sent(64) > 2 * pinned
+
+
+def test_costs_by_the_names_of_the_traced_code():
+    """Their sum is all that is moved, and cycles are counted with the name beside them."""
+    text = text_of(
+        "%x = f32[64,128]{1,0} parameter(0)",
+        '%y = f32[64,128]{1,0} negate(%x), metadata={op_name="jit(f)/neg" stack_frame_id=7}, '
+        'backend_config={"window_config":{"estimated_cycles":"500"}}',
+        '%z = f32[64,128]{1,0} negate(%y), metadata={op_name="jit(f)/neg"}',
+        'ROOT %w = f32[64,128]{1,0} copy(%z), backend_config={"estimated_cycles":"20"}',
+    )
+    program = Program(text, 1)
+    assert program.parts() == {"jit(f)/neg": Part(4 * WHOLE, 500), "": Part(2 * WHOLE, 20)}
+    assert program.memory_traffic() == 6 * WHOLE
+    assert program.schedule().cycles == 520

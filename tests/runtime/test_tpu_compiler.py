@@ -127,7 +127,7 @@ def test_cycles_and_kernels_follow_each_other():
     result = Compiled(True, 500, 1000, schedule=Schedule(40.0, 3, 200.0))
     text = tpu_compiler.describe_schedule(result, CHIP, images=38, flops=200.0)
     assert "2000.0 ms, and 3 runs of kernels, at least 2000.0 ms" in text
-    assert text.endswith("4000.0 ms, 10 images/s, 50 % of peak")
+    assert text.endswith("4000.0 ms, 10 images/s, MFU 50 %")
 
 
 def test_a_tpu_multiplies_at_its_peak():
