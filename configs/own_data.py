@@ -96,5 +96,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         digits.shrink(config)
         config.model.patch_size = 2
         config.data.image_size = 8
+        config.train.batch_size = 8
         config.ema.snapshot_every_steps = config_dict.placeholder(int)
     return config
