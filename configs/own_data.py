@@ -62,7 +62,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
     config.diffusion.prediction_type = "x0"
     config.diffusion.loss_type = "v"
-    config.diffusion.input_scale = 3.0  # a predicted x0, which is clipped, seldom leaves it at first
+    config.diffusion.input_scale = 3.0  # wide enough that few predictions are clipped at first
     config.diffusion.normalize_input = True
     config.diffusion.schedule = {"name": "logsnr", "start": 2.0, "end": -9.0}
 
@@ -79,7 +79,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.optimizer.b2 = 0.95
 
     config.train.batch_size = 128 if gpu else 32
-    config.train.num_steps = (10_000 if few else 20_000) if gpu else (4000 if few else 7000)
+    config.train.num_steps = (10_000 if few else 20_000) if gpu else (5000 if few else 10_000)
     config.train.log_every_steps = 100
     config.train.sample_every_steps = 1000
 

@@ -113,7 +113,6 @@ class Convolution(nn.Module):
     def __call__(self, tokens: Array, train: bool) -> Array:
         batch, count, width = tokens.shape
         side = math.isqrt(count)
-        near_zero = nn.initializers.variance_scaling(1e-10, "fan_avg", "uniform")
         x = tokens.reshape(batch, side, side, width)
         x = Depthwise(self.size, self.dtype, name="depthwise")(x)
         groups = conv_groups(width)
@@ -122,15 +121,15 @@ class Convolution(nn.Module):
         )
         x = nn.silu(norm(x))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        x = nn.Conv(width, (1, 1), kernel_init=near_zero, dtype=self.dtype, name="pointwise")(x)
+        x = Pointwise(self.dtype, name="pointwise")(x)
         return tokens + x.reshape(tokens.shape)
 
 
 class Depthwise(nn.Module):
     """A convolution of each channel of x [B, H, W, D] by its own kernel, of the same size.
 
-    A sum of shifted products, since XLA's grouped convolution takes several times as long as all
-    the rest of a network on a CPU. In float32, rounded once.
+    A sum of shifted products in float32, rounded once. XLA's convolutions in a loop over layers
+    take a CPU several times as long as all the rest of a network: this one's and that of 1 x 1.
     """
 
     size: int
@@ -147,3 +146,18 @@ class Depthwise(nn.Module):
         for i, j in itertools.product(range(self.size), repeat=2):
             total += kernel[i, j].T[None, None] * x[:, i : i + height, j : j + width]
         return total.astype(self.dtype)
+
+
+class Pointwise(nn.Module):
+    """A convolution of 1 x 1, x [B, H, W, D] to the same shape, near zero at initialisation."""
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        width = x.shape[-1]
+        near_zero = nn.initializers.variance_scaling(1e-10, "fan_avg", "uniform")
+        kernel = self.param("kernel", near_zero, (1, 1, width, width))
+        bias = self.param("bias", nn.initializers.zeros, (width,)).astype(self.dtype)
+        x = jnp.einsum("bhwd,de->bhwe", x.astype(self.dtype), kernel[0, 0].astype(self.dtype))
+        return x + bias[None, None, None]
