@@ -79,7 +79,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.optimizer.b2 = 0.95
 
     config.train.batch_size = 128 if gpu else 32
-    config.train.num_steps = (10_000 if few else 20_000) if gpu else (5000 if few else 10_000)
+    config.train.num_steps = (10_000 if few else 20_000) if gpu else (6000 if few else 12_000)
     config.train.log_every_steps = 100
     config.train.sample_every_steps = 1000
 
