@@ -76,6 +76,9 @@ DOWNLOADED = flags.DEFINE_string(
 FORMAT = flags.DEFINE_enum(
     "format", None, ("png", "jpeg"), "--mode=prepare: store images as PNG, without loss, which is "
     "the default, or as JPEG of quality 95.")
+FIT = flags.DEFINE_enum(
+    "fit", None, ("crop", "pad"), "--mode=prepare: what becomes of an image that is not square: "
+    "its largest central square, which is the default, or all of it on a white square.")
 JOIN_TIMEOUT = flags.DEFINE_float(
     "join_timeout", 300.0, "Seconds to wait at the start until all processes of the run are there.")
 TOPOLOGY = flags.DEFINE_string(
@@ -96,7 +99,7 @@ READS = {
     "evaluate": (WORKDIR, EMA, CHECKPOINT, EXPORT, SAMPLES),
     "reference": (WORKDIR,),
     "reconstruct": (WORKDIR, LENGTH),
-    "prepare": (WORKDIR, SOURCE, DOWNLOADED, FORMAT),
+    "prepare": (WORKDIR, SOURCE, DOWNLOADED, FORMAT, FIT),
     "plan": (TOPOLOGY, NUM_SLICES),
     "export": (WORKDIR, TO, EMA, GRID, ONNX, PUSH, CHECKPOINT, EXPORT, PAGE),
     "import_pix2seq": (WORKDIR, SOURCE),

@@ -112,6 +112,15 @@ def test_builds(name):
     assert diffusion.normalize_input == (diffusion.input_scale != 1)
 
 
+@pytest.mark.parametrize("dials", ["64", "few", "gpu", "gpu-few-64"])
+def test_dials_of_own_data_build(dials):
+    config = load("own_data").get_config(dials)
+    experiment = make_experiment(config)
+    assert experiment.data.image_size == (64 if "64" in dials else 32)
+    assert (experiment.rin.dropout > 0) == ("few" in dials)
+    assert experiment.rin.num_tokens == (256 if "gpu" in dials else 64)
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_tiny_builds_and_keeps_the_method(name):
     small, full = tiny(name), load(name).get_config()

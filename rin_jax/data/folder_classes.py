@@ -48,8 +48,13 @@ def find(
     return files, *_by_folders(folder, files, what)
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden, or is what macOS keeps beside the files of others."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
 def _by_folders(folder: pathlib.Path, files: Sequence[str], what: str) -> Classes:
-    folders = [path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."]
+    folders = [path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name)]
     classes = sorted(path.name for path in folders)
     if not classes:
         return None, ()

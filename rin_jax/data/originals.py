@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 from rin_jax import ConfigError
 from rin_jax.data import catalog, clips, folder_classes, preprocessing
 from rin_jax.data.dataset import Clip
+from rin_jax.data.folder_classes import is_hidden
 
 Image = tuple[str, Callable[[], tuple[np.ndarray, int | None]]]
 EXTENSIONS = {
@@ -117,6 +118,8 @@ def open_folder(
 ) -> FolderOriginal:  # fmt: skip
     """Lists the images of a folder, or the clips, and finds their classes (`folder_classes`).
 
+    Hidden files are left out.
+
     Raises:
       ConfigError: no images; classes that are wrong, or more than `num_classes` (0: not used, None:
         all); clips and no PyAV.
@@ -128,7 +131,8 @@ def open_folder(
     if not folder.is_dir():
         raise ConfigError(f"--source={root} is not a folder; name the folder that has the {what}s")
     paths = [path for path in folder.rglob("*") if path.suffix.lower() in extensions]
-    files = sorted(path.relative_to(folder).as_posix() for path in paths if path.is_file())
+    names = {path.relative_to(folder) for path in paths if path.is_file()}
+    files = sorted(path.as_posix() for path in names if not any(map(is_hidden, path.parts)))
     if not files:
         known = ", ".join(sorted(extensions))
         raise ConfigError(f"--source={root} has no {what} (files that end in {known})")

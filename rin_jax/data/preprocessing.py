@@ -1,9 +1,9 @@
-"""Pixels of one image or clip: decoding, the central square, antialiased resizes, encoding.
+"""Pixels of one image or clip: decoding, the square, antialiased resizes, encoding.
 
 Owns the rule by which an image of any kind and size becomes a training image: the largest central
 square, then a bicubic resize (Keys' kernel, a = -1/2, widened when shrinking) in floating point,
 rounded once. Frames of a clip are resized by area instead. Source of both rules: the authors'
-released code (`crop="center"`).
+released code (`crop="center"`). What is not square can also be padded.
 """
 
 import io
@@ -26,18 +26,21 @@ ENCODINGS = {  # how a prepared image is stored, and Pillow's options
     "png": {"compress_level": 0},
     "jpeg": {"quality": 95, "subsampling": 0},  # all pixels of the colours, too
 }
+WHITE = 255  # behind transparent parts, and beside an image that is padded
 cv2.setNumThreads(1)  # the pipeline has its own threads
 
 
-def preprocess(image: np.ndarray, image_size: int, channels: int) -> np.ndarray:
-    """Largest central square, antialiased resize, grey repeated if colour is wanted.
+def preprocess(
+    image: np.ndarray, image_size: int, channels: int, fit: str = "crop"
+) -> np.ndarray:
+    """A square by one of FITS, antialiased resize, grey repeated if colour is wanted.
 
     uint8 [H, W, 1 or 3] becomes [S, S, channels], and a clip [T, H, W, 1 or 3] [T, S, S, channels],
     which may share its memory: what is of that size already is not resized. Raises ConfigError as
     `check_channels`.
     """
     check_channels(image.shape[-1], channels)
-    image = centre_square(image)
+    image = FITS[fit](image)
     if image.shape[-2] != image_size:
         resize = resize_bicubic if image.ndim == 3 else resize_area
         image = np.rint(resize(image, image_size).clip(0, 255)).astype(np.uint8)
@@ -60,6 +63,19 @@ def centre_square(images: np.ndarray) -> np.ndarray:
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     return images[..., top : top + side, left : left + side, :]
+
+
+def padded_square(images: np.ndarray) -> np.ndarray:
+    """[..., H, W, C] in the middle of the smallest white square that has them whole, uint8."""
+    height, width = images.shape[-3:-1]
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    square = np.full((*images.shape[:-3], side, side, images.shape[-1]), WHITE, np.uint8)
+    square[..., top : top + height, left : left + width, :] = images
+    return square
+
+
+FITS = {"crop": centre_square, "pad": padded_square}  # how an image becomes a square
 
 
 def resize_bicubic(image: np.ndarray, image_size: int) -> np.ndarray:
@@ -145,7 +161,7 @@ def flatten(image: Image.Image, channels: int) -> np.ndarray:
     """An 8-bit image of any mode as uint8 [H, W, 1 or 3], transparent parts on white."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255,) * 4)
+        white = Image.new("RGBA", image.size, (WHITE,) * 4)
         image = Image.alpha_composite(white, image)
     pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
     return pixels.reshape(*pixels.shape[:2], channels)

@@ -24,11 +24,13 @@ class Stored:
     image_size: int  # height and width
     clip: Clip | None  # None: an image
     encoding: str  # of `preprocessing.ENCODINGS`
+    fit: str  # of `preprocessing.FITS`
 
     def describe(self) -> dict[str, Any]:
         """What a report and a plan say of it."""
         of_clip = self.clip.prepared if self.clip else {}
-        return {"image_size": self.image_size, "encoding": self.encoding, **of_clip}
+        plain = {"image_size": self.image_size, "encoding": self.encoding, "fit": self.fit}
+        return plain | of_clip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Shard:
     records: int  # images or clips in it; "image" stands for both below
     bytes: int  # of the file
     squared_error: float  # sum over images of the mean over their pixels; 0 if nothing is lost
-    enlarged: int  # images whose shorter side was below the training size
+    enlarged: int  # images whose square was below the training size
     classes: dict[int, int]  # images of each class
     skipped: list[tuple[str, str]]  # (what, why) of each image that was left out
 
@@ -84,7 +86,8 @@ def read_report(folder: pathlib.Path, split: str) -> dict[str, Any] | None:
     path = folder / f"report-{split}.json"
     if not path.exists():
         return None
-    return {"encoding": "png", "psnr": None, **json.loads(path.read_text())}  # as older ones were
+    older = {"encoding": "png", "psnr": None, "fit": "crop"}  # what they did not say
+    return older | json.loads(path.read_text())
 
 
 def publish(
@@ -105,12 +108,13 @@ def publish(
         names = template.replace(split=one["split"])
         splits.append(tfds.core.SplitInfo(one["split"], one["shard_lengths"], one["bytes"], names))
     resized = "antialiased bicubic" if stored.clip is None else "area"
+    whole = {"crop": "the largest central square of each image", "pad": "each image, padded"}
     tfds.folder_dataset.write_metadata(
         data_dir=folder,
         features=make_features(original, stored),
         split_infos=splits,
         filename_template=template,
         check_data=False,  # would need TensorFlow; each shard was checked
-        description=f"{original.name} at {stored.image_size} pixels: the largest central square "
-        f"of each image, resized ({resized}).",
+        description=f"{original.name} at {stored.image_size} pixels: {whole[stored.fit]}, "
+        f"resized ({resized}).",
     )

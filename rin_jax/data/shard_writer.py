@@ -58,6 +58,7 @@ def shard_ranges(
 def write(
     original: Original, folder: os.PathLike, image_size: int, num_threads: int,
     progress: Callable[[int], None], clip: Clip | None = None, encoding: str = "png",
+    fit: str = "crop",
 ) -> dict:  # fmt: skip
     """Writes one split of a data set, or what is missing of it.
 
@@ -68,6 +69,7 @@ def write(
       progress: called with the number of images done since its last call, from any thread.
       clip: what the original's clips are like; None if it has images.
       encoding: of the images, a key of `preprocessing.ENCODINGS`.
+      fit: how an image becomes a square, a key of `preprocessing.FITS`.
 
     Returns:
       The report, which is also folder/report-SPLIT.json: see `make_report`.
@@ -76,7 +78,7 @@ def write(
       ConfigError: too many unreadable images; another process writes this data set; it was begun
         with other images; the disk is full. What is written is kept.
     """
-    stored = Stored(image_size, clip, encoding)
+    stored = Stored(image_size, clip, encoding, fit)
     plan = {
         "format": FORMAT, "original": original.fingerprint, "channels": original.channels,
         "class_names": list(original.class_names), **stored.describe(),
@@ -179,8 +181,9 @@ def _write_shard(original, indices, path, stored, progress, stop) -> Shard:
             image, label = load()
             if stored.clip is not None and len(image) != stored.clip.frames:
                 raise ValueError(f"{len(image)} frames instead of {stored.clip.frames}")
-            enlarged_one = min(image.shape[-3:-1]) < stored.image_size
-            image = preprocessing.preprocess(image, stored.image_size, original.channels)
+            size, channels, fit = stored.image_size, original.channels, stored.fit
+            side = {"crop": min, "pad": max}[fit](image.shape[-3:-1])
+            image = preprocessing.preprocess(image, size, channels, fit)
         except Exception as error:  # whatever a decoder may raise
             skipped.append((what, f"{type(error).__name__}: {error}"))
         else:
@@ -195,7 +198,7 @@ def _write_shard(original, indices, path, stored, progress, stop) -> Shard:
                 classes[label] += 1
             example = serializer.get_tf_example(features.encode_example(example))
             writer.write(example.SerializeToString(deterministic=True))
-            enlarged += enlarged_one
+            enlarged += side < size
         progress(1)
     writer.close()
     written, size = len(indices) - len(skipped), path.stat().st_size

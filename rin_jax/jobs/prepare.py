@@ -32,15 +32,16 @@ NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def prepare(
-    config, workdir: str | None, folder: str | None, downloaded: str | None, encoding: str | None
-) -> epath.Path:
+    config, workdir: str | None, folder: str | None, downloaded: str | None, encoding: str | None,
+    fit: str | None,
+) -> epath.Path:  # fmt: skip
     """Prepares `data.name` at `data.image_size` in `data.data_dir`; returns the preview's path.
 
     Of `config` only the section data and the seed are read. The preview goes to `workdir` or, if
     None, to the data set. `folder` has images or clips of the user's own (`data/originals.py`) that
     become the data set; `downloaded` files that TFDS would otherwise fetch. `encoding` is a key of
-    `preprocessing.ENCODINGS`; None: PNG, or as it is if it is there. ConfigError at what is wrong;
-    what was written is kept.
+    `preprocessing.ENCODINGS` and `fit` of `preprocessing.FITS`; None: PNG and crop, or as it is if
+    it is there. ConfigError at what is wrong; what was written is kept.
     """
     sections = config.to_dict()
     check_sections(sections)
@@ -61,14 +62,16 @@ def prepare(
     else:
         original = _folder_original(data, split, folder)
     if original is not None:
-        _write(original, data, encoding or "png")
+        _write(original, data, encoding or "png", fit or "crop")
     source = open_source(dataclasses.replace(data, channels=data.channels or 3, prefetch=1))
     report = set_metadata.read_report(epath.Path(source.info.folder), split)
-    if encoding and (report is None or report["encoding"] != encoding):
-        stored = "as TFDS does; leave it out"
-        if report is not None:
-            stored = f"as {report['encoding']}; leave it out, or delete that folder first"
-        raise ConfigError(f"--format is {encoding}, but {source.info.folder} is stored {stored}")
+    for flag, field, chosen in (("format", "encoding", encoding), ("fit", "fit", fit)):
+        if chosen and (report is None or report[field] != chosen):
+            how = "by TFDS; leave it out"
+            if report is not None:
+                how = f"with {report[field]}; leave it out, or delete that folder first"
+            where = source.info.folder
+            raise ConfigError(f"--{flag} is {chosen}, but {where} was prepared {how}")
     if report is not None:
         console.say(_describe(report))
     return _show(source, config.seed, workdir, report and _describe_encoding(report))
@@ -117,7 +120,9 @@ def _tfds_original(
     return data, TfdsOriginal(info, builder)
 
 
-def _write(original: TfdsOriginal | FolderOriginal, data: Data, encoding: str) -> None:
+def _write(
+    original: TfdsOriginal | FolderOriginal, data: Data, encoding: str, fit: str
+) -> None:
     folder = catalog.sized_folder(data.name, data.data_dir, data.image_size, data.frames)
     if original.split in catalog.find_splits(folder):
         raise ConfigError(
@@ -135,7 +140,7 @@ def _write(original: TfdsOriginal | FolderOriginal, data: Data, encoding: str) -
     with tqdm.tqdm(total=len(original), unit=f" {what}", mininterval=patience) as bar:
         threads = data.num_threads
         shard_writer.write(
-            original, folder, data.image_size, threads, bar.update, data.clip, encoding
+            original, folder, data.image_size, threads, bar.update, data.clip, encoding, fit
         )
     seconds = time.monotonic() - since
     console.say(f"{console.duration(seconds)}, {len(original) / seconds:,.0f} {what}/s")
@@ -153,6 +158,8 @@ def _describe(report: dict) -> str:
     written = f"{report['written']:,} {what} of {shape}"
     lines = [f"{written}, {report['bytes'] / 1e9:,.3f} GB in {len(report['shard_lengths'])} files"]
     lines.append(_describe_encoding(report))
+    if report["fit"] == "pad":
+        lines.append("what is not square is padded with white")
     if report["enlarged"]:
         lines.append(f"enlarged, since they were smaller: {report['enlarged']:,}")
     if report["skipped"]:

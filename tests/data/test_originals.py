@@ -1,6 +1,7 @@
 """How a folder's images get their classes, and what is wrong with a folder."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -44,6 +45,19 @@ def test_class_folders(tmp_path):
     assert pairs(opened(tmp_path)) == pairs(original)
     assert opened(tmp_path).files == original.files
     assert [what for what, _ in original.read(1, 3)] == original.files[1:3]
+
+
+def test_what_macos_adds_is_no_image(tmp_path):
+    """An archive made there has a file beside each file, hidden, and a folder of such files."""
+    added = [str(pathlib.PurePath(file).with_name(f"._{file.split('/')[-1]}")) for file in FILES]
+    put(tmp_path, *FILES, *added, *[f"__MACOSX/{file}" for file in added], "._x.png", ".y/z.png")
+    assert pairs(opened(tmp_path)) == dict(zip(FILES, (0, 0, 1, 1), strict=True))
+    put(tmp_path / "bare", "a.png", "._a.png", "__MACOSX/._a.png", "__MACOSX.png")
+    assert pairs(opened(tmp_path / "bare")) == {"a.png": None, "__MACOSX.png": None}
+    table = tmp_path / "labels.csv"
+    table.write_text("file,label\n" + "".join(f"{file},0\n" for file in (*FILES, "bare/a.png")))
+    with pytest.raises(ConfigError, match=r"has no label for some images: bare/__MACOSX\.png"):
+        opened(tmp_path)
 
 
 def test_no_classes(tmp_path):

@@ -56,6 +56,27 @@ def test_preprocess_crops_and_resizes(shape, image_size, channels):
     assert np.abs(result - np.broadcast_to(expected, result.shape)).max() < 0.501
 
 
+@pytest.mark.parametrize("shape", [(9, 20, 3), (20, 9, 1), (7, 8, 3), (6, 6, 1), (4, 9, 20, 3)])
+def test_a_padded_image_is_whole_and_in_the_middle(shape):
+    """At its own size no pixel is lost or changed, and all the others are white."""
+    image = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
+    side = max(shape[-3:-1])
+    result = preprocessing.preprocess(image, side, shape[-1], "pad")
+    assert result.shape == (*shape[:-3], side, side, shape[-1])
+    inside = (result != 255).all(axis=-1).reshape(-1, side, side)[0]
+    np.testing.assert_array_equal(result[..., inside, :].reshape(shape), image)
+    rows, columns = np.nonzero(inside.any(axis=1))[0], np.nonzero(inside.any(axis=0))[0]
+    assert abs(rows[0] - (side - 1 - rows[-1])) <= 1
+    assert abs(columns[0] - (side - 1 - columns[-1])) <= 1
+
+
+def test_padding_comes_before_the_resize():
+    image = np.random.default_rng(0).integers(0, 256, (10, 24, 3), np.uint8)
+    padded = np.pad(image, ((7, 7), (0, 0), (0, 0)), constant_values=255)
+    expected = oracle.training_image(padded, 8)
+    assert np.abs(preprocessing.preprocess(image, 8, 3, "pad") - expected).max() < 0.501
+
+
 def test_preprocess_leaves_the_right_size_alone():
     image = np.random.default_rng(0).integers(0, 256, (8, 8, 1), np.uint8)
     assert np.shares_memory(preprocessing.preprocess(image, 8, 1), image)

@@ -31,8 +31,8 @@ def config(data_dir, **changes):
     return tiny.config(**{f"data__{field}": value for field, value in options.items()})
 
 
-def prepare(config, workdir=None, folder=None, downloaded=None, encoding=None):
-    return prepare_lib.prepare(config, workdir, folder, downloaded, encoding)
+def prepare(config, workdir=None, folder=None, downloaded=None, encoding=None, fit=None):
+    return prepare_lib.prepare(config, workdir, folder, downloaded, encoding, fit)
 
 
 def cells(path, size, columns):
@@ -98,11 +98,32 @@ def test_from_a_folder_to_the_batches_of_a_run(tmp_path):
         assert words in made.stdout
     again = prepare(animals, workdir=str(tmp_path / "again"))
     assert again.read_bytes() == (run / "preview.png").read_bytes()
-    with pytest.raises(ConfigError, match="--format is png, but .* is stored as jpeg; leave it"):
+    with pytest.raises(ConfigError, match="--format is png, but .* was prepared with jpeg; leave"):
         prepare(animals, encoding="png")
     with pytest.raises(ConfigError, match="has 'train' of 'animals' already"):
         prepare(animals, folder=str(tmp_path / "photos"))
     assert first_batch(make_experiment(animals))["image"].shape == (16, 16, 16, 3)
+
+
+def test_what_is_not_square_is_padded_if_wanted(tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    for number in range(3):
+        black = Image.new("RGB", (24, 8)) if number else Image.new("RGB", (8, 24))
+        black.save(tmp_path / "photos" / f"{number}.png")
+    bars = config(tmp_path, name="bars", image_size=24, channels=3, num_classes=0)
+    prepare(bars, folder=str(tmp_path / "photos"), fit="pad")
+    said = capsys.readouterr().out
+    assert "what is not square is padded with white" in said
+    assert "enlarged" not in said
+    opened = small_sets.opened("bars", "train", str(tmp_path), 24, 3)
+    expected = np.full((24, 24, 3), 255, np.uint8)
+    expected[8:16] = 0
+    images = [opened[index]["image"] for index in range(3)]
+    assert sorted(int((image == expected).all()) for image in images) == [0, 1, 1]
+    assert sorted(int((image == expected.swapaxes(0, 1)).all()) for image in images) == [0, 0, 1]
+    prepare(bars, fit="pad")
+    with pytest.raises(ConfigError, match="--fit is crop, but .* was prepared with pad; leave it"):
+        prepare(bars, fit="crop")
 
 
 def test_preview_shows_what_the_first_step_reads(tmp_path):
