@@ -5,7 +5,8 @@
 
 Each part is compiled, run until warm, then timed N times until its results are ready; the table
 gives the median and the range. Rates hold model FLOPs (network/cost.py) against the device's own
-matrix product. With --peers the step is timed beside others (peers.py). README.md in this folder says how to read it.
+matrix product. With --peers it is timed beside others instead (peers.py). README.md in this folder
+says how to read it.
 """
 
 import argparse
@@ -340,7 +341,8 @@ def main() -> None:
     peers.add_arguments(parser)
     args = parser.parse_args()
     if args.peers is not None:
-        return peers.main(args)
+        peers.main(args)
+        return
     try:
         experiment = make_experiment(make_config(args.size, args.batch, args.dtype, args.remat))
     except ConfigError as error:
