@@ -89,7 +89,7 @@ def packages() -> str:
 def processes(
     names: Sequence[str], args: argparse.Namespace, threads: int
 ) -> Iterator[dict[str, Process]]:
-    """All processes by name, ours first; they start at the same time."""
+    """All processes by name, ours first; they start at the same time, and some may not."""
     ours = {name: getattr(args, name) for name in ("size", "batch", "dtype", "remat")}
     ours["threads"] = threads
     # on a GPU no process may take all memory at once
@@ -116,8 +116,14 @@ def processes(
         started = {name: start(name) for name in ("ours", *names)}
         for process in started.values():
             stack.callback(process.end)
-        for process in started.values():
-            process.about = process.read()
+        for name, process in list(started.items()):
+            try:
+                process.about = process.read()
+            except RuntimeError as error:
+                if name == "ours":
+                    raise
+                del started[name]
+                print(f"without {name}: {error}", file=sys.stderr)
         yield started
 
 
