@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import json
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -125,6 +126,20 @@ class RinPytorch:
 NETWORKS = {"twin": Twin, "rin-pytorch": RinPytorch}
 
 
+def ceiling(torch: Any, device: str, dtype: Any, wait: Callable[[], None]) -> float:
+    """GFLOP/s of PyTorch's square matrix product, the fastest of a few."""
+    side = 1024 if device == "cpu" else 8192
+    a = torch.randn(side, side, device=device).to(dtype)
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        a @ a
+        wait()
+        return time.perf_counter() - start
+
+    return 2e-9 * side**3 / min(seconds() for _ in range(8))
+
+
 def main() -> None:
     """The process; its argument is the options as JSON."""
     options = json.loads(sys.argv[1])
@@ -173,6 +188,9 @@ def main() -> None:
     about = {
         "parameters": sum(parameter.numel() for parameter in parameters),
         "versions": {"torch": torch.__version__},
+        "ceiling_gflops_per_second": ceiling(
+            torch, device, torch.bfloat16 if bfloat16 else torch.float32, wait
+        ),
     }
     turns.serve(answers, about, make, torch.cuda.empty_cache if device == "cuda" else lambda: None)
 

@@ -162,16 +162,19 @@ def compare(answers: Mapping[str, Any], name: str, key: str) -> str:
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
-def rows(part: str, answers: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[str]:
-    """The rows of a part in the table; `ours` is what our process says of itself."""
-    rate = ours["flops"][part] / ours["ceiling_gflops_per_second"] / 1e9
+def rows(
+    part: str, answers: Mapping[str, Any], abouts: Mapping[str, Mapping[str, Any]]
+) -> Iterator[str]:
+    """The rows of a part in the table; `abouts` is what each process says of itself."""
     for name, times in answers.items():
         cells = [part.replace("_", " "), name]
         if isinstance(times, str):
             cells += [times, "", "", ""]
         else:
             median = statistics.median(answer["seconds"] for answer in times)
-            share = "" if name.startswith("rin-pytorch") else f"{rate / median:.0%}"
+            gflops = abouts["ours"]["flops"][part] / median / 1e9
+            share = f"{gflops / abouts[name]['ceiling_gflops_per_second']:.0%}"
+            share = "" if name.startswith("rin-pytorch") else share
             cells += [f"{1e3 * median:.1f}", share, *(compare(answers, name, k) for k in KEYS)]
         yield f"| {' | '.join(cells)} |"
 
@@ -183,13 +186,17 @@ def heading(abouts: Mapping[str, Mapping[str, Any]], rounds: int) -> str:
     for about in abouts.values():
         versions |= about["versions"]
     counts = ", ".join(f"{name} {about['parameters']:,}" for name, about in abouts.items())
+    ceilings = ", ".join(
+        f"{name} {about['ceiling_gflops_per_second']:.0f}" for name, about in abouts.items()
+    )
     return (
         f"batch {ours['batch']}, {ours['dtype']}, remat {ours['remat']}; {ours['device']}, "
         f"{ours['threads']} of {ours['cores']} cores, load before {ours['load']}; "
-        f"ceiling {ours['ceiling_gflops_per_second']:.0f} GFLOP/s; {rounds} rounds; "
+        f"{rounds} rounds; "
         + ", ".join(f"{name} {version}" for name, version in versions.items())
-        + f"; {ours['date']}\nparameters: {counts}\n\n"
-        "| part | program | ms | of ceiling | ours / this, time | ours / this, CPU time |\n"
+        + f"; {ours['date']}\nparameters: {counts}\n"
+        f"its own matrix product, GFLOP/s: {ceilings}\n\n"
+        "| part | program | ms | of its ceiling | ours / this, time | ours / this, CPU time |\n"
         "|---|---|---|---|---|---|"
     )
 
@@ -206,7 +213,7 @@ def main(args: argparse.Namespace) -> None:
             parts = {}
             for part in (part for part in PARTS if part in args.parts):
                 parts[part] = measure(started, part, args.rounds)
-                print("\n".join(rows(part, parts[part], abouts["ours"])), flush=True)
+                print("\n".join(rows(part, parts[part], abouts)), flush=True)
         load = os.getloadavg()[0]
         print(f"\nload after {load:.1f}\n", flush=True)
         results.append({"about": abouts, "load_after": load, "parts": parts})

@@ -62,8 +62,9 @@ def test_turns_go_forwards_and_backwards_and_a_ratio_is_of_one_round():
     assert "".join(log) == "ABC" + "CBA" + "AB"
     # rounds of 0.5, 0.5 and 3: the medians of the programs would give 4 / 3
     assert peers.compare(answers, "twin", "seconds") == "0.50 (0.50 to 3.00)"
-    ours = {"flops": {"sampler_step": 2e9}, "ceiling_gflops_per_second": 1.0}
-    rows = list(peers.rows("sampler_step", answers, ours))
+    abouts = {name: {"ceiling_gflops_per_second": 1.0} for name in programs}
+    abouts["ours"]["flops"] = {"sampler_step": 2e9}
+    rows = list(peers.rows("sampler_step", answers, abouts))
     assert rows[0] == "| sampler step | ours | 4000.0 | 50% |  |  |"
     assert rows[2].startswith("| sampler step | rin-pytorch | out of memory |")
 
