@@ -1,10 +1,12 @@
 """Times one training step, its parts and one sampler step on one device.
 
     python -m benchmarks.step --size=s64 --json=s64.json
+    python -m benchmarks.step --size=s64 --peers
 
 Each part is compiled, run until warm, then timed N times until its results are ready; the table
 gives the median and the range. Rates hold model FLOPs (network/cost.py) against the device's own
-matrix product. README.md in this folder says how to read it.
+matrix product. With --peers it is timed beside others instead (peers.py). README.md in this folder
+says how to read it.
 """
 
 import argparse
@@ -13,7 +15,6 @@ import functools
 import json
 import os
 import platform
-import runpy
 import statistics
 import sys
 import time
@@ -27,9 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
+from benchmarks import peers
+from benchmarks.sizes import SIZES, make_config
 from rin_jax import ConfigError
 from rin_jax.experiment import Experiment, make_experiment
 from rin_jax.network import attention, conditioning, cost, layers
@@ -39,56 +41,12 @@ from rin_jax.training import ema
 from rin_jax.training.state import TrainState, create_state
 from rin_jax.training.step import compile_train_step, make_loss, prepare_images
 
-ROOT = Path(__file__).resolve().parents[1]
 DTYPES = ("float32", "bfloat16")
 PARTS = ("forward_backward", "optimizer_update", "ema_update", "training_step", "sampler_step")
-# A file of configs/, the batch, and what differs from that file.
-SIZES: dict[str, dict[str, Any]] = {
-    "s64": {  # the heads are our choice
-        "config": "imagenet64",
-        "batch": 4,
-        "model": {
-            "patch_size": 8, "num_blocks": 2, "depth": 2, "num_latents": 128, "latent_dim": 384,
-            "interface_dim": 256, "num_heads": 8, "routing_heads": 8, "latent_mlp_ratio": 4,
-            "interface_mlp_ratio": 4, "dtype": "float32", "remat": "full",
-        },
-        "data": {"image_size": 64, "channels": 3, "num_classes": 10},
-    },
-    "digits": {
-        "config": "digits",
-        "batch": 64,
-        "model": {},
-        "data": {"image_size": 8, "channels": 1, "num_classes": 10},
-    },
-    "imagenet64": {"config": "imagenet64", "batch": 32, "model": {}, "data": {}},
-}  # fmt: skip
-# Sides of the square matrix products among which the fastest is the ceiling.
-MATMUL_SIDES = {"cpu": (512, 1024, 2048), "accelerator": (2048, 4096, 8192)}
+ATTENTIONS = ("device", "xla", "cudnn")
 
 # call(carry) -> carry, and the first carry: what an iteration hands to the next
 Part = tuple[Callable[[Any], Any], Any]
-
-
-def make_config(
-    size: str, batch: int | None, dtype: str | None, remat: str | None = None
-) -> ml_collections.ConfigDict:
-    """The configuration of a size; `batch`, `dtype` and `remat` replace its own if given.
-
-    Self-conditioning is always on and the sampler is DDIM without guidance.
-    """
-    row = SIZES[size]
-    config = runpy.run_path(str(ROOT / "configs" / f"{row['config']}.py"))["get_config"]()
-    config.model.update(row["model"])
-    config.data.update(row["data"])
-    config.train.batch_size = row["batch"] if batch is None else batch
-    if dtype is not None:
-        config.model.dtype = dtype
-    if remat is not None:
-        config.model.remat = remat
-    config.diffusion.self_cond_rate = 1.0
-    config.sampler.name = "ddim"
-    config.sampler.guidance_scale = 0.0
-    return config
 
 
 def measure(part: Part, repetitions: int, warmup: int) -> list[float]:
@@ -169,10 +127,11 @@ def sampler_step(experiment: Experiment, params: Any, cond: conditioning.Cond) -
     return lambda carry: step(params, carry, cond), (noise, latents)
 
 
-def time_parts(
-    experiment: Experiment, parts: Sequence[str], repetitions: int, warmup: int
-) -> dict[str, list[float]]:
-    """Seconds of `parts`, on the first device; the batch lies on the device already."""
+def make_parts(experiment: Experiment) -> dict[str, Callable[[], Part]]:
+    """What makes each part, on the first device; the batch lies on the device already.
+
+    The training step is the last, since it gives the state away.
+    """
     mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
     state = create_state(experiment, mesh, experiment.seed)
     batch = sharding.global_batch(random_batch(experiment), mesh)
@@ -182,15 +141,33 @@ def time_parts(
         train_step = compile_train_step(experiment, mesh)
         return lambda carry: train_step(carry[0], batch), (state, None)
 
-    makers = {  # the training step is the last, since it gives the state away
+    return {
         "forward_backward": lambda: forward_backward(experiment, state.params, batch),
         "optimizer_update": lambda: optimizer_update(experiment, state),
         "ema_update": lambda: ema_update(experiment, state),
         "sampler_step": lambda: sampler_step(experiment, ema_params, conditioning.of_batch(batch)),
         "training_step": training_step,
     }
+
+
+def time_parts(
+    experiment: Experiment, parts: Sequence[str], repetitions: int, warmup: int
+) -> dict[str, list[float]]:
+    """Seconds of `parts`."""
+    makers = make_parts(experiment)
     chosen = (name for name in makers if name in parts)
     return {name: measure(makers[name](), repetitions, warmup) for name in chosen}
+
+
+def matmul_sides() -> tuple[int, ...]:
+    """Sides of the square matrix products among which the fastest is the ceiling."""
+    return (512, 1024, 2048) if jax.default_backend() == "cpu" else (2048, 4096, 8192)
+
+
+def use_attention(form: str) -> None:
+    """Computes all attention from now on in that form of ATTENTIONS."""
+    if form != "device":
+        layers.attend = functools.partial(attention.plain, implementation=form)
 
 
 def matmul_rates(
@@ -346,7 +323,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, help="compute dtype instead of the size's own")
     parser.add_argument("--remat", help="none, full or dots instead of the size's own")
     parser.add_argument(
-        "--attention", choices=("device", "xla", "cudnn"), default="device",
+        "--attention", choices=ATTENTIONS, default="device",
         help="the form of the code, or one of jax.nn.dot_product_attention; default device",
     )  # fmt: skip
     parser.add_argument(
@@ -357,14 +334,20 @@ def main() -> None:
         "--warmup", type=positive, default=3, help="runs before them, the first compiles; default 3"
     )
     parser.add_argument("--json", type=Path, help="file to write the figures to")
+    parser.add_argument(
+        "--peers", nargs="*", choices=peers.PEERS, metavar="NAME",
+        help=f"beside these networks, one after the other in turn: {', '.join(peers.PEERS)}",
+    )  # fmt: skip
+    peers.add_arguments(parser)
     args = parser.parse_args()
+    if args.peers is not None:
+        peers.main(args)
+        return
     try:
         experiment = make_experiment(make_config(args.size, args.batch, args.dtype, args.remat))
     except ConfigError as error:
         parser.error(str(error))
-    if args.attention != "device":
-        layers.attend = functools.partial(attention.plain, implementation=args.attention)
-    kind = "cpu" if jax.default_backend() == "cpu" else "accelerator"
+    use_attention(args.attention)
     command = (
         f"python -m benchmarks.step --size={args.size} "
         f"--batch={experiment.train.batch_size} --dtype={experiment.rin.dtype} "
@@ -377,7 +360,7 @@ def main() -> None:
         "repetitions": args.repetitions,
         "warmup": args.warmup,
         **environment(),
-        **run(experiment, MATMUL_SIDES[kind], args.parts, args.repetitions, args.warmup),
+        **run(experiment, matmul_sides(), args.parts, args.repetitions, args.warmup),
     }
     print(summary(report))
     if args.json:

@@ -26,6 +26,7 @@ import numpy as np
 from flax import linen as nn
 
 from rin_jax.network.attention import HEADS, attend, split
+from rin_jax.network.platform import project
 
 Array = jax.Array
 Dtype = Any
@@ -47,7 +48,12 @@ def layer_norm(name: str, dtype: Dtype, zero_scale: bool = False) -> nn.LayerNor
 
 def dense(name: str, features: int, dtype: Dtype) -> nn.Dense:
     """Dense layer with a Glorot-uniform kernel and a zero bias."""
-    return nn.Dense(features, dtype=dtype, kernel_init=GLOROT, name=name)
+    return nn.Dense(features, dtype=dtype, kernel_init=GLOROT, dot_general=_product, name=name)
+
+
+def _product(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
+    """The product of `nn.Dense`, which also gives its axes and the default precision."""
+    return project(x, kernel)
 
 
 class HeadProjection(nn.Module):
@@ -66,7 +72,7 @@ class HeadProjection(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, self.features)
         kernel = kernel.astype(self.dtype).reshape(x.shape[-1], -1)
         bias = bias.astype(self.dtype).reshape(-1)
-        return jnp.einsum("btw,wf->btf", x.astype(self.dtype), kernel) + bias[None, None]
+        return project(x.astype(self.dtype), kernel) + bias[None, None]
 
 
 class Attention(nn.Module):

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from benchmarks import step
+from benchmarks import sizes, step
 from rin_jax.experiment import make_experiment
 from rin_jax.network.cost import forward_flops
 from tests import tiny
@@ -70,9 +70,9 @@ def test_waits_for_the_result_and_drops_the_warm_up():
     assert len(seconds) == 3
 
 
-@pytest.mark.parametrize("size", step.SIZES)
+@pytest.mark.parametrize("size", sizes.SIZES)
 def test_sizes_build_with_both_passes_and_ddim(size):
-    experiment = make_experiment(step.make_config(size, batch=8, dtype="bfloat16"))
+    experiment = make_experiment(sizes.make_config(size, batch=8, dtype="bfloat16"))
     assert experiment.objective.self_cond_rate == 1
     assert experiment.sampler.name == "ddim"
     assert experiment.config.sampler.guidance_scale == 0

@@ -1,0 +1,46 @@
+"""What is chosen by platform gives the same numbers."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rin_jax.network import platform
+from tests.network.small import distance
+
+
+def traced_for(monkeypatch, kind):
+    mesh = types.SimpleNamespace(abstract_device=types.SimpleNamespace(device_kind=kind))
+    monkeypatch.setattr(jax.sharding, "get_abstract_mesh", lambda: mesh)
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (2, 5, 4)])
+def test_both_forms_of_a_projection_agree_with_numpy(monkeypatch, shape):
+    rng = np.random.default_rng(0)
+    x, kernel, cotangent = (rng.normal(size=s) for s in (shape, (4, 3), (*shape[:-1], 3)))
+    for kind in ("cpu", "TPU v5 lite"):
+        traced_for(monkeypatch, kind)
+        assert platform.on_cpu() == (kind == "cpu")
+        out, gradients = jax.vjp(platform.project, jnp.float32(x), jnp.float32(kernel))
+        of_x, of_kernel = gradients(jnp.float32(cotangent))
+        assert distance(out, x @ kernel) < 1e-6
+        assert distance(of_x, cotangent @ kernel.T) < 1e-6
+        rows, columns = x.reshape(-1, 4), cotangent.reshape(-1, 3)
+        assert distance(of_kernel, rows.T @ columns) < 1e-6
+
+
+@pytest.mark.parametrize(("kind", "axes"), [("cpu", 1), ("NVIDIA H100 80GB HBM3", 2)])
+def test_the_gradient_of_a_kernel_sums_over_one_axis_on_a_cpu_alone(monkeypatch, kind, axes):
+    traced_for(monkeypatch, kind)
+    x, kernel = jnp.ones((2, 5, 4)), jnp.ones((4, 3))
+    gradient = jax.grad(lambda kernel: platform.project(x, kernel).sum())
+    products = [eqn for eqn in jax.make_jaxpr(gradient)(kernel).eqns if "dot" in str(eqn.primitive)]
+    contracted, _ = products[-1].params["dimension_numbers"]
+    assert [len(side) for side in contracted] == [axes, axes]
+
+
+def test_without_a_mesh_the_default_device_says_what_it_is(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert not platform.on_cpu()
