@@ -229,9 +229,10 @@ def demo(tmp_path_factory):
 def run(words: list[str], monkeypatch) -> None:
     """Runs a command of rin_jax.main with the :tiny form of its configuration, in this folder.
 
-    It is run once, however many documents have it.
+    It is run once, however many documents have it, but for what prepares data: others have the
+    same name.
     """
-    if (command := shlex.join(words)) in DONE:
+    if (command := shlex.join(words)) in DONE and "--mode=prepare" not in words:
         return
     print(command)
     sampled = next(Path("runs/digits/samples").glob("00000020-*-seed_0-*/"), None)
@@ -246,7 +247,7 @@ def run(words: list[str], monkeypatch) -> None:
         arguments.append("--num=20")
     if any(word.startswith("--config.evaluation.num_samples=") for word in arguments):
         arguments.append("--config.evaluation.num_samples=20")
-    if "--mode=prepare" in arguments:  # two documents prepare the same folder, a reader does once
+    if "--mode=prepare" in arguments:
         for prepared in Path("tfds").glob("animals_*"):
             shutil.rmtree(prepared)
     trained = any(word.startswith("--export=models/") for word in arguments)  # at full size
