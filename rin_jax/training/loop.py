@@ -146,8 +146,8 @@ def run_loop(
                 saver.save(state, step - 1, images_read, window.loss())
                 saver.wait()
                 raise Preempted
-            with jax.transfer_guard("disallow"):  # that nobody has asked for
-                batch = sharding.global_batch(batch, mesh)
+            batch = sharding.global_batch(batch, mesh)
+            with jax.transfer_guard("disallow"):  # to or from the host: the batch was the last
                 state, metrics = profiler.step(step, train_step, state, batch)
                 window.put(step, metrics)
             images_read += experiment.train.batch_size
