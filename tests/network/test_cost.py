@@ -15,10 +15,10 @@ CLIP = {
 }  # fmt: skip
 
 
-def matmul_flops(jaxpr) -> int:
+def matmul_flops(jaxpr, batch: int = BATCH) -> int:
     """Two for each multiply-add of a program's matrix products and convolutions, scans unrolled.
 
-    Convolutions are sums of shifted images [B, H, W, D], times an entry for each channel.
+    Convolutions are sums of shifted images [batch, H, W, D], times an entry for each channel.
     """
     total = 0
     for equation in jaxpr.eqns:
@@ -28,12 +28,12 @@ def matmul_flops(jaxpr) -> int:
             total += 2 * int(terms) * equation.outvars[0].aval.size
         if equation.primitive.name == "slice":
             out = equation.outvars[0].aval
-            if len(out.shape) == 4 and out.shape[0] == BATCH:  # for an entry of a kernel
+            if len(out.shape) == 4 and out.shape[0] == batch:  # for an entry of a kernel
                 total += 2 * out.size
         times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
         for value in equation.params.values():
             if isinstance(value, jax.extend.core.ClosedJaxpr):
-                total += times * matmul_flops(value.jaxpr)
+                total += times * matmul_flops(value.jaxpr, batch)
     return total
 
 

@@ -147,7 +147,7 @@ def test_forward(variant, monkeypatch):
     if rin.interface_self_cond:
         prev = {"latents": prev, "interface": arrays["in/tape_prev"]}
     traced = jax.jit(rin.apply).trace({"params": params}, **given, prev_latents=prev)
-    assert 2 * forward_flops(rin) == matmul_flops(traced.jaxpr.jaxpr)  # of two examples
+    assert 2 * forward_flops(rin) == matmul_flops(traced.jaxpr.jaxpr, batch=2)
 
     apply = traced.lower().compile()
     prediction, latents = apply({"params": params}, **given, prev_latents=prev)
