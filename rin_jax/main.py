@@ -224,7 +224,8 @@ def describe_config() -> str:
     flag = flags.FLAGS["config"]
     changed = config_flags.get_override_values(flag)
     fields = ", ".join(f"{name}={value}" for name, value in changed.items())
-    return f"configuration: {config_flags.get_config_filename(flag)}{fields and f', {fields}'}"
+    file = config_flags.get_config_filename(flag).removeprefix(f"{command.READER}:")
+    return f"configuration: {file}{fields and f', {fields}'}"
 
 
 def run(mode: str, watch) -> None:

@@ -8,7 +8,7 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from rin_jax import ConfigError
+from rin_jax import ConfigError, main
 from rin_jax.configuration import command, stored
 from rin_jax.runtime import console
 from tests import tiny
@@ -37,15 +37,26 @@ def find(source: str) -> Path:
     raise AssertionError(f"the hub was asked for {source}")
 
 
-def config_of(monkeypatch, *arguments: str) -> ConfigDict:
-    """What a command with these arguments reads."""
+def parsed(monkeypatch, *arguments: str) -> flags.FlagValues:
+    """The flags of a command with these arguments."""
     values = flags.FlagValues()
     for name in ("workdir", "export", "mode"):
         flags.DEFINE_string(name, None, "", flag_values=values)
     monkeypatch.setattr(sys, "argv", ["main", *arguments])
-    holder = config_flags.DEFINE_config_file("config", None, flag_values=values)
+    config_flags.DEFINE_config_file("config", None, flag_values=values)
     assert values(command.with_config(command.joined(sys.argv), find)) == ["main"]
-    return holder.value
+    return values
+
+
+def config_of(monkeypatch, *arguments: str) -> ConfigDict:
+    """What a command with these arguments reads."""
+    return parsed(monkeypatch, *arguments).config
+
+
+def test_a_stored_configuration_is_named_by_its_file(run, monkeypatch):
+    values = parsed(monkeypatch, f"--workdir={run}", "--config.seed=3")
+    monkeypatch.setattr(main.flags, "FLAGS", values)
+    assert main.describe_config() == f"configuration: {run}/config.json, seed=3"
 
 
 @pytest.mark.parametrize(
