@@ -48,6 +48,9 @@ def command(*arguments: str, workdir) -> subprocess.CompletedProcess:
          "--config.modl.depth: the configuration has no field 'modl'; did you mean model?"),
         (["--config=configs/digits.py", "--config.data.clip.frames=3"],
          "--config.data.clip is not set; set it whole"),
+        (["--config=configs/digits.py", "--config.diffusion.schedule=cosine",
+          "--config.diffusion.schedule.tau=0.5"], "--config.diffusion.schedule given by a name has "
+         "no field 'tau'; set it whole"),
         (["--config=configs/digits.py", "--config.model.depth=two"],
          "--config.model.depth=two: it must be a whole number."),
         (["--config=configs/digits.py:small"], "no variant 'small'; choose 'tiny' or none"),

@@ -71,6 +71,7 @@ INPUTS = (
     TINY + "--workdir=new --config.mesh.fsdp=3",
     TINY + "--workdir=new --config.mesh.data=0",
     TINY + "--workdir=new --config.diffusion.schedule=cosin",
+    TINY + "--workdir=new --config.diffusion.schedule=cosine --config.diffusion.schedule.tau=1.0",
     TINY + "--workdir=new --config.diffusion.input_scale=0.0",
     TINY + "--workdir=new --config.diffusion.prediction_type=epsilon",
     # data

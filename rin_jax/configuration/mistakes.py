@@ -35,6 +35,9 @@ def describe(error: Exception, argv: list[str]) -> str:
         near = re.search(r'mean "(\w+)"', text)
         end = f"; did you mean {near[1]}?" if near else "."
         return f"{flag}: the configuration has no field {field[1]!r}{end}"
+    if inner := re.search(r"not a valid key .*\(in: ([\w.]+)\.(\w+)\)", line):
+        text = f"--config.{inner[1]} given by a name has no field {inner[2]!r}; set it whole"
+        return f"{text}: --config.{inner[1]}=\"{{'name': ..., '{inner[2]}': ...}}\""
     if inner := re.match(r'Override ((?:\w+\.)*\w+)\.\w+ can not be applied .* is None', line):
         return f"--config.{inner[1]} is not set; set it whole: --config.{inner[1]}=\"{{...}}\""
     if isinstance(error, flags.UnrecognizedFlagError):

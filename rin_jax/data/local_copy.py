@@ -11,22 +11,18 @@ import pathlib
 import re
 import shutil
 import sys
-import time
 from collections.abc import Mapping
 from concurrent import futures
 
 import fsspec
 import tensorflow_datasets as tfds
 import tqdm
-from absl import logging
 
 from rin_jax import ConfigError
 from rin_jax.data import catalog
 from rin_jax.data.dataset import Data
-from rin_jax.runtime import files
-from rin_jax.runtime.retries import ReadError
+from rin_jax.runtime import files, retries
 
-TRIES, PAUSE = 3, 1.0  # of copying a file; seconds before the second try, twice that later
 THREADS = 8  # files that are copied at a time
 _SHARD = re.compile(r"-\d+-of-\d+$")
 
@@ -120,18 +116,15 @@ def _fetch_all(system, path: str, folder: pathlib.Path, sizes: Mapping[str, int]
 def _fetch(system, source: str, target: pathlib.Path, size: int) -> None:
     """Copies one file, which is there as a whole or not at all; ReadError after the last try."""
     draft = target.with_name(f"{target.name}.draft")
-    for attempt in range(TRIES):
-        try:
-            time.sleep(PAUSE * attempt)
-            system.get_file(source, str(draft))
-            if _size(draft) != size:
-                raise OSError(f"{_size(draft)} bytes came instead of {size}")
-            draft.rename(target)
-            return
-        except Exception as error:  # whatever a client may raise
-            failure = error
-            logging.warning("%s, try %d: %s", source, attempt + 1, error)
-    raise ReadError(f"{source} cannot be copied, after {TRIES} tries: {failure}") from failure
+
+    def attempt():
+        system.get_file(source, str(draft))
+        if _size(draft) != size:
+            raise OSError(f"{_size(draft)} bytes came instead of {size}")
+        draft.rename(target)
+
+    # clients have many classes of errors
+    retries.read(lambda: source, attempt, lambda error: True)
 
 
 def _size(path: pathlib.Path) -> int | None:

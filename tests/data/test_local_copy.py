@@ -11,7 +11,7 @@ from PIL import Image
 from rin_jax import ConfigError
 from rin_jax.data import local_copy, shard_writer
 from rin_jax.data.originals import open_folder
-from rin_jax.runtime import files  # noqa: F401  (the import says how etils reads buckets)
+from rin_jax.runtime import files, retries  # noqa: F401  (files says how etils reads buckets)
 from tests.data import small_sets
 from tests.storage import Fault
 
@@ -36,7 +36,7 @@ def prepared(tmp_path_factory):
 @pytest.fixture
 def bucket(storage, prepared, monkeypatch):
     """The storage with that data set in it."""
-    monkeypatch.setattr(local_copy, "PAUSE", 0.0)
+    monkeypatch.setattr(retries, "PAUSES", (0.0, 0.0))
     for path in (prepared / "mine_8px" / "1.0.0").iterdir():
         storage.put("bucket", f"{FOLDER}/{path.name}", path.read_bytes())
     return storage
@@ -100,7 +100,7 @@ def test_a_copy_survives_what_goes_wrong_now_and_then(bucket, prepared, tmp_path
 
 def test_what_cannot_be_copied_is_named_and_the_same_command_continues(bucket, tmp_path):
     bucket.faults.append(Fault("denied", "00007-of-00016.*alt=media"))
-    with pytest.raises(OSError, match=r"00007-of-00016 cannot be copied, after 3 tries"):
+    with pytest.raises(OSError, match=r"00007-of-00016 cannot be read, after 3 tries"):
         opened(tmp_path)
     there = set(shards(tmp_path))
     bucket.faults.clear()
