@@ -194,12 +194,33 @@ class Sampler:
 
         With `given` noise_fn is called by every rule, and there are num_steps - first steps.
         """
+        latents = self.no_latents(denoise_fn, noise, cond)
+        x0, _, kept = self._scan(denoise_fn, noise, cond, noise_fn, latents, watch, given)
+        return x0, kept
+
+    def continued(
+        self, denoise_fn: DenoiseFn, noise: Array, cond: Any, noise_fn: NoiseFn, latents: Any
+    ) -> tuple[Array, Any]:
+        """`sample` that starts from latents of before, and the last latents."""
+        return self._scan(denoise_fn, noise, cond, noise_fn, latents, lambda *_: None)[:2]
+
+    def no_latents(self, denoise_fn: DenoiseFn, noise: Array, cond: Any) -> Any:
+        """The zeros from which a sampling starts."""
+        gamma = jnp.broadcast_to(self.schedule(jnp.float32(1)), noise.shape[:1])
+        shapes = jax.eval_shape(denoise_fn, noise, gamma, cond, None)[1]
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    def _scan(
+        self, denoise_fn: DenoiseFn, noise: Array, cond: Any, noise_fn: NoiseFn, latents: Any,
+        watch: Watch, given: Given | None = None,
+    ) -> tuple[Array, Any, Any]:  # fmt: skip
+        """All steps: the examples, the last latents, and what `watch` keeps of each step."""
         first = given.first if given else 0
         t, t_next = (times[first:] for times in self.times())
-        gamma = jnp.broadcast_to(self.schedule(t[0]), noise.shape[:1])
-        shapes = jax.eval_shape(denoise_fn, noise, gamma, cond, None)[1]
-        latents = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        start = add_noise(given.x0, noise, gamma) if first else noise
+        start = noise
+        if first:
+            gamma = jnp.broadcast_to(self.schedule(t[0]), noise.shape[:1])
+            start = add_noise(given.x0, noise, gamma)
 
         def body(carry, step):
             i, t_before, t, t_next = step
@@ -215,8 +236,9 @@ class Sampler:
             return (xt, latents, x0), watch(x0, latents)
 
         steps = jnp.arange(first, self.num_steps), jnp.concatenate([t[:1], t[:-1]]), t, t_next
-        (_, _, x0), kept = jax.lax.scan(body, (start, latents, jnp.zeros_like(noise)), steps)
-        return self.process.unscale(x0), kept
+        start = start, latents, jnp.zeros_like(noise)
+        (_, latents, x0), kept = jax.lax.scan(body, start, steps)
+        return self.process.unscale(x0), latents, kept
 
 
 def _rules(able: str) -> str:

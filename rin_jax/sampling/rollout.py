@@ -7,22 +7,16 @@ window start from zeros or from the last latents of the window before.
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from rin_jax import ConfigError
-from rin_jax.diffusion.guidance import DenoiseFn
-from rin_jax.diffusion.samplers import NoiseFn, Sampler
 from rin_jax.experiment import Experiment
-from rin_jax.network.conditioning import Cond
 from rin_jax.network.rin import RIN
 from rin_jax.sampling.conditions import scaled_frames
 from rin_jax.sampling.denoiser import denoiser, guided
 from rin_jax.sampling.generate import seeded_noise, to_uint8
-
-Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +59,8 @@ class Rollout:
                 now = {**cond, "frames": frames}
                 denoise_fn = guided(experiment.guidance, denoiser(rin, params), guide_fn, now)
                 noise = noise_fn(start - 1)  # draw 0 of a sampling comes before that of step 0
-                clip, last = sample_from(
-                    sampler, denoise_fn, noise, now, lambda i: noise_fn(start + i), latents
+                clip, last = sampler.continued(
+                    denoise_fn, noise, now, lambda i: noise_fn(start + i), latents
                 )
                 clip = to_uint8(clip)
                 known = jnp.concatenate([frames, scaled_frames(clip, scale)], axis=1)
@@ -74,34 +68,8 @@ class Rollout:
                 return (known[:, -rin.cond_frames :], kept), clip
 
             first = guided(experiment.guidance, denoiser(rin, params), guide_fn, cond)
-            carry = cond["frames"], no_latents(sampler, first, noise_fn(-1), cond)
+            carry = cond["frames"], sampler.no_latents(first, noise_fn(-1), cond)
             clips = jax.lax.scan(window, carry, jnp.arange(self.windows) * stream)[1]
             return jnp.concatenate(list(clips), axis=1)
 
         return clips_of
-
-
-def no_latents(sampler: Sampler, denoise_fn: DenoiseFn, noise: Array, cond: Cond) -> Any:
-    """The zeros from which a sampling starts."""
-    gamma = jnp.broadcast_to(sampler.schedule(jnp.float32(1)), noise.shape[:1])
-    shapes = jax.eval_shape(denoise_fn, noise, gamma, cond, None)[1]
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-
-
-def sample_from(
-    sampler: Sampler, denoise_fn: DenoiseFn, noise: Array, cond: Cond, noise_fn: NoiseFn,
-    latents: Any,
-) -> tuple[Array, Any]:  # fmt: skip
-    """`Sampler.sample` that starts from latents of before, and the last latents."""
-    t, t_next = sampler.times()
-
-    def body(carry, step):
-        i, t_before, t, t_next = step
-        xt, latents, x0 = carry
-        fresh = noise_fn(i) if sampler.stochastic else jnp.zeros_like(xt)
-        before = t_before, x0
-        return sampler.step(denoise_fn, xt, latents, cond, t, t_next, fresh, before), None
-
-    steps = jnp.arange(sampler.num_steps), jnp.concatenate([t[:1], t[:-1]]), t, t_next
-    (_, latents, x0), _ = jax.lax.scan(body, (noise, latents, jnp.zeros_like(noise)), steps)
-    return sampler.process.unscale(x0), latents

@@ -112,7 +112,7 @@ def test_windows_have_their_own_noise(data_dir, monkeypatch):
 
 
 def test_a_window_is_a_sampling_of_the_sampler(data_dir):
-    """`sample_from` zeros is `Sampler.sample`, for a rule that keeps the step before."""
+    """From zeros it is `Sampler.sample`, from other latents the first step starts from these."""
     experiment = videos.experiment(data_dir, sampler__name="dpmpp_2m", sampler__eta=1.0)
     sampler = experiment.sampler
     noise = jax.random.normal(jax.random.key(0), (2, *experiment.rin.example_shape))
@@ -124,10 +124,13 @@ def test_a_window_is_a_sampling_of_the_sampler(data_dir):
     def fresh(i):
         return jax.random.normal(jax.random.key(i), noise.shape)
 
-    begin = rollout.no_latents(sampler, denoise_fn, noise, {})
-    found, last = rollout.sample_from(sampler, denoise_fn, noise, {}, fresh, begin)
+    begin = sampler.no_latents(denoise_fn, noise, {})
+    found, last = sampler.continued(denoise_fn, noise, {}, fresh, begin)
     np.testing.assert_allclose(found, sampler.sample(denoise_fn, noise, {}, fresh), atol=1e-6)
     np.testing.assert_allclose(last, 0.1 * sampler.num_steps, rtol=1e-5)
+    other, last = sampler.continued(denoise_fn, noise, {}, fresh, begin - 2.0)
+    np.testing.assert_allclose(last, 0.1 * sampler.num_steps - 2.0, rtol=1e-5)
+    assert np.abs(other - found).max() > 0.1
 
 
 def test_mistakes():
