@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from benchmarks.step import environment, positive
+from benchmarks.timing import environment, positive
 from rin_jax import ConfigError
 from rin_jax.evaluation import dinov2, efficientnet, inception, weight_files
 from rin_jax.runtime import chips, sharding, tpu_compiler

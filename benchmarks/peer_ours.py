@@ -5,7 +5,7 @@ import sys
 
 import jax
 
-from benchmarks import step, turns
+from benchmarks import parts, timing, turns
 from benchmarks.sizes import make_config
 from rin_jax.experiment import make_experiment
 from rin_jax.network import cost
@@ -16,15 +16,15 @@ def main() -> None:
     """The process; its argument is the options as JSON."""
     options = json.loads(sys.argv[1])
     answers = turns.start(options["threads"])
-    step.use_attention(options["attention"])
+    parts.use_attention(options["attention"])
     names = ("size", "batch", "dtype", "remat")
     experiment = make_experiment(make_config(*(options[name] for name in names)))
     dtype, batch = experiment.rin.dtype, experiment.train.batch_size
-    rates = step.matmul_rates(step.matmul_sides(), dtype, repetitions=5, warmup=2)
+    rates = timing.matmul_rates(timing.matmul_sides(), dtype, repetitions=5, warmup=2)
     forward = batch * cost.forward_flops(experiment.rin)
     training = batch * cost.training_flops(experiment.rin, self_cond=True)
-    parts = step.make_parts(experiment)
-    about = step.environment() | {
+    makers = parts.make_parts(experiment)
+    about = timing.environment() | {
         "batch": batch,
         "dtype": dtype,
         "remat": experiment.rin.remat,
@@ -35,7 +35,7 @@ def main() -> None:
     }  # fmt: skip
 
     def make(name: str):
-        call, carry = parts[name]()
+        call, carry = makers[name]()
 
         def advance():
             nonlocal carry

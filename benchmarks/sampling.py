@@ -22,7 +22,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from benchmarks.step import environment, measure, positive
+from benchmarks.timing import environment, measure, positive
 from rin_jax.experiment import Experiment, make_experiment
 from rin_jax.network import conditioning
 from rin_jax.runtime import sharding

@@ -10,144 +10,32 @@ says how to read it.
 """
 
 import argparse
-import datetime
-import functools
 import json
-import os
-import platform
 import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
-from importlib import metadata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 # so that `python benchmarks/step.py` finds the package
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
 from benchmarks import peers
+from benchmarks.parts import ATTENTIONS, PARTS, make_parts, use_attention
 from benchmarks.sizes import SIZES, make_config
+from benchmarks.timing import (
+    environment,
+    matmul_rates,
+    matmul_sides,
+    measure,
+    peak_memory,
+    positive,
+)  # fmt: skip
 from rin_jax import ConfigError
 from rin_jax.experiment import Experiment, make_experiment
-from rin_jax.network import attention, conditioning, cost, layers
-from rin_jax.runtime import chips, sharding
-from rin_jax.sampling.denoiser import denoiser
-from rin_jax.training import ema
-from rin_jax.training.state import TrainState, create_state
-from rin_jax.training.step import compile_train_step, make_loss, prepare_images
+from rin_jax.network import cost
 
 DTYPES = ("float32", "bfloat16")
-PARTS = ("forward_backward", "optimizer_update", "ema_update", "training_step", "sampler_step")
-ATTENTIONS = ("device", "xla", "cudnn")
-
-# call(carry) -> carry, and the first carry: what an iteration hands to the next
-Part = tuple[Callable[[Any], Any], Any]
-
-
-def measure(part: Part, repetitions: int, warmup: int) -> list[float]:
-    """Seconds of each repetition, until the result is ready; the first warm-up run compiles."""
-    call, carry = part
-    seconds = []
-    for _ in range(warmup + repetitions):
-        start = time.perf_counter()
-        carry = jax.block_until_ready(call(carry))
-        seconds.append(time.perf_counter() - start)
-    return seconds[warmup:]
-
-
-def random_batch(experiment: Experiment) -> dict[str, np.ndarray]:
-    """A batch of random images and, if the model has classes, labels."""
-    rng = np.random.default_rng(0)
-    size, classes = experiment.train.batch_size, experiment.rin.num_classes
-    shape = (size, *experiment.rin.example_shape)
-    batch = {"image": rng.integers(0, 256, shape, dtype=np.uint8)}
-    if classes:
-        batch["label"] = rng.integers(0, classes, size, dtype=np.int32)
-    return batch
-
-
-def forward_backward(experiment: Experiment, params: Any, batch: dict[str, jax.Array]) -> Part:
-    """Loss and gradients of a batch, both passes."""
-    key = jax.random.key(0)
-    images = prepare_images(batch["image"], key, flip=False)
-    draws = experiment.objective.draw(key, images.shape)
-    compute = jax.jit(jax.value_and_grad(make_loss(experiment)))
-    return lambda _: compute(params, images, conditioning.of_batch(batch), draws, key), None
-
-
-def optimizer_update(experiment: Experiment, state: TrainState) -> Part:
-    """The optimizer's update added to the parameters; both are donated, as in the step."""
-
-    def update(carry, grads):
-        params, opt_state = carry
-        updates, opt_state = experiment.optimizer.update(grads, opt_state, params)
-        return jax.tree.map(jnp.add, params, updates), opt_state
-
-    compiled = jax.jit(update, donate_argnums=0)
-    grads = jax.jit(lambda tree: jax.tree.map(lambda p: jnp.full_like(p, 1e-3), tree))(state.params)
-    carry = copy((state.params, state.opt_state))
-    return lambda carry: compiled(carry, grads), carry
-
-
-def ema_update(experiment: Experiment, state: TrainState) -> Part:
-    """The running average of the parameters, donated."""
-    compiled = jax.jit(
-        lambda emas, params, t: ema.update(emas, params, experiment.averages, t), donate_argnums=0
-    )
-    return lambda emas: compiled(emas, state.params, jnp.int32(1000)), copy(state.emas)
-
-
-def copy(tree: Any) -> Any:
-    """Arrays that may be donated in place of those given."""
-    return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(tree)
-
-
-def sampler_step(experiment: Experiment, params: Any, cond: conditioning.Cond) -> Part:
-    """One sampler step that carries images and latents, half-way through the noise."""
-    rin, sampler = experiment.rin, experiment.sampler
-    times = jnp.float32(0.5), jnp.float32(0.49)
-
-    @jax.jit
-    def step(params, carry, cond):
-        xt, latents = carry
-        denoise_fn = denoiser(rin, params)
-        xt, latents, _ = sampler.step(
-            denoise_fn, xt, latents, cond, *times, fresh=jnp.zeros_like(xt)
-        )
-        return xt, latents
-
-    size = experiment.train.batch_size
-    noise = jax.random.normal(jax.random.key(0), (size, *rin.example_shape))
-    latents = jax.tree.map(lambda z: jnp.zeros(z.shape, z.dtype), rin.abstract_latents(size))
-    return lambda carry: step(params, carry, cond), (noise, latents)
-
-
-def make_parts(experiment: Experiment) -> dict[str, Callable[[], Part]]:
-    """What makes each part, on the first device; the batch lies on the device already.
-
-    The training step is the last, since it gives the state away.
-    """
-    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
-    state = create_state(experiment, mesh, experiment.seed)
-    batch = sharding.global_batch(random_batch(experiment), mesh)
-    ema_params = next(iter(state.emas.values()))
-
-    def training_step() -> Part:
-        train_step = compile_train_step(experiment, mesh)
-        return lambda carry: train_step(carry[0], batch), (state, None)
-
-    return {
-        "forward_backward": lambda: forward_backward(experiment, state.params, batch),
-        "optimizer_update": lambda: optimizer_update(experiment, state),
-        "ema_update": lambda: ema_update(experiment, state),
-        "sampler_step": lambda: sampler_step(experiment, ema_params, conditioning.of_batch(batch)),
-        "training_step": training_step,
-    }
 
 
 def time_parts(
@@ -157,30 +45,6 @@ def time_parts(
     makers = make_parts(experiment)
     chosen = (name for name in makers if name in parts)
     return {name: measure(makers[name](), repetitions, warmup) for name in chosen}
-
-
-def matmul_sides() -> tuple[int, ...]:
-    """Sides of the square matrix products among which the fastest is the ceiling."""
-    return (512, 1024, 2048) if jax.default_backend() == "cpu" else (2048, 4096, 8192)
-
-
-def use_attention(form: str) -> None:
-    """Computes all attention from now on in that form of ATTENTIONS."""
-    if form != "device":
-        layers.attend = functools.partial(attention.plain, implementation=form)
-
-
-def matmul_rates(
-    sides: Sequence[int], dtype: str, repetitions: int, warmup: int
-) -> dict[str, float]:
-    """GFLOP/s of one square matrix product of each side, at its fastest."""
-    product = jax.jit(jnp.matmul)
-    rates = {}
-    for side in sides:
-        a, b = jax.random.normal(jax.random.key(0), (2, side, side)).astype(dtype)
-        times = measure((lambda _, a=a, b=b: product(a, b), None), repetitions, warmup)
-        rates[str(side)] = 2 * side**3 / min(times) / 1e9
-    return rates
 
 
 def figures(
@@ -239,31 +103,6 @@ def run(
     }
 
 
-def peak_memory() -> float | None:
-    """GiB that the first device held at most; None where it does not tell."""
-    stats = jax.devices()[0].memory_stats() or {}
-    return stats["peak_bytes_in_use"] / chips.GIB if "peak_bytes_in_use" in stats else None
-
-
-def environment() -> dict[str, Any]:
-    """The device, the threads, what else runs, the versions and the date."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
-    load = getattr(os, "getloadavg", None)
-    return {
-        "device": jax.devices()[0].device_kind,
-        "platform": jax.devices()[0].platform,
-        "cores": os.cpu_count(),
-        "threads": len(affinity(0)) if affinity else None,
-        "load": round(load()[0], 2) if load else None,  # of the last minute, before the run
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("jax", "jaxlib", "flax")},
-        },
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-    }
-
-
 def table(report: dict[str, Any]) -> str:
     """The parts as a Markdown table."""
 
@@ -305,14 +144,6 @@ def summary(report: dict[str, Any]) -> str:
         f"ceiling {report['ceiling_gflops_per_second']:.1f}{memory}\n\n"
         f"{table(report)}"
     )
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
 
 
 def main() -> None:

@@ -3,7 +3,8 @@
 import jax
 import pytest
 
-from benchmarks import sizes, step
+from benchmarks import sizes, step, timing
+from benchmarks.parts import PARTS
 from rin_jax.experiment import make_experiment
 from rin_jax.network.cost import forward_flops
 from tests import tiny
@@ -22,7 +23,7 @@ def report():
         diffusion__self_cond_rate=1.0,
     )
     sides = (32, 64)
-    figures = step.run(experiment, sides, parts=step.PARTS, repetitions=2, warmup=1)
+    figures = step.run(experiment, sides, parts=PARTS, repetitions=2, warmup=1)
     return figures | {"forward": forward_flops(experiment.rin)}
 
 
@@ -65,7 +66,7 @@ def test_waits_for_the_result_and_drops_the_warm_up():
         carries.append(int(carry))
         return jax.numpy.add(carry, 1)
 
-    seconds = step.measure((call, jax.numpy.int32(0)), repetitions=3, warmup=2)
+    seconds = timing.measure((call, jax.numpy.int32(0)), repetitions=3, warmup=2)
     assert carries == [0, 1, 2, 3, 4]
     assert len(seconds) == 3
 
