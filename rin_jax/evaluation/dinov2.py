@@ -153,12 +153,12 @@ def load(path: epath.PathLike) -> tuple[dict, str]:
     Raises:
       ConfigError: the file is missing, damaged or of another network.
     """
-    arrays = weight_files.read_arrays(path)
-    try:
+
+    def vit_large(arrays):
         params = params_of(arrays)
         depth, _, width = np.shape(params["blocks"]["proj"]["kernel"])
         if (depth, width) != (DEPTH, WIDTH):
             raise ConfigError(f"it has {depth} blocks of width {width}, not {DEPTH} of {WIDTH}.")
-    except ConfigError as error:
-        raise ConfigError(f"{path} is not DINOv2's ViT-L/14 without registers: {error}") from error
-    return params, weight_files.sha256(path)
+        return params
+
+    return weight_files.load(path, "DINOv2's ViT-L/14 without registers", vit_large)

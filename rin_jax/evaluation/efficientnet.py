@@ -149,11 +149,7 @@ def load(path: epath.PathLike | None = None) -> tuple[Params, str]:
     Raises:
       ConfigError: the package is not installed; the file is missing, damaged or of another network.
     """
-    path = installed() if path is None else path
-    try:
-        return params_of(weight_files.read_arrays(path)), weight_files.sha256(path)
-    except ConfigError as error:
-        raise ConfigError(f"{path} is not EfficientNet-Lite0: {error}") from error
+    return weight_files.load(path or installed(), "EfficientNet-Lite0", params_of)
 
 
 def installed() -> str:

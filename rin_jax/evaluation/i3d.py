@@ -187,12 +187,9 @@ def load(path: epath.PathLike | None = None) -> tuple[Params, str]:
     Raises:
       ConfigError: the package is not installed; the file is missing, damaged or of another network.
     """
-    path = epath.Path(installed() if path is None else path)
-    arrays = read_flax(path) if path.suffix == ".ckpt" else weight_files.read_arrays(path)
-    try:
-        return params_of(arrays), weight_files.sha256(path)
-    except ConfigError as error:
-        raise ConfigError(f"{path} is not I3D for Kinetics-400: {error}") from error
+    path = epath.Path(path or installed())
+    read = read_flax if path.suffix == ".ckpt" else None
+    return weight_files.load(path, "I3D for Kinetics-400", params_of, read)
 
 
 def installed() -> str:

@@ -25,7 +25,7 @@ import numpy as np
 from etils import epath
 from jax import lax
 
-from rin_jax import ConfigError, one_of
+from rin_jax import one_of
 from rin_jax.evaluation import resize, weight_files
 from rin_jax.evaluation.folding import fold
 from rin_jax.evaluation.protocol import PROTOCOLS
@@ -287,10 +287,5 @@ def params_of(arrays: Mapping[str, np.ndarray]) -> Params:
 
 
 def load(path: epath.PathLike) -> tuple[Params, str]:
-    """(parameters, SHA-256) of a file; ConfigError as `weight_files` and `params_of`."""
-    arrays, digest = weight_files.read_arrays(path), weight_files.sha256(path)
-    weight_files.published(path, digest)
-    try:
-        return params_of(arrays), digest
-    except ConfigError as error:
-        raise ConfigError(f"{path} is not FID's Inception-v3: {error}") from error
+    """(parameters, SHA-256) of a file; ConfigError as `weight_files.load`."""
+    return weight_files.load(path, "FID's Inception-v3", params_of)

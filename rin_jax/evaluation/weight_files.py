@@ -8,6 +8,7 @@ import hashlib
 import io
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -46,6 +47,25 @@ def read_arrays(path: epath.PathLike) -> dict[str, np.ndarray]:
         raise ConfigError(
             f"{path} is damaged, or not a {path.suffix} file of arrays: {reason}"
         ) from error
+
+
+def load(
+    path: epath.PathLike, network: str, params_of: Callable[[Mapping[str, np.ndarray]], Any],
+    read: Callable[[epath.PathLike], Mapping[str, np.ndarray]] | None = None,
+) -> tuple[Any, str]:  # fmt: skip
+    """(parameters, SHA-256) of a file of a network, whose arrays `params_of` understands.
+
+    `read` is `read_arrays` if not given.
+
+    Raises:
+      ConfigError: the file is missing, damaged, not what its name says, or of another network.
+    """
+    arrays, digest = (read or read_arrays)(path), sha256(path)
+    published(path, digest)
+    try:
+        return params_of(arrays), digest
+    except ConfigError as error:
+        raise ConfigError(f"{path} is not {network}: {error}") from error
 
 
 def sha256(path: epath.PathLike) -> str:
