@@ -1,0 +1,77 @@
+"""The cells of the ablations differ in what they say, cost what they say, and are kept."""
+
+import json
+
+import pytest
+
+from benchmarks import ablations
+from benchmarks.ablations import CELLS, Cell, Runs, Table, make_config
+
+BASE = CELLS[0]
+RECORD = {"figures": {"classifier/frechet": 12.5, "classifier/agreement": 0.75}}
+
+
+def flat(config):
+    return {
+        f"{section}.{field}": value
+        for section, fields in config.to_dict().items() if isinstance(fields, dict)
+        for field, value in fields.items()
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.key)
+def test_a_cell_differs_from_the_base_in_what_it_says(cell):
+    base, changed = (flat(make_config("digits", one, 0, 1000, 10)) for one in (BASE, cell))
+    steps = {"train.num_steps", "train.sample_every_steps", "checkpoint.every_steps"}
+    different = {name for name in base if base[name] != changed[name]}
+    assert different - (steps if cell.equal_flops else set()) <= set(cell.changes)
+    assert cell.changes.items() <= changed.items()
+    costs = [
+        ablations.flops(config) * config.train.num_steps
+        for config in (make_config("digits", one, 0, 1000, 10) for one in (BASE, cell))
+    ]
+    if cell.equal_flops:
+        assert costs[1] == pytest.approx(costs[0], rel=1e-3)
+
+
+def test_keys_are_unique():
+    assert len({cell.key for cell in CELLS}) == len(CELLS)
+
+
+def test_what_was_measured_is_kept(tmp_path):
+    table = Table(tmp_path / "ablations.json")
+    for seed, distance in enumerate((10.0, 13.0, 16.0)):
+        figures = {"distance": distance, "agreement": 90.0, "steps": 1000, "flops": 4e7}
+        table.add(CELLS[2], seed, figures)
+    again = Table(tmp_path / "ablations.json")
+    assert [again.has(CELLS[2], seed) for seed in range(4)] == [True, True, True, False]
+    assert not again.has(CELLS[1], 0)
+    (row,) = again.markdown().splitlines()[2:]
+    assert row.endswith("| 1,000 | 0.040 | 13.00 (10.00 to 16.00) | 90.00 (90.00 to 90.00) |")
+
+
+def test_a_cell_that_only_samples_takes_the_network_of_the_base(tmp_path, monkeypatch):
+    """Its sampler, and the statistics of the real images, which are made once, are told."""
+    runs, commands = Runs(tmp_path, "digits", 1000, 10), []
+
+    def run(self, stored, workdir, *flags):
+        commands.append((json.loads(stored.read_text()), workdir.name, flags))
+        (workdir / "evaluation").mkdir(parents=True, exist_ok=True)
+        if "--mode=reference" in flags:
+            (workdir / "evaluation" / "classifier-1.npz").write_bytes(b"learned")
+        elif flags:
+            assert (workdir / "evaluation" / "classifier-1.npz").read_bytes() == b"learned"
+            (workdir / "evaluation" / "new.json").write_text(json.dumps(RECORD))
+
+    monkeypatch.setattr(Runs, "_run", run)
+    runs.prepare()
+    cell = Cell("latents at sampling", "reset", sampling={"latents": "reset"}, ema="power_0.1")
+    found = runs.measure(cell, 1)
+    (_, real, _), (trained, workdir, _), (sampled, same, measure) = commands
+    assert (real, workdir, same) == ("real", "base__as_the_configuration-1", workdir)
+    assert (trained["sampler"]["latents"], sampled["sampler"]["latents"]) == ("carry", "reset")
+    assert trained["seed"] == 1
+    assert measure == ("--mode=evaluate", "--ema=power_0.1")
+    assert sampled["evaluation"]["reference"] == str(tmp_path / "real" / "evaluation" / "reference")
+    assert (found["distance"], found["agreement"]) == (12.5, 75.0)
+    assert runs.measure(cell, 1) == found  # the record of before does not count twice
