@@ -21,14 +21,14 @@ def flat(config):
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.key)
 def test_a_cell_differs_from_the_base_in_what_it_says(cell):
-    base, changed = (flat(make_config("digits", one, 0, 1000, 10)) for one in (BASE, cell))
+    base, changed = (flat(make_config("digits_modern", one, 0, 1000, 10)) for one in (BASE, cell))
     steps = {"train.num_steps", "train.sample_every_steps", "checkpoint.every_steps"}
     different = {name for name in base if base[name] != changed[name]}
     assert different - (steps if cell.equal_flops else set()) <= set(cell.changes)
     assert cell.changes.items() <= changed.items()
     costs = [
         ablations.flops(config) * config.train.num_steps
-        for config in (make_config("digits", one, 0, 1000, 10) for one in (BASE, cell))
+        for config in (make_config("digits_modern", one, 0, 1000, 10) for one in (BASE, cell))
     ]
     if cell.equal_flops:
         assert costs[1] == pytest.approx(costs[0], rel=1e-3)
@@ -52,7 +52,7 @@ def test_what_was_measured_is_kept(tmp_path):
 
 def test_a_cell_that_only_samples_takes_the_network_of_the_base(tmp_path, monkeypatch):
     """Its sampler, and the statistics of the real images, which are made once, are told."""
-    runs, commands = Runs(tmp_path, "digits", 1000, 10), []
+    runs, commands = Runs(tmp_path, "digits_modern", 1000, 10), []
 
     def run(self, stored, workdir, *flags):
         commands.append((json.loads(stored.read_text()), workdir.name, flags))
