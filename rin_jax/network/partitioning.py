@@ -90,6 +90,7 @@ def matrix_axes(path: Path, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]
     return named[:split], named[split:]
 
 
+@jax.named_scope("cast_kernels")
 def cast_kernels(rin: RIN, params: dict) -> dict:
     """The parameters with the kernels of attention and MLPs in the network's dtype.
 
