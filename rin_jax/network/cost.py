@@ -16,6 +16,7 @@ PARTS = {
     "MLPs": r"/ffn/",
     "stacks of loops": r"dynamic_(update_)?(index|slice)|/while(/body(/closed_call)?)?$",
     "other of the network": r"RIN",
+    "casts of kernels": r"cast_kernels",
     "loss": r"jvp\(",
     "copies, also ahead of use": r"^(?!jit\()",
 }

@@ -90,6 +90,20 @@ def matrix_axes(path: Path, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]
     return named[:split], named[split:]
 
 
+@jax.named_scope("cast_kernels")
+def cast_kernels(rin: RIN, params: dict) -> dict:
+    """The parameters with the kernels of attention and MLPs in the network's dtype.
+
+    The network takes them in that dtype anyway. Cast before its scans, their gradients are stacked
+    over layers in that dtype too, and not in float32 with the same values.
+    """
+
+    def cast(path, x):
+        return x if matrix_axes(names(path), x.ndim) is None else x.astype(rin.dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
 def is_decayed(path: Path) -> bool:
     """Whether a parameter is decayed and adapted: a kernel or a table."""
     return path[-1] not in ("bias", "scale")

@@ -1,7 +1,9 @@
 """The training step: gradients of a batch, the optimizer's update, the running averages.
 
-All randomness of a step follows from fold_in(key(seed), step). A step whose loss, gradient or
-update is not finite changes neither parameters nor the optimizer's state; it still counts.
+All randomness of a step follows from fold_in(key(seed), step). A step whose loss or gradient is
+not finite changes neither parameters nor the optimizer's state; it still counts. The update has no
+check of its own: that of finite gradients and moments is finite, and moments, parameters and
+averages could not be written while its norm is summed.
 """
 
 import jax
@@ -12,6 +14,7 @@ from jax.sharding import Mesh
 from rin_jax.diffusion.objective import Draws
 from rin_jax.experiment import Experiment
 from rin_jax.network import conditioning
+from rin_jax.network.partitioning import cast_kernels
 from rin_jax.runtime import sharding
 from rin_jax.sampling.denoiser import training_denoiser
 from rin_jax.training import ema, noise_levels
@@ -53,6 +56,7 @@ def make_errors(experiment: Experiment):
     rin, objective = experiment.rin, experiment.objective
 
     def errors(params, x, cond, draws, key):
+        params = cast_kernels(rin, params)
         # the first pass gives latents alone and no gradient: nothing of it is to be kept for one
         trees = jax.lax.stop_gradient(params), params
         keys = jax.random.split(key)
@@ -127,7 +131,7 @@ def make_train_step(experiment: Experiment, mesh: Mesh):
             "learning_rate": experiment.learning_rate(updates_taken(state.opt_state)),
             "modules": norms,
         }
-        finite = jnp.isfinite(loss + metrics["grad_norm"] + metrics["update_norm"])
+        finite = jnp.isfinite(loss + metrics["grad_norm"])
         params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
             (optax.apply_updates(state.params, updates), opt_state),
@@ -135,7 +139,9 @@ def make_train_step(experiment: Experiment, mesh: Mesh):
         )
         metrics |= {"param_norm": optax.tree.norm(params), "finite": finite}
         taken = state.step + 1
-        emas = ema.update(state.emas, params, experiment.averages, taken)
+        # the new parameters, summed once more: XLA:TPU then makes one pass of them and the averages
+        summed = jax.tree.map(lambda p, u: p + jnp.where(finite, u, 0), state.params, updates)
+        emas = ema.update(state.emas, summed, experiment.averages, taken)
         return TrainState(taken, params, emas, opt_state), metrics
 
     return step

@@ -84,6 +84,7 @@ def test_self_conditioning_adds_a_forward_pass():
         ("jit(step)/jvp(RIN)/readout/out/dot_general", "other of the network"),
         ("jit(step)/jvp()/reduce_sum", "loss"),
         ("jit(step)/jit(_where)/select_n", "optimizer, averages, draws"),
+        ("jit(step)/jvp(cast_kernels)/convert_element_type", "casts of kernels"),
         ("", "copies, also ahead of use"),
     ],
 )  # fmt: skip

@@ -28,6 +28,18 @@ def test_attention_is_softmax_of_scaled_products():
     assert distance(attention.apply({"params": params}, *args), expected) < 1e-5
 
 
+@pytest.mark.parametrize("mean", [0.0, 3.0, 100.0])
+def test_the_variance_of_bfloat16_is_lost_to_its_rounding_alone(mean):
+    """In one pass over x and its square, also where the mean is many times the deviation."""
+    x = jnp.bfloat16(np.random.default_rng(0).normal(mean, 1.0, (64, 512)))
+    out = layers.layer_norm("norm", jnp.bfloat16).init_with_output(jax.random.key(0), x)[0]
+    exact = np.float64(x)
+    exact = exact - exact.mean(-1, keepdims=True)
+    exact /= np.sqrt((exact**2).mean(-1, keepdims=True))
+    # half a unit of the result's last place, and what a mean in float32 leaves
+    np.testing.assert_allclose(np.float64(out), exact, rtol=2**-8, atol=2e-5 + 1e-6 * mean)
+
+
 def _layer(drop_path, examples, attention_dropout=0.0):
     """(apply(params, train), params) of a layer on copies of one example [M 3, E 8]."""
     x = np.random.default_rng(1).normal(size=(3, 8)).astype(np.float32)

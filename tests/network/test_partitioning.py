@@ -6,7 +6,7 @@ import pytest
 
 from rin_jax.network import partitioning
 from rin_jax.network.partitioning import param_shapes
-from tests.network.small import SEQUENCE, small
+from tests.network.small import SEQUENCE, fill, inputs, small
 
 VARIANTS = (
     {},
@@ -85,3 +85,22 @@ def test_what_is_decayed():
 def test_the_table_of_the_interface_is_told_from_that_of_the_latents():
     found = [path for path in paths(small()) if partitioning.is_interface_positions(path)]
     assert found == [("stem", "positions", "table")]
+
+
+def test_a_network_takes_cast_kernels_as_it_takes_its_own():
+    """What it gives is the same to the bit, and float32 kernels are those of before."""
+    rin = small(dtype="bfloat16")
+    params, arguments = fill(param_shapes(rin)), inputs(rin)
+    cast = partitioning.cast_kernels(rin, params)
+    changed = {path: leaf.dtype.name for path, leaf in leaves_of(cast).items()}
+    for path, name in changed.items():
+        matrix = partitioning.matrix_axes(path, leaves_of(params)[path].ndim)
+        assert name == ("float32" if matrix is None else "bfloat16"), path
+    outs = [rin.apply({"params": tree}, *arguments) for tree in (params, cast)]
+    jax.tree.map(np.testing.assert_array_equal, *outs)
+    jax.tree.map(np.testing.assert_array_equal, partitioning.cast_kernels(small(), params), params)
+
+
+def leaves_of(params) -> dict:
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {partitioning.names(path): leaf for path, leaf in leaves}

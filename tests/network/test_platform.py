@@ -44,3 +44,16 @@ def test_the_gradient_of_a_kernel_sums_over_one_axis_on_a_cpu_alone(monkeypatch,
 def test_without_a_mesh_the_default_device_says_what_it_is(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert not platform.on_cpu()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_gradient_of_a_bias_is_summed_in_float32(dtype):
+    """A sum in bfloat16 would stay at 256 after as many ones."""
+    x, bias, cotangent = jnp.ones((3, 512, 2), dtype), jnp.ones(2, dtype), jnp.ones((3, 512, 2))
+    out, gradients = jax.vjp(platform.add_bias, x, bias)
+    of_x, of_bias = gradients(cotangent.astype(dtype))
+    assert out.dtype == of_x.dtype == of_bias.dtype == dtype
+    assert (out == 2).all()
+    assert (of_x == 1).all()
+    assert (of_bias == 3 * 512).all()
+    assert (platform.sum_by_product(cotangent.astype(jnp.bfloat16)) == 3 * 512).all()
