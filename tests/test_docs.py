@@ -76,9 +76,11 @@ NOT_RUN = {
 }
 FOLDERS = ("rin_jax", "tests", "configs", "docs", "launch", "notebooks", "benchmarks", "models")
 SOURCES = (".py", ".sh", ".md", ".ipynb", ".yaml")
+STEPS = 11  # of a training; one more than the :tiny forms' cadences
 # At the end of each job's arguments: what would make a tiny run long, and where its data are.
 SHORT = (
-    "--config.train.num_steps=20", "--config.sampler.num_steps=4", "--config.data.data_dir=tfds",
+    f"--config.train.num_steps={STEPS}", "--config.sampler.num_steps=4",
+    "--config.data.data_dir=tfds",
 )  # fmt: skip
 
 DONE: set[str] = set()  # commands that were run
@@ -235,7 +237,7 @@ def run(words: list[str], monkeypatch) -> None:
     if (command := shlex.join(words)) in DONE and "--mode=prepare" not in words:
         return
     print(command)
-    sampled = next(Path("runs/digits/samples").glob("00000020-*-seed_0-*/"), None)
+    sampled = next(Path("runs/digits/samples").glob(f"{STEPS:08d}-*-seed_0-*/"), None)
     arguments = [
         re.sub(r"^--config=(\w+/\w+\.py)(:tiny)?$", rf"--config={ROOT}/\1:tiny", word)
         .replace("gs://BUCKET", "bucket")
