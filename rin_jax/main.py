@@ -4,6 +4,7 @@ Flags, start-up and dispatch; what a job does is in its own file.
 """
 
 import contextlib
+import gc
 import re
 import signal
 import sys
@@ -259,6 +260,9 @@ def start() -> None:
     """Runs the command. One that failed ends at once, whatever threads libraries have left."""
     from rin_jax.runtime import exits
 
+    # Tracing makes many objects that stay, which Python's 700 looks at again and again: one second
+    # in eight of the start of a tiny run
+    gc.set_threshold(10_000)
     try:
         app.run(main, flags_parser=parse)
     except SystemExit as end:

@@ -1,5 +1,6 @@
 """Eight fake CPU devices, strict rank promotion and one compile cache for all tests and theirs."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from tests.storage import Storage
 ROOT = Path(__file__).resolve().parents[1]
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Tracing makes many objects that stay: looking for garbage at each 700 takes a tenth of the time
+gc.set_threshold(50_000)
 
 
 def pytest_collection_modifyitems(items):
@@ -33,6 +36,11 @@ def pytest_collection_modifyitems(items):
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: str(item.path), reverse=True)
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish():
+    """Modules and tests stay: there is no garbage to find among them."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")

@@ -53,6 +53,7 @@ NOT_RUN = {
     "Debian's package is installed",
     "--config.data.name=cifar10": "downloads CIFAR-10",
     "--config=configs/fashion_mnist.py": "takes long; the commands of the digits are the same",
+    "--workdir=runs/guide": "trains as the digits do, with another average",
     "--source=KINETICS": "reads the videos of Kinetics; tests/data/test_folder_classes.py",
     "--source=MODEL_DIR": "reads a checkpoint of the authors; tests/interop/test_pix2seq.py",
     "--mode=plan": "the TPU compiler takes long; tests/jobs/test_plan.py runs it at :tiny",
@@ -76,9 +77,11 @@ NOT_RUN = {
 }
 FOLDERS = ("rin_jax", "tests", "configs", "docs", "launch", "notebooks", "benchmarks", "models")
 SOURCES = (".py", ".sh", ".md", ".ipynb", ".yaml")
+STEPS = 11  # of a training; one more than the :tiny forms' cadences
 # At the end of each job's arguments: what would make a tiny run long, and where its data are.
 SHORT = (
-    "--config.train.num_steps=20", "--config.sampler.num_steps=4", "--config.data.data_dir=tfds",
+    f"--config.train.num_steps={STEPS}", "--config.sampler.num_steps=4",
+    "--config.data.data_dir=tfds",
 )  # fmt: skip
 
 DONE: set[str] = set()  # commands that were run
@@ -235,7 +238,7 @@ def run(words: list[str], monkeypatch) -> None:
     if (command := shlex.join(words)) in DONE and "--mode=prepare" not in words:
         return
     print(command)
-    sampled = next(Path("runs/digits/samples").glob("00000020-*-seed_0-*/"), None)
+    sampled = next(Path("runs/digits/samples").glob(f"{STEPS:08d}-*-seed_0-*/"), None)
     arguments = [
         re.sub(r"^--config=(\w+/\w+\.py)(:tiny)?$", rf"--config={ROOT}/\1:tiny", word)
         .replace("gs://BUCKET", "bucket")

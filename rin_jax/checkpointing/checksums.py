@@ -8,6 +8,8 @@ odd, so that a change of one element always changes the checksum; of several, bu
 sharded.
 """
 
+import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -36,12 +38,16 @@ def _checksums(leaves: list[jax.Array]) -> jax.Array:
     return jnp.stack([checksum(leaf) for leaf in leaves])
 
 
-def tree_checksums(tree: Any) -> dict[str, int]:
-    """The checksum of every leaf by its path, PART/LAYER/...; one program for many of them."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
+def tree_checksums(tree: Mapping[str, Any]) -> dict[str, int]:
+    """The checksum of every leaf by its path, PART/LAYER/...
+
+    One program for many leaves of a part, which is that of all parts with the same shapes.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(dict(tree))
     values: list[int] = []
-    for group in _groups([leaf for _, leaf in leaves]):
-        values += jax.device_get(_checksums(group)).tolist()
+    for _, part in itertools.groupby(leaves, lambda item: item[0][0]):
+        for group in _groups([leaf for _, leaf in part]):
+            values += jax.device_get(_checksums(group)).tolist()
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): value
         for (path, _), value in zip(leaves, values, strict=True)

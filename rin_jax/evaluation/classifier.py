@@ -94,7 +94,8 @@ def train(
     rate = optax.warmup_cosine_decay_schedule(0.0, RATE, min(WARMUP, steps // 10), steps)
     optimizer = optax.adamw(rate, weight_decay=1e-2)
     init_key, shift_key = jax.random.split(jax.random.key(seed))
-    params = _Network(num_classes).init(init_key, jnp.zeros((1, *images.shape[1:])))["params"]
+    init = jax.jit(_Network(num_classes).init)
+    params = init(init_key, jnp.zeros((1, *images.shape[1:])))["params"]
     state = params, optimizer.init(params)
     step = jax.jit(functools.partial(_step, optimizer))
     rows = _order(len(images), steps * BATCH, seed).reshape(steps, BATCH)

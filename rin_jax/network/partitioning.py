@@ -35,6 +35,7 @@ AXES = {
 }
 
 
+@functools.partial(jax.jit, static_argnums=0)  # traced once for shapes and for arrays
 def new_params(rin: RIN, key: jax.Array) -> dict:
     """Fresh parameters of a network."""
     xt, gamma = jnp.zeros((1, *rin.example_shape)), jnp.zeros((1,))
@@ -45,7 +46,7 @@ def new_params(rin: RIN, key: jax.Array) -> dict:
 @functools.cache
 def param_shapes(rin: RIN) -> Shapes:
     """A network's parameter tree as shapes and dtypes, without any array. Not to be changed."""
-    return jax.eval_shape(lambda key: new_params(rin, key), jax.random.key(0))
+    return jax.eval_shape(functools.partial(new_params, rin), jax.random.key(0))
 
 
 def names(path: tuple) -> Path:

@@ -57,12 +57,16 @@ def test_leaves_are_named_by_their_path():
     assert found["opt_state/0"] == 0 != found["params/stem/kernel"]
 
 
-def test_one_program_for_all_leaves():
-    tree = {f"w{i}": jnp.full((i + 1,), i, jnp.float32) for i in range(20)}
+def test_one_program_for_all_leaves_of_a_part_and_parts_of_its_shapes():
+    parts = [{f"w{i}": jnp.full((i + 1,), i + k, jnp.float32) for i in range(20)} for k in range(3)]
     before = checksums._checksums._cache_size()
-    found = checksums.tree_checksums(tree)
+    found = checksums.tree_checksums(dict(zip("abc", parts, strict=True)))
     assert checksums._checksums._cache_size() == before + 1
-    assert found == {name: exact(np.asarray(leaf)) for name, leaf in tree.items()}
+    assert found == {
+        f"{part}/{name}": exact(np.asarray(leaf))
+        for part, leaves in zip("abc", parts, strict=True)
+        for name, leaf in leaves.items()
+    }
 
 
 def test_the_arrays_of_a_tree_are_taken_in_groups(monkeypatch):

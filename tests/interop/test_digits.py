@@ -18,7 +18,7 @@ from rin_jax.training.step import compile_train_step
 from tests import test_configs
 from tests.interop import exports
 
-STEPS, BATCH = 60, 64
+STEPS, BATCH = 60, 20
 GRID = {"name": "logsnr", "start": 6.0, "end": -9.0}  # begins at a gamma of 1e-4
 
 

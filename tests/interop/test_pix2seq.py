@@ -106,7 +106,7 @@ def trees():
 
 @pytest.mark.slow
 def test_the_job_writes_a_checkpoint_and_accounts_for_every_variable(
-    trees, storage, tmp_path, capsys
+    trees, storage, tmp_path, capsys, one_device
 ):
     rin, params, average = trees
     weights, averages = (as_reference(tree, rin) for tree in (params, average))

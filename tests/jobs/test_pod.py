@@ -35,6 +35,7 @@ NUM_STEPS = 6
 CHANGES = {
     "model.dtype": "float32", "model.num_blocks": 1, "model.depth": 1, "model.remat": "none",
     "optimizer.eps": 1e-4, "optimizer.learning_rate": 2e-3, "optimizer.warmup_steps": 2,
+    "ema.power_lengths": (0.1,), "sampler.guidance_scale": 0.0,
     "train.num_steps": NUM_STEPS, "train.batch_size": 8,
     "train.log_every_steps": 1, "train.sample_every_steps": 100, "checkpoint.every_steps": 2,
     "checkpoint.keep": 10, "sampler.num_steps": 2, "evaluation.num_samples": 20,

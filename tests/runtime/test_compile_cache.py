@@ -21,7 +21,7 @@ CONFIG = """
 
     def get_config(arg=""):
         changes = {changes}
-        return tiny.config(data__data_dir={folder!r}, train__sample_every_steps=2, **changes)
+        return tiny.config(data__data_dir={folder!r}, train__num_steps=3, **changes)
 """
 # main, that tells how often JAX asked for a program and how often one was kept
 CHILD = """
