@@ -57,6 +57,12 @@ def one_device():
         yield
 
 
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> str:
+    """A folder for the data sets that the tests of a file prepare."""
+    return str(tmp_path_factory.mktemp("tfds"))
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The project's root."""

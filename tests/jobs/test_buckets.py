@@ -35,11 +35,6 @@ def one(one_device):
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory) -> str:
-    return str(tmp_path_factory.mktemp("tfds"))
-
-
-@pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, data_dir):
     """What a run in a folder leaves that nothing interrupted."""
     workdir = tmp_path_factory.mktemp("undisturbed")

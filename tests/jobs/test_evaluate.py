@@ -31,11 +31,6 @@ def config(data_dir, **changes):
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("tfds")
-
-
-@pytest.fixture(scope="module")
 def evaluated(tmp_path_factory, data_dir):
     """A workdir with a checkpoint, the classifier, the real images' statistics and a record."""
     workdir = tmp_path_factory.mktemp("run")

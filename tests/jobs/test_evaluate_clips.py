@@ -61,11 +61,6 @@ def quick():
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("tfds")
-
-
-@pytest.fixture(scope="module")
 def evaluated(tmp_path_factory, data_dir):
     """(workdir with a checkpoint, what it needs to be measured and a record; the record)."""
     workdir = tmp_path_factory.mktemp("run")

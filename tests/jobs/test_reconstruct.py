@@ -32,11 +32,6 @@ pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
 def stored(tmp_path_factory, data_dir, one_device):
     """A run that stored snapshots of power averages, LENGTH among them, and its configuration."""
     workdir = str(tmp_path_factory.mktemp("stored"))

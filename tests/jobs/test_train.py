@@ -55,11 +55,6 @@ def compiled_once(one_device):
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory) -> str:
-    return str(tmp_path_factory.mktemp("tfds"))
-
-
-@pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, data_dir):
     """The workdir of a run that nothing interrupted."""
     workdir = str(tmp_path_factory.mktemp("undisturbed"))

@@ -24,11 +24,6 @@ AVERAGES = "decay_0.9", "power_0.1"
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("tfds"))
-
-
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     for module in (train, evaluate):
