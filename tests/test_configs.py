@@ -36,7 +36,7 @@ GFLOPS = {
     "kinetics600": "288",
 }
 PUBLISHED = sorted(PARAMETERS)
-SHARED = ("__init__", "released")  # no experiments
+SHARED = ("__init__", "modern", "released")  # no experiments
 EVERY = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem not in SHARED)
 RESOLVED = Path(__file__).with_name("resolved_configs.json")  # of every file, field by field
 
