@@ -59,6 +59,7 @@ NOT_RUN = {
     "--mode=plan": "the TPU compiler takes long; tests/jobs/test_plan.py runs it at :tiny",
     "--config.evaluation.inception_weights=FILE": "reads Inception's weights",
     "--page": "asks npm for a package; tests/interop/test_page.py",
+    "benchmarks.ablations": "takes hours; tests/benchmarks/test_ablations.py",
     "benchmarks.step": "tests/benchmarks/test_step.py",
     "benchmarks.sampling": "tests/benchmarks/test_sampling.py",
     "benchmarks.sampling_quality": "takes hours; tests/benchmarks/test_sampling.py",
