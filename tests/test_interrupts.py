@@ -1,11 +1,13 @@
 """Ctrl-C in the command itself: nothing is lost, nothing hangs, and there is no traceback."""
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -15,14 +17,20 @@ from tests.test_main import ROOT
 PREEMPTED = 75
 
 
-def start(workdir, *arguments: str) -> subprocess.Popen:
-    """python -m rin_jax.main of a tiny experiment."""
+@contextlib.contextmanager
+def started(workdir, *arguments: str) -> Iterator[subprocess.Popen]:
+    """python -m rin_jax.main of a tiny experiment; it hears SIGINT even if these tests do not."""
     environment = os.environ | {"XLA_FLAGS": xla.FAST}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-u", "-m", "rin_jax.main", "--config=configs/digits.py:tiny",
          f"--workdir={workdir}", *arguments],
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
 
 
 @pytest.mark.parametrize(
@@ -31,10 +39,11 @@ def start(workdir, *arguments: str) -> subprocess.Popen:
 )
 def test_a_start_that_is_interrupted(tmp_path, mode, seconds):
     """Before the run listens, SIGINT has the effect that it has on any command."""
-    process = start(tmp_path / "run", f"--mode={mode}", *(["--to=to"] if mode == "export" else []))
-    time.sleep(seconds)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    target = ["--to=to"] if mode == "export" else []
+    with started(tmp_path / "run", f"--mode={mode}", *target) as process:
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
     if process.returncode != 2:  # there is no checkpoint to sample from
         assert process.returncode in (PREEMPTED, -signal.SIGINT), errors
     assert "Traceback" not in errors
@@ -43,12 +52,12 @@ def test_a_start_that_is_interrupted(tmp_path, mode, seconds):
 def test_a_run_that_is_interrupted_saves_its_step(tmp_path):
     rare = ("train.num_steps", "train.sample_every_steps", "checkpoint.every_steps",
             "ema.snapshot_every_steps")  # fmt: skip
-    process = start(tmp_path, *(f"--config.{field}=100000" for field in rare))
-    for line in process.stdout:
-        if found := re.search(r"  step +(\d+)/", line):
-            break
-    process.send_signal(signal.SIGINT)
-    out, errors = process.communicate(timeout=30)
+    with started(tmp_path, *(f"--config.{field}=100000" for field in rare)) as process:
+        for line in process.stdout:
+            if found := re.search(r"  step +(\d+)/", line):
+                break
+        process.send_signal(signal.SIGINT)
+        out, errors = process.communicate(timeout=30)
     assert process.returncode == PREEMPTED, errors
     assert errors.startswith("interrupted: SIGINT")
     assert "Traceback" not in errors + out
