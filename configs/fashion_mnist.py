@@ -30,6 +30,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.model.latent_dim = 128
     config.model.interface_dim = 64
 
+    config.sampler.name = "dpmpp_2m"
+    config.sampler.num_steps = 25
+    config.sampler.guidance_scale = 2.0
+
     config.data.name = "fashion_mnist"
     config.data.flip = True
 
