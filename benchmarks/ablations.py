@@ -194,7 +194,7 @@ class Runs:
     def measure(self, cell: Cell, seed: int) -> dict[str, Any]:
         """Trains a cell, unless it has been, and measures it."""
         config = make_config(self.base, cell, seed, self.steps, self.num)
-        trained = "base: as the configuration" if not cell.changes else cell.key
+        trained = cell.key if cell.changes else CELLS[0].key
         name = "".join(c if c.isalnum() else "_" for c in trained) + f"-{seed}"
         workdir = self.out / name
         self._run(self._stored(name, config), workdir)

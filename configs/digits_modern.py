@@ -2,9 +2,8 @@
 
     python -m rin_jax.main --config=configs/digits_modern.py --workdir=runs/digits_modern
 
-The recipe is modern.py's; docs/ablations.md has what each part of it brings here. Nothing about
-this experiment is published; all numbers are our choice, and those that are not here are the
-digits'.
+The recipe is modern.py's; docs/ablations.md has what was measured of its parts. Nothing about this
+experiment is published; all numbers are our choice, and those that are not here are the digits'.
 
     parameters  394,196
     GFLOPs      0.0 forward, one image (0.010)

@@ -260,8 +260,8 @@ def start() -> None:
     """Runs the command. One that failed ends at once, whatever threads libraries have left."""
     from rin_jax.runtime import exits
 
-    # Tracing makes many objects that stay, which Python's 700 looks at again and again: one second
-    # in eight of the start of a tiny run
+    # Tracing makes many objects that stay. At Python's threshold of 700 the search for garbage goes
+    # over them again and again, for one second in eight of a tiny run
     gc.set_threshold(10_000)
     try:
         app.run(main, flags_parser=parse)

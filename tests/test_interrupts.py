@@ -17,15 +17,22 @@ from tests.test_main import ROOT
 PREEMPTED = 75
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """A command hears SIGINT, even where these tests ignore it: in the background of a script."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @contextlib.contextmanager
 def started(workdir, *arguments: str) -> Iterator[subprocess.Popen]:
-    """python -m rin_jax.main of a tiny experiment; it hears SIGINT even if these tests do not."""
+    """python -m rin_jax.main of a tiny experiment."""
     environment = os.environ | {"XLA_FLAGS": xla.FAST}
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", "rin_jax.main", "--config=configs/digits.py:tiny",
          f"--workdir={workdir}", *arguments],
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     try:
         yield process

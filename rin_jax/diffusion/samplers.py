@@ -236,8 +236,8 @@ class Sampler:
             return (xt, latents, x0), watch(x0, latents)
 
         steps = jnp.arange(first, self.num_steps), jnp.concatenate([t[:1], t[:-1]]), t, t_next
-        start = start, latents, jnp.zeros_like(noise)
-        (_, latents, x0), kept = jax.lax.scan(body, start, steps)
+        carry = start, latents, jnp.zeros_like(noise)
+        (_, latents, x0), kept = jax.lax.scan(body, carry, steps)
         return self.process.unscale(x0), latents, kept
 
 
