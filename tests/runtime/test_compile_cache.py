@@ -67,6 +67,7 @@ def run(folder: Path, workdir: str, **changes) -> collections.Counter:
     return collections.Counter(json.loads(result.stdout.splitlines()[-1]))
 
 
+@pytest.mark.slow
 def test_the_second_process_compiles_nothing(tmp_path):
     kept = {"runtime__compile_cache": str(tmp_path / "kept")}
     first = run(tmp_path, "a", **kept)
