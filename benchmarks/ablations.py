@@ -3,7 +3,8 @@
     python -m benchmarks.ablations --out=runs/ablations
 
 trains each cell of the table, a change and a seed, by the same command as any run, measures it by
---mode=evaluate, and writes OUT/ablations.json and OUT/ablations.md. What the JSON file has is not
+--mode=evaluate, and writes OUT/ablations.json, OUT/ablations.md and OUT/cost.svg, a plot of quality
+against the cost of a network. What the JSON file has is not
 computed again, and a training that was interrupted goes on, so that the command may be stopped and
 started at any time; --jobs trains so many at once. docs/ablations.md has the tables.
 
@@ -32,10 +33,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ml_collections import ConfigDict
 
+from benchmarks import plain_transformer
+from benchmarks.chart import scatter
 from rin_jax.experiment import make_experiment
 from rin_jax.network.cost import training_flops
 
-MAIN = [sys.executable, "-m", "rin_jax.main"]
 BASES = "digits_modern", "fashion_mnist"
 
 
@@ -49,6 +51,7 @@ class Cell:
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of the sampler alone
     ema: str = "decay_0.998"
     equal_flops: bool = False
+    plain: bool = False  # whether the network is a plain transformer
 
     @property
     def key(self) -> str:
@@ -73,7 +76,13 @@ def _optimizer(name: str, rate: float, b1: float, b2: float) -> dict[str, Any]:
             "optimizer.b2": b2}  # fmt: skip
 
 
+def _plain(blocks: int, width: int) -> dict[str, Any]:
+    rest = {"model.interface_dim": width, "diffusion.self_cond_rate": 0.0}
+    return _layers(blocks, 2) | rest
+
+
 _EQUAL = {"equal_flops": True}
+_PLAIN = "plain transformer, equal FLOPs"
 CELLS = (
     Cell("base", "as the configuration"),
     Cell(
@@ -98,8 +107,13 @@ CELLS = (
     Cell("network", "no convolution", {"model.conv_size": 0}),
     Cell("network", "no norm on what is read", {"model.norm_context": False}),
     Cell("network", "learned positions alone", {"model.interface_positions": "learned"}),
-    Cell("latents, equal FLOPs", "6", {"model.num_latents": 6}, **_EQUAL),
-    Cell("latents, equal FLOPs", "24", {"model.num_latents": 24}, **_EQUAL),
+    Cell("latents, equal FLOPs", "8", {"model.num_latents": 8}, **_EQUAL),
+    Cell("latents, equal FLOPs", "16", {"model.num_latents": 16}, **_EQUAL),
+    Cell("latents, equal FLOPs", "32", {"model.num_latents": 32}, **_EQUAL),
+    Cell("latents, equal FLOPs", "64", {"model.num_latents": 64}, **_EQUAL),
+    Cell(_PLAIN, "4 layers of 64", _plain(2, 64), equal_flops=True, plain=True),
+    Cell(_PLAIN, "6 layers of 64", _plain(3, 64), equal_flops=True, plain=True),
+    Cell(_PLAIN, "4 layers of 96", _plain(2, 96), equal_flops=True, plain=True),
     Cell("blocks x depth, equal FLOPs", "1 x 4", _layers(1, 4), **_EQUAL),
     Cell("blocks x depth, equal FLOPs", "4 x 1", _layers(4, 1), **_EQUAL),
     Cell("average of the weights", "power 0.05", ema="power_0.05"),
@@ -120,7 +134,7 @@ def make_config(base: str, cell: Cell, seed: int, steps: int, num: int) -> Confi
 
     config = build(cell.changes)
     config.seed = seed
-    scale = flops(build({})) / flops(config) if cell.equal_flops else 1
+    scale = flops(build({})) / flops(config, cell.plain) if cell.equal_flops else 1
     config.train.num_steps = round(steps * scale)
     config.train.sample_every_steps = config.train.num_steps
     config.checkpoint.every_steps = max(1, config.train.num_steps // 4)
@@ -133,9 +147,11 @@ def make_config(base: str, cell: Cell, seed: int, steps: int, num: int) -> Confi
     return config
 
 
-def flops(config: ConfigDict) -> int:
+def flops(config: ConfigDict, plain: bool = False) -> int:
     """Of a training step's forward and backward passes, one image."""
     experiment = make_experiment(config)
+    if plain:
+        return 3 * plain_transformer.forward_flops(experiment.rin)
     return training_flops(experiment.rin, experiment.objective.self_cond_rate > 0)
 
 
@@ -156,6 +172,20 @@ class Table:
         with self._lock:
             self.rows.setdefault(cell.key, {})[str(seed)] = dict(figures)
             self.path.write_text(json.dumps(self.rows, indent=1) + "\n")
+
+    def cost_plot(self) -> str:
+        """Distance against the cost of a network, as SVG: each point has the same FLOPs in all."""
+        series: dict[str, list] = {"RIN": [], "plain transformer": []}
+        for cell in CELLS:
+            kind = "plain transformer" if cell.plain else "RIN"
+            compared = cell.plain or cell is CELLS[0] or cell.group.startswith("latents, equal")
+            if compared and (measured := list(self.rows.get(cell.key, {}).values())):
+                distances = [row["distance"] for row in measured]
+                name = "base" if cell is CELLS[0] else cell.name
+                series[kind].append((measured[0]["flops"] / 1e9, distances, name))
+        return scatter(
+            series, "GFLOPs of a training step, one image", "Frechet distance, all at equal FLOPs"
+        )
 
     def markdown(self) -> str:
         """The table."""
@@ -189,7 +219,7 @@ class Runs:
     def prepare(self) -> None:
         """Learns the classifier and the statistics of the real images, once for all cells."""
         config = make_config(self.base, CELLS[0], 0, self.steps, self.num)
-        self._run(self._stored("real", config), self.real, "--mode=reference")
+        self._run("rin_jax.main", self._stored("real", config), self.real, "--mode=reference")
 
     def measure(self, cell: Cell, seed: int) -> dict[str, Any]:
         """Trains a cell, unless it has been, and measures it."""
@@ -197,7 +227,8 @@ class Runs:
         trained = cell.key if cell.changes else CELLS[0].key
         name = "".join(c if c.isalnum() else "_" for c in trained) + f"-{seed}"
         workdir = self.out / name
-        self._run(self._stored(name, config), workdir)
+        program = "benchmarks.plain_transformer" if cell.plain else "rin_jax.main"
+        self._run(program, self._stored(name, config), workdir)
         (workdir / "evaluation").mkdir(exist_ok=True)
         for file in (self.real / "evaluation").glob("classifier-*.npz"):
             shutil.copy(file, workdir / "evaluation")
@@ -206,14 +237,14 @@ class Runs:
         for record in (workdir / "evaluation").glob("*.json"):
             record.unlink()  # of another row, whose figures are kept, or one that was cut short
         stored = self._stored(f"{name}-{cell.name}", config)
-        self._run(stored, workdir, "--mode=evaluate", f"--ema={cell.ema}")
+        self._run(program, stored, workdir, "--mode=evaluate", f"--ema={cell.ema}")
         (record,) = (workdir / "evaluation").glob("*.json")
         found = json.loads(record.read_text())["figures"]
         return {
             "distance": found["classifier/frechet"],
             "agreement": 100 * found["classifier/agreement"],
             "steps": config.train.num_steps,
-            "flops": flops(config),
+            "flops": flops(config, cell.plain),
         }
 
     def _stored(self, name: str, config: ConfigDict) -> Path:
@@ -221,9 +252,10 @@ class Runs:
         path.write_text(config.to_json_best_effort())
         return path
 
-    def _run(self, config: Path, workdir: Path, *flags: str) -> None:
-        command = [*MAIN, f"--config={config}", f"--workdir={workdir}", *flags]
+    def _run(self, program: str, config: Path, workdir: Path, *flags: str) -> None:
+        flags = (f"--config={config}", f"--workdir={workdir}", *flags)
         with (self.out / f"{config.stem}.log").open("a") as log:
+            command = [sys.executable, "-m", program, *flags]
             subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
 
 
@@ -258,6 +290,7 @@ def main() -> None:
                 if cell not in trained and table.has(CELLS[0], seed):
                     measure(seed, cell)
     (args.out / "ablations.md").write_text(table.markdown())
+    (args.out / "cost.svg").write_text(table.cost_plot())
     print(table.markdown())
     if failed:
         sys.exit(f"{len(failed)} of {len(jobs)} failed: {failed[0].exception()}; see the logs.")

@@ -1,6 +1,7 @@
 """The cells of the ablations differ in what they say, cost what they say, and are kept."""
 
 import json
+from xml.etree import ElementTree
 
 import pytest
 
@@ -9,6 +10,7 @@ from benchmarks.ablations import CELLS, Cell, Runs, Table, make_config
 from tests.test_configs import flat
 
 BASE = CELLS[0]
+LATENTS = next(cell for cell in CELLS if cell.group.startswith("latents, equal"))
 RECORD = {"figures": {"classifier/frechet": 12.5, "classifier/agreement": 0.75}}
 
 
@@ -21,8 +23,10 @@ def test_a_cell_differs_from_the_base_in_what_it_says(cell):
     assert different - (steps if cell.equal_flops else set()) <= set(cell.changes)
     assert cell.changes.items() <= changed.items()
     if cell.equal_flops:
-        costs = [ablations.flops(config) * config.train.num_steps for config in configs]
-        assert costs[1] == pytest.approx(costs[0], rel=1e-3)
+        kinds = zip(configs, (False, cell.plain), strict=True)
+        base, changed = (ablations.flops(*kind) for kind in kinds)
+        steps = [config.train.num_steps for config in configs]
+        assert changed * steps[1] == pytest.approx(base * steps[0], abs=changed / 2)
 
 
 def test_keys_are_unique():
@@ -45,7 +49,8 @@ def test_a_cell_that_only_samples_takes_the_network_of_the_base(tmp_path, monkey
     """Its sampler, and the statistics of the real images, which are made once, are told."""
     runs, commands = Runs(tmp_path, "digits_modern", 1000, 10), []
 
-    def run(self, stored, workdir, *flags):
+    def run(self, program, stored, workdir, *flags):
+        assert program == "rin_jax.main"
         commands.append((json.loads(stored.read_text()), workdir.name, flags))
         (workdir / "evaluation").mkdir(parents=True, exist_ok=True)
         if "--mode=reference" in flags:
@@ -66,3 +71,31 @@ def test_a_cell_that_only_samples_takes_the_network_of_the_base(tmp_path, monkey
     assert sampled["evaluation"]["reference"] == str(tmp_path / "real" / "evaluation" / "reference")
     assert (found["distance"], found["agreement"]) == (12.5, 75.0)
     assert runs.measure(cell, 1) == found  # the record of before does not count twice
+
+
+def test_a_plain_transformer_is_trained_and_measured_by_its_own_program(tmp_path, monkeypatch):
+    runs, programs = Runs(tmp_path, "digits_modern", 1000, 10), []
+
+    def run(self, program, stored, workdir, *flags):
+        programs.append(program)
+        (workdir / "evaluation").mkdir(parents=True, exist_ok=True)
+        (workdir / "evaluation" / "new.json").write_text(json.dumps(RECORD))
+
+    monkeypatch.setattr(Runs, "_run", run)
+    cell = next(cell for cell in CELLS if cell.plain)
+    assert runs.measure(cell, 0)["distance"] == 12.5
+    assert programs == ["benchmarks.plain_transformer"] * 2
+
+
+def test_the_plot_has_a_point_for_each_network_that_is_compared(tmp_path):
+    table = Table(tmp_path / "ablations.json")
+    for cell, distances in ((BASE, (10.0, 20.0)), (LATENTS, (5.0,)), (CELLS[1], (99.0,))):
+        for seed, distance in enumerate(distances):
+            figures = {"distance": distance, "agreement": 90.0, "steps": 1000, "flops": 4e7}
+            table.add(cell, seed, figures)
+    root = ElementTree.fromstring(table.cost_plot())
+    circles = [float(x.get("cy")) for x in root.findall(".//{*}circle")]
+    paths = [x.get("d") for x in root.findall(".//{*}path")]
+    grid = [float(path.split()[1].partition("H")[0]) for path in paths if "H" in path]
+    base, latents = (max(grid) - y for y in circles)
+    assert base / latents == pytest.approx(15 / 5, rel=0.01)
