@@ -3,19 +3,21 @@
     O = softmax(Q K^T / sqrt(K)) V        softmax in float32 in every form
 
 The plain form serves every device, and is the only one in float32 or where the batch is symbolic
-(exports). In bfloat16 a TPU has the kernels of `flat_attention.py`, which keep the scores out of
-the device's memory. Each program takes the form of the platform that it is lowered for.
+(exports). In bfloat16 a TPU has kernels which keep the scores out of the device's memory, those of
+`flat_attention.py` and, for many keys, of `long_attention.py`. Each program takes the form of the
+platform that it is lowered for.
 """
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import PartitionSpec
 
-from rin_jax.network import flat_attention
+from rin_jax.network import flat_attention, long_attention
 
 Array = jax.Array
 
@@ -28,7 +30,7 @@ def attend(query: Array, key: Array, value: Array, heads: int) -> Array:
     if query.dtype != jnp.bfloat16 or not isinstance(query.shape[0], int):
         return every(query, key, value)
     spec, parts = placement()
-    if not flat_attention.fits(query.shape, key.shape, heads, *parts):
+    if kernels(query.shape, key.shape) is None or not fits(query.shape, heads, *parts):
         return every(query, key, value)
     on_tpu = functools.partial(flat, heads=heads // parts[1], spec=spec)
     return jax.lax.platform_dependent(query, key, value, tpu=on_tpu, default=every)
@@ -47,11 +49,25 @@ def plain(query: Array, key: Array, value: Array, heads: int, implementation: st
 
 
 def flat(query: Array, key: Array, value: Array, heads: int, spec: PartitionSpec | None) -> Array:
-    """The kernels of `flat_attention.py`; under a mesh each device has `heads` of its own."""
-    kernels = functools.partial(flat_attention.attention, heads=heads)
+    """The kernels, which must take the shapes; under a mesh each device has `heads` of its own."""
+    attention = functools.partial(kernels(query.shape, key.shape), heads=heads)
     if spec is not None:
-        kernels = jax.shard_map(kernels, in_specs=spec, out_specs=spec, check_vma=False)
-    return kernels(query, key, value)
+        attention = jax.shard_map(attention, in_specs=spec, out_specs=spec, check_vma=False)
+    return attention(query, key, value)
+
+
+def kernels(query: tuple[int, ...], key: tuple[int, ...]) -> Callable[..., Array] | None:
+    """The attention for the tokens of query [B, Q, H K] and key [B, S, H K]; None: no kernels."""
+    both = flat_attention, long_attention
+    return next((module.attention for module in both if module.takes(query, key)), None)
+
+
+def fits(query: tuple[int, ...], heads: int, batch_parts: int, head_parts: int) -> bool:
+    """Whether kernels take heads [B, Q, H K] of which devices hold B and H in so many parts."""
+    batch, _, features = query
+    divided = batch % batch_parts == 0 and heads % head_parts == 0
+    lanes = flat_attention.LANES
+    return divided and lanes % (features // heads) == 0 and features // head_parts % lanes == 0
 
 
 def placement() -> tuple[PartitionSpec | None, tuple[int, int]]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from rin_jax.network.layers import GLOROT, TOKENS, Array, CrossAttention, SelfAttentionLayer
+from rin_jax.network.platform import unroll
 
 # What the backward pass keeps of a layer instead of computing it again.
 REMAT_POLICIES: dict[str, Callable | None] = {
@@ -22,13 +23,17 @@ REMAT_POLICIES: dict[str, Callable | None] = {
 }
 
 
-def scan_layers(body, length: int):
-    """Lifts `body(module, carry) -> carry` to `length` layers with stacked parameters."""
+def scan_layers(body, length: int, unroll: int = 1):
+    """Lifts `body(module, carry) -> carry` to `length` layers with stacked parameters.
+
+    A loop over them, in which `unroll` are written out.
+    """
     return nn.scan(
         lambda module, carry, _: (body(module, carry), None),
         variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True, "dropout": True},
         length=length,
+        unroll=unroll,
     )
 
 
@@ -86,8 +91,9 @@ class RINBlock(nn.Module):
                 self.drop_path, self.dtype, name="compute",
             )  # fmt: skip
             layers = scan_layers(
-                lambda module, z: module(nn.with_logical_constraint(z, TOKENS), train), self.depth
-            )
+                lambda module, z: module(nn.with_logical_constraint(z, TOKENS), train),
+                self.depth, unroll(self.depth),
+            )  # fmt: skip
             latents, _ = layers(compute, latents, None)
             interface = route("write", self.interface_mlp_ratio)(interface, latents)
             if self.conv_size:

@@ -29,17 +29,9 @@ BLOCK_SCORES = 2**18  # of a head in a block of queries at most: 1 MiB in float3
 MOST_EXAMPLES = 4  # of a block: enough to fill the waits of one with the work of others
 
 
-def fits(query: Shape, key: Shape, heads: int, batch_parts: int, head_parts: int) -> bool:
-    """Whether the kernels take query [B, Q, H K] and key [B, S, H K].
-
-    Devices hold B in `batch_parts` and H in `head_parts` parts.
-    """
-    (batch, queries, features), keys = query, key[1]
-    width = features // heads
-    divided = batch % batch_parts == 0 and heads % head_parts == 0
-    lanes = LANES % width == 0 and features // head_parts % LANES == 0
-    tokens = queries % 16 == 0 and keys % LANES == 0 and keys <= MOST_KEYS
-    return divided and lanes and tokens
+def takes(query: Shape, key: Shape) -> bool:
+    """Whether the kernels take the tokens of query [B, Q, H K] and key [B, S, H K]."""
+    return query[1] % 16 == 0 and key[1] % LANES == 0 and key[1] <= MOST_KEYS
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -113,18 +105,18 @@ def divisor(size: int, limit: int, multiple: int = 1) -> int:
 
 def _softmax(query: Array, key: Array, scale: float) -> Array:
     """Softmax [Q, S] in float32 of the scores of a head."""
-    scores = _product(query, key, 1, 1)
+    scores = product(query, key, 1, 1)
     powers = jnp.exp((scores - scores.max(1, keepdims=True)) * scale)
     return powers / powers.sum(1, keepdims=True)
 
 
-def _product(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
+def product(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
     """The product over an axis of each, summed in float32."""
     axes = (((axis_a,), (axis_b,)), ((), ()))
     return jax.lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)
 
 
-def _heads(width: int):
+def heads_of(width: int):
     """For each head of a block: a function that puts zeros into the lanes of the others."""
 
     def keep(head, x):
@@ -142,9 +134,9 @@ def _forward(query_ref, key_ref, value_ref, out_ref, *, width: int):
     for n in range(query_ref.shape[0]):
         query, key, value = query_ref[n], key_ref[n], value_ref[n]
         out = jnp.zeros(query.shape, jnp.float32)
-        for own in _heads(width):
+        for own in heads_of(width):
             weights = _softmax(own(query).astype(dtype), key, scale).astype(dtype)
-            out += own(_product(weights, value, 1, 0))
+            out += own(product(weights, value, 1, 0))
         out_ref[n] = out.astype(dtype)
 
 
@@ -164,15 +156,15 @@ def _backward(
     for n in range(query_ref.shape[0]):
         query, key, value, cotangent = query_ref[n], key_ref[n], value_ref[n], cotangent_ref[n]
         dquery = jnp.zeros(query.shape, jnp.float32)
-        for own in _heads(width):
+        for own in heads_of(width):
             q, do = own(query).astype(dtype), own(cotangent).astype(dtype)
             weights = _softmax(q, key, scale)
-            value_sum[n] += _product(weights.astype(dtype), do, 0, 0)
-            dweights = _product(do, value, 1, 1)
+            value_sum[n] += product(weights.astype(dtype), do, 0, 0)
+            dweights = product(do, value, 1, 1)
             mean = (weights * dweights).sum(1, keepdims=True)
             dscores = (weights * (dweights - mean) * scale).astype(dtype)
-            dquery += own(_product(dscores, key, 1, 0))
-            key_sum[n] += _product(dscores, q, 0, 0)
+            dquery += own(product(dscores, key, 1, 0))
+            key_sum[n] += product(dscores, q, 0, 0)
         dquery_ref[n] = dquery.astype(dtype)
 
     @pl.when(block == pl.num_programs(2) - 1)

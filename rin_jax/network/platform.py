@@ -6,13 +6,23 @@ import jax.numpy as jnp
 Array = jax.Array
 
 
-def on_cpu() -> bool:
-    """Whether a program is traced for a CPU: by the mesh which is set, or by JAX's default device.
+def traced_for(platform: str) -> bool:
+    """Whether a program is traced for "cpu" or "tpu": by the mesh that is set, or JAX's default.
 
     A program that is exported for several platforms is traced as for the default one.
     """
     device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-    return (jax.default_backend() if device is None else device.device_kind) == "cpu"
+    kind = jax.default_backend() if device is None else device.device_kind
+    return kind.split()[0].lower() == platform
+
+
+def unroll(layers: int) -> int:
+    """How many of the compute layers of a block are written out in a turn of their loop.
+
+    All on a TPU: from a loop inside the loop over blocks the compiler copies weights, gradients and
+    what is kept for the backward pass once more (docs/plan.md).
+    """
+    return layers if traced_for("tpu") else 1
 
 
 def project(x: Array, kernel: Array) -> Array:
@@ -21,7 +31,7 @@ def project(x: Array, kernel: Array) -> Array:
     On a CPU as a product of two matrices: the kernel's gradient sums over all tokens, and XLA
     copies transposed arrays there for a sum over two axes.
     """
-    if not on_cpu():
+    if not traced_for("cpu"):
         return jnp.einsum("...w,wf->...f", x, kernel)
     rows = x.reshape(-1, x.shape[-1])
     return (rows @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from rin_jax.network import attention, flat_attention
+from rin_jax.network import attention, flat_attention, long_attention
 from rin_jax.runtime import sharding
 from tests.network.small import distance
 
@@ -55,6 +55,25 @@ def test_kernels_are_as_near_to_float32_as_the_plain_form(shape):
         assert error < min(ROUNDING, 1.5 * distance(other.astype(jnp.float32), truth))
 
 
+@pytest.mark.parametrize("width", [32, 64, 128])
+def test_kernels_for_many_keys_are_nearly_as_near_to_float32(monkeypatch, width):
+    """Three blocks of keys, whose scores grow: each has a new largest one."""
+    heads = 128 // width
+    query, key, value, cotangent = inputs(2, 32, 3 * 128, heads, width)
+    key *= jnp.linspace(0.2, 2, 3 * 128, dtype=key.dtype)[None, :, None]
+    monkeypatch.setattr(flat_attention, "MOST_KEYS", 128)
+    monkeypatch.setattr(long_attention, "BLOCK_SCORES", 32 * 128)
+    arrays = query, key, value, cotangent
+    exact = with_gradients(attention.plain, heads, *(x.astype(jnp.float32) for x in arrays))
+    plain = with_gradients(attention.plain, heads, *arrays)
+    with pltpu.force_tpu_interpret_mode():
+        kernel = with_gradients(flat, heads, *arrays)
+    for result, other, truth in zip(kernel, plain, exact, strict=True):
+        assert (result.dtype, result.shape) == (jnp.bfloat16, truth.shape)
+        error = distance(result.astype(jnp.float32), truth)
+        assert error < 2 * distance(other.astype(jnp.float32), truth)
+
+
 def test_kernels_sum_over_blocks_of_queries_and_of_examples(monkeypatch):
     arrays = inputs(4, 48, 128, 4, 32)
     expected = with_gradients(attention.plain, 4, *arrays)
@@ -94,14 +113,14 @@ def test_a_cpu_computes_the_plain_form_to_the_bit(dtype):
 
 def test_what_kernels_do_not_take_is_left_to_the_plain_form():
     query, key = (4, 32, 512), (4, 256, 512)
-    assert flat_attention.fits(query, key, 16, 2, 4)
-    for keys, parts in (
-        (256, (3, 1)),  # examples, or heads, do not divide
-        (256, (1, 3)),
-        (256, (1, 8)),  # less than 128 lanes on a device
-        (255, (1, 1)),
-        (flat_attention.MOST_KEYS + 128, (1, 1)),
-    ):
-        assert not flat_attention.fits(query, (4, keys, 512), 16, *parts)
-    assert not flat_attention.fits((4, 24, 512), key, 16, 1, 1)  # queries
-    assert not flat_attention.fits((4, 32, 384), (4, 256, 384), 16, 1, 1)  # width 24
+    assert attention.kernels(query, key) is flat_attention.attention
+    many = flat_attention.MOST_KEYS + 128
+    assert attention.kernels(query, (4, many, 512)) is long_attention.attention
+    most = long_attention.MOST_QUERIES + 16
+    for queries, keys in ((32, 255), (24, 256), (24, many), (most, many)):
+        assert attention.kernels((4, queries, 512), (4, keys, 512)) is None
+    assert attention.fits(query, 16, 2, 4)
+    # examples or heads do not divide; less than 128 lanes on a device; heads of width 24
+    for parts in ((3, 1), (1, 3), (1, 8)):
+        assert not attention.fits(query, 16, *parts)
+    assert not attention.fits((4, 32, 384), 16, 1, 1)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from rin_jax.network import platform
-from tests.network.small import distance
+from rin_jax.network.partitioning import new_params
+from tests.network.small import distance, inputs, small
 
 
 def traced_for(monkeypatch, kind):
@@ -22,7 +23,8 @@ def test_both_forms_of_a_projection_agree_with_numpy(monkeypatch, shape):
     x, kernel, cotangent = (rng.normal(size=s) for s in (shape, (4, 3), (*shape[:-1], 3)))
     for kind in ("cpu", "TPU v5 lite"):
         traced_for(monkeypatch, kind)
-        assert platform.on_cpu() == (kind == "cpu")
+        assert platform.traced_for("cpu") == (kind == "cpu")
+        assert platform.traced_for("tpu") == (kind != "cpu")
         out, gradients = jax.vjp(platform.project, jnp.float32(x), jnp.float32(kernel))
         of_x, of_kernel = gradients(jnp.float32(cotangent))
         assert distance(out, x @ kernel) < 1e-6
@@ -43,7 +45,22 @@ def test_the_gradient_of_a_kernel_sums_over_one_axis_on_a_cpu_alone(monkeypatch,
 
 def test_without_a_mesh_the_default_device_says_what_it_is(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert not platform.on_cpu()
+    assert not platform.traced_for("cpu")
+    assert not platform.traced_for("tpu")
+
+
+def test_compute_layers_that_are_written_out_give_the_same(monkeypatch):
+    """As they are for a TPU: no loop but that over blocks."""
+    rin = small(depth=3, num_blocks=2)
+    params, arguments = new_params(rin, jax.random.key(0)), inputs(rin)
+    found, loops = [], []
+    for kind in ("cpu", "TPU v5 lite"):
+        traced_for(monkeypatch, kind)
+        program = jax.jit(lambda params: rin.apply({"params": params}, *arguments)[0]).lower(params)
+        loops.append(program.as_text().count("stablehlo.while"))
+        found.append(program.compile()(params))
+    assert loops == [2, 1]
+    assert distance(*found) < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
