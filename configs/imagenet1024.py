@@ -43,7 +43,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.model.interface_dim = 512  # [M]; the count fits [D]
     config.model.num_heads = 16  # [M]
     config.model.routing_heads = 16  # [M]
-    config.model.remat = "dots"  # memory of a v5e: docs/plan.md
+    config.model.remat = "full"  # memory of a v5e: docs/plan.md
     config.model.dtype = "bfloat16"  # compute only; parameters stay float32
 
     config.diffusion.schedule = {"name": "linear"}  # [V]
