@@ -84,12 +84,16 @@ class Pod:
             os.environ, PYTHON=str(python), XLA_FLAGS=xla.FAST,
             POD_HEARTBEAT=str(heartbeat),  # long: the machine may be busy with other tests
         )  # fmt: skip
+        for name in list(environment):
+            if name.startswith(("JAX_COMPILATION_CACHE", "JAX_PERSISTENT_CACHE")):
+                del environment[name]  # the runs keep their programs by themselves
         self._log = Path(f"{workdir}.log")
         self.process = subprocess.Popen(
             [
                 *("launch/local_pod.sh", str(count), "--devices", str(devices), "--"),
                 *("--config=configs/digits.py:tiny", f"--workdir={workdir}", f"--mode={mode}"),
                 f"--config.data.data_dir={data_dir}",
+                f"--config.runtime.compile_cache={Path(data_dir) / 'programs'}",
                 *(f"--config.{field}={value}" for field, value in changes.items()),
                 *flags,
             ],
@@ -212,6 +216,10 @@ def test_two_processes_and_one_through_a_kill_damage_and_a_signal(start, alone, 
     assert pod.end() == 0, pod.log
     resumed = f"resumed from checkpoint {saved} "  # or a slow signal was heard at the last step
     assert (resumed if saved < NUM_STEPS else "is trained to step 6") in pod.log, pod.log
+    counts = json.loads(pod.log.rpartition("counts: ")[2].splitlines()[0])
+    # what converts the restored step is compiled; training, checksums and samples are kept
+    assert counts.get("cache_hits", 0) > 10 or saved == NUM_STEPS
+    assert counts.get("cache_misses", 0) <= 1
     assert_same_run(workdir, alone, data_dir)
     names, expected = ({path.name for path in folder.iterdir()} for folder in (workdir, alone))
     assert names == expected | {"damaged", "snapshots"}
