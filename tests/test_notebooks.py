@@ -4,8 +4,10 @@ import base64
 import importlib.metadata
 import importlib.util
 import io
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -183,16 +185,29 @@ def test_training_leaves_an_export(tmp_path):
         "digits", tmp_path, VARIANT="tiny", STEPS=20, PICTURES=2, SAMPLER_STEPS=4
     )
     assert improving.shape[1] == 2 * (152 + 2) + 2  # of two steps
+    lines = (tmp_path / "runs" / "digits" / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["train/loss"] for line in lines]
+    assert np.mean(losses[-5:]) < 0.7  # 1 is that of a network that knows nothing
     assert (improving[100:450, 4:150] != improving[100:450, 158:304]).any()
     assert loaded.shape == (5 * 50 + 2, 10 * 50 + 2)
     assert (tmp_path / "exports" / "digits" / "model.safetensors").exists()
 
 
+def in_ten_steps(name: str, folder: Path) -> str:
+    """A copy of a committed model that samples in fewer steps."""
+    copied = Path(shutil.copytree(ROOT / "models" / name, folder / name))
+    content = json.loads((copied / "config.json").read_text())
+    content["config"]["sampler"]["num_steps"] = 10
+    (copied / "config.json").write_text(json.dumps(content))
+    return str(copied)
+
+
 @pytest.mark.slow
-def test_samples_of_the_committed_model(tmp_path):
+def test_samples_of_the_committed_models(tmp_path):
     """Other scales of guidance and other samplers show other pictures of the same noise."""
     grid, guided, samplers, way, reads, clips = execute(
         "sampling", tmp_path, SCALES=(0.0, 3.0), STEPS=(2, 3),
+        EXPORT=in_ten_steps("digits", tmp_path), CLIPS=in_ten_steps("moving_digits", tmp_path),
         SAMPLERS=({"name": "ddim", "eta": 0.0}, {"name": "heun", "eta": 0.0}),
     )  # fmt: skip
     tile, line, gap, columns = 96, 14, 2, 10

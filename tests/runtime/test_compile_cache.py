@@ -1,44 +1,10 @@
-"""Compiled programs are kept: the second process of the same command compiles nothing."""
-
-import collections
-import json
-import os
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
+"""Where compiled programs are kept; that processes find them there: tests/jobs/test_pod.py."""
 
 import jax
 import pytest
 
 from rin_jax import ConfigError
 from rin_jax.runtime import compile_cache
-from tests import xla
-
-ROOT = Path(__file__).resolve().parents[2]
-CONFIG = """
-    from tests import tiny
-
-    def get_config(arg=""):
-        changes = {changes}
-        return tiny.config(data__data_dir={folder!r}, train__num_steps=3, **changes)
-"""
-# main, that tells how often JAX asked for a program and how often one was kept
-CHILD = """
-    import collections
-    import json
-    import sys
-    from jax import monitoring
-    from rin_jax import main
-
-    if __name__ == "__main__":
-        counts = collections.Counter()
-        monitoring.register_event_listener(lambda name, **_: counts.update([name.split("/")[-1]]))
-        try:
-            main.start()
-        finally:
-            print(json.dumps(counts))
-"""
 
 
 @pytest.fixture
@@ -52,29 +18,6 @@ def settings():
     yield
     for name, value in before.items():
         jax.config.update(name, value)
-
-
-def run(folder: Path, workdir: str, **changes) -> collections.Counter:
-    """What JAX counts in a training from the command line, in a process of its own."""
-    environment = os.environ | {"XLA_FLAGS": xla.FAST, "PYTHONPATH": str(ROOT)}
-    text = CONFIG.format(folder=str(folder / "data"), changes=changes)
-    (folder / "config.py").write_text(textwrap.dedent(text))
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(CHILD), f"--config={folder / 'config.py'}",
-         f"--workdir={folder / workdir}"],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=True,
-    )  # fmt: skip
-    return collections.Counter(json.loads(result.stdout.splitlines()[-1]))
-
-
-@pytest.mark.slow
-def test_the_second_process_compiles_nothing(tmp_path):
-    kept = {"runtime__compile_cache": str(tmp_path / "kept")}
-    first = run(tmp_path, "a", **kept)
-    assert first["cache_misses"] > 10
-    again = run(tmp_path, "b", **kept)
-    assert again["cache_hits"] == again["compile_requests_use_cache"] > 10
-    assert not again["cache_misses"]
 
 
 def test_folders(tmp_path, monkeypatch, settings):

@@ -356,6 +356,7 @@ def lower_gradient(experiment, mesh, batch_size: int) -> jax.stages.Lowered:
         return gradient.lower(params, *split((images, cond, draws)), key)
 
 
+@pytest.mark.slow
 def test_pinned_activations_stay_at_home(monkeypatch):
     """With fsdp alone only weights and gradients travel, so a larger batch sends no more bytes.
 

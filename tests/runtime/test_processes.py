@@ -30,6 +30,7 @@ def test_a_good_end_is_silent_and_answers_come_by_index(tmp_path):
     assert (codes, errors) == ([0] * 3, [""] * 3)
 
 
+@pytest.mark.slow
 def test_each_of_four_processes_that_is_killed_or_silent_is_named_by_the_others(tmp_path):
     """Four pods, of each of which another process is killed; in a fifth, one goes silent."""
     pods = [Pod(tmp_path / str(index), *["sleep"] * 4) for index in range(5)]
