@@ -15,10 +15,13 @@ from tests.network.small import fill
 STEPS = 5
 
 
-def on_one_device(experiment):
-    """(compiled step, fresh state)."""
-    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
-    return compile_train_step(experiment, mesh), create_state(experiment, mesh, 0)
+def compiled(experiment):
+    """The step on one device."""
+    return compile_train_step(experiment, one_device())
+
+
+def one_device():
+    return sharding.make_mesh(1, 1, 1, jax.devices()[:1])
 
 
 def run(step, state, batches=None):
@@ -45,8 +48,8 @@ def difference(a, b) -> float:
 @pytest.fixture(scope="module")
 def step():
     """(compiled step, fresh state on the host) of TINY."""
-    compiled, state = on_one_device(tiny.experiment())
-    return compiled, jax.device_get(state)
+    experiment = tiny.experiment()
+    return compiled(experiment), jax.device_get(create_state(experiment, one_device(), 0))
 
 
 @pytest.fixture(scope="module")
@@ -56,18 +59,17 @@ def trained(step):
 
 def test_another_seed_differs(step, trained):
     """Of the steps alone: both start from one state."""
-    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
-    losses, params, *_ = run(compile_train_step(tiny.experiment(seed=1), mesh), step[1])
+    losses, params, *_ = run(compiled(tiny.experiment(seed=1)), step[1])
     assert np.abs(losses - trained[0]).max() > 1e-3
     assert difference(params, trained[1]) > 1e-4
 
 
 def test_the_state_is_updated_in_place(step):
     """All of it: the results lie where the arguments have been."""
-    compiled, state = step[0], jax.device_put(step[1], jax.devices()[0])
+    program, state = step[0], jax.device_put(step[1], jax.devices()[0])
     leaves = jax.tree.leaves(state)
-    assert compiled.memory_analysis().alias_size_in_bytes == sum(leaf.nbytes for leaf in leaves)
-    compiled(state, tiny.batches(1)[0])
+    assert program.memory_analysis().alias_size_in_bytes == sum(leaf.nbytes for leaf in leaves)
+    program(state, tiny.batches(1)[0])
     assert all(leaf.is_deleted() for leaf in leaves)
 
 
@@ -99,11 +101,13 @@ def test_the_first_pass_keeps_nothing_for_the_gradient(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def accumulated():
+def accumulated(step):
     """The same steps without dropout, of a batch at once and of four parts of it."""
     still = {"model__dropout": 0.0, "model__drop_path": 0.0}
-    return [run(*on_one_device(tiny.experiment(**still, train__accumulation_steps=parts)))
-            for parts in (1, 4)]  # fmt: skip
+    return [
+        run(compiled(tiny.experiment(**still, train__accumulation_steps=parts)), step[1])
+        for parts in (1, 4)
+    ]
 
 
 @pytest.mark.slow
@@ -123,8 +127,8 @@ def test_accumulation_is_the_mean_of_the_parts(accumulated):
 
 
 @pytest.mark.parametrize("remat", ["full", "dots"])
-def test_remat_changes_memory_and_nothing_else(trained, remat):
-    losses, params, *_ = run(*on_one_device(tiny.experiment(model__remat=remat)))
+def test_remat_changes_memory_and_nothing_else(step, trained, remat):
+    losses, params, *_ = run(compiled(tiny.experiment(model__remat=remat)), step[1])
     np.testing.assert_allclose(losses, trained[0], atol=1e-5)
     assert difference(params, trained[1]) < 1e-5
 
@@ -141,7 +145,8 @@ def test_an_unconditional_model_trains_without_labels():
     batches = [{"image": batch["image"]} for batch in tiny.batches(STEPS)]
     changes = {"optimizer__clip_norm": 1.0, "optimizer__learning_rate": 1e-3}
     experiment = tiny.experiment(data__num_classes=0, optimizer__name="muon", **changes)
-    losses, params, *_ = run(*on_one_device(experiment), batches)
+    state = create_state(experiment, one_device(), 0)
+    losses, params, *_ = run(compiled(experiment), state, batches)
     assert np.isfinite(losses).all()
     assert "label" not in params
 
