@@ -152,20 +152,13 @@ def test_a_finished_run_does_nothing_twice(undisturbed, data_dir, tmp_path, caps
     assert files() == before
 
 
-def test_a_longer_run_goes_on(undisturbed, data_dir, tmp_path):
-    workdir = str(tmp_path / "copy")
-    shutil.copytree(undisturbed, workdir)
-    train_lib.train(tiny.config(data__data_dir=data_dir, train__num_steps=8), workdir)
-    assert newest(workdir) == 8
-    assert [line["step"] for line in metrics(workdir)] == [2, 4, 6, 8]
-
-
-def test_clipping_can_be_switched_on_in_the_middle(undisturbed, data_dir, tmp_path):
+def test_a_longer_run_goes_on_and_may_clip_gradients_from_there(undisturbed, data_dir, tmp_path):
     workdir = str(tmp_path / "copy")
     shutil.copytree(undisturbed, workdir)
     config = tiny.config(data__data_dir=data_dir, train__num_steps=8, optimizer__clip_norm=1.0)
     train_lib.train(config, workdir)
     assert newest(workdir) == 8
+    assert [line["step"] for line in metrics(workdir)] == [2, 4, 6, 8]
 
 
 def test_the_share_of_time_that_waits_for_data_is_logged(data_dir, tmp_path, monkeypatch):
