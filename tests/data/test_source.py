@@ -193,6 +193,7 @@ def test_another_process_prepared_first(digits_dir, tmp_path, monkeypatch):
         small_sets.opened("digits", "train", str(tmp_path / "elsewhere"), 8, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size", "clip", "shape"),
     [
