@@ -109,7 +109,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.train.max_skipped_steps = 10  # in a row, then training stops
     config.train.init_from = config_dict.placeholder(str)  # another run, to fine-tune
     config.train.log_every_steps = 50
-    config.train.sample_every_steps = 500
+    config.train.sample_every_steps = 1000
     config.train.wandb = config_dict.placeholder(str)  # a project of Weights & Biases
 
     config.ema = ml_collections.ConfigDict()
@@ -135,7 +135,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.evaluation.i3d_weights = config_dict.placeholder(str)  # a file
     config.evaluation.reference = config_dict.placeholder(str)  # statistics made elsewhere
     config.evaluation.real_samples = config_dict.placeholder(int)  # all
-    config.evaluation.every_steps = 1000
+    config.evaluation.every_steps = 1500
     config.evaluation.trend_samples = 200
     config.evaluation.held_out_every_steps = config_dict.placeholder(int)  # all are learnt from
     config.evaluation.keep_best = True

@@ -81,7 +81,8 @@ def train(
     """Learns from uint8 images or clips [R, .., C] with labels int [R], 0 to num_classes - 1.
 
     Makes EPOCHS passes, but at least FEWEST_STEPS steps, on one device. `progress` is called with
-    the number of steps done and of all steps. ConfigError for no images, and for other labels.
+    the number of steps done, first with 0, and of all steps. ConfigError for no images, and for
+    other labels.
     """
     if not len(labels):
         raise ConfigError("The classifier needs images to learn from; there are none.")
@@ -99,6 +100,8 @@ def train(
     state = params, optimizer.init(params)
     step = jax.jit(functools.partial(_step, optimizer))
     rows = _order(len(images), steps * BATCH, seed).reshape(steps, BATCH)
+    if progress:
+        progress(0, steps)
     for i, batch in enumerate(rows):
         key = jax.random.fold_in(shift_key, i)
         state = step(state, key, images[batch], labels[batch].astype(np.int32))

@@ -234,7 +234,9 @@ def train_classifier(experiment: Experiment, source: Source) -> dict[str, Any]:
     progress: list[console.Progress] = []
 
     def show(done: int, steps: int) -> None:
-        progress[:] = progress or [console.Progress(0, steps, classifier.BATCH)]
+        if not done:
+            progress.append(console.Progress(0, steps, classifier.BATCH))
+            return
         progress[0].update(done)
         console.say(progress[0].line("step", "images"))
 
