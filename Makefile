@@ -21,7 +21,7 @@ demo: $(VENV)/.base
 	$(BIN)/python -m rin_jax.main --workdir=$(WORKDIR) --mode=sample
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=10
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 CHECKED := tests/test_imports.py tests/test_configs.py tests/test_experiment.py tests/data \
 	tests/diffusion tests/evaluation tests/launch tests/runtime

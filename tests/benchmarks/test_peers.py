@@ -28,9 +28,9 @@ turns.serve(turns.start(1), {"parameters": 3}, make)
 def test_a_process_answers_with_the_seconds_of_a_call_or_with_its_error():
     process = peers.Process([sys.executable, "-c", SLEEPER], str(sizes.ROOT), {})
     assert process.read() == {"parameters": 3}
-    slow, fast = process.turn("0.1"), process.turn("0.01")
-    assert slow["seconds"] >= 0.1
-    assert 0.01 <= fast["seconds"] < slow["seconds"]
+    slow = process.turn("0.1")
+    fastest = min(process.turn("0.01")["seconds"] for _ in range(5))  # the machine may be busy
+    assert 0.01 <= fastest < 0.1 <= slow["seconds"]
     assert slow["cpu_seconds"] < slow["seconds"]  # it slept
     assert process.turn("bad") == {"error": "ValueError: it cannot be compiled"}
     assert process.turn("0.01")["seconds"] >= 0.01
