@@ -4,9 +4,9 @@
 
 trains each cell of the table, a change and a seed, by the same command as any run, measures it by
 --mode=evaluate, and writes OUT/ablations.json, OUT/ablations.md and OUT/cost.svg, a plot of quality
-against the cost of a network. What the JSON file has is not
-computed again, and a training that was interrupted goes on, so that the command may be stopped and
-started at any time; --jobs trains so many at once. docs/ablations.md has the tables.
+against the cost of a network. What the JSON file has is not computed again, and a training that was
+interrupted goes on, so that the command may be stopped and started at any time; --jobs trains so
+many at once. docs/ablations.md has the tables.
 
 Figures of a row, mean and range over the seeds: the Frechet distance of the samples to all real
 images in the features of the data set's classifier, and the share that the classifier reads as the

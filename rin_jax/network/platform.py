@@ -13,7 +13,7 @@ def traced_for(platform: str) -> bool:
     """
     device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
     kind = jax.default_backend() if device is None else device.device_kind
-    return kind.split()[0].lower() == platform
+    return kind.lower().startswith(platform)  # "TPU v5 lite", "TPU7x"
 
 
 def unroll(layers: int) -> int:

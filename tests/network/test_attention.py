@@ -35,6 +35,17 @@ def with_gradients(form, heads, query, key, value, cotangent):
 flat = functools.partial(attention.flat, spec=None)
 
 
+def errors(arrays, heads):
+    """Distances to float32 of the kernels' result and gradients, each beside the plain form's."""
+    exact = with_gradients(attention.plain, heads, *(x.astype(jnp.float32) for x in arrays))
+    plain = with_gradients(attention.plain, heads, *arrays)
+    with pltpu.force_tpu_interpret_mode():
+        kernel = with_gradients(flat, heads, *arrays)
+    for result, other, truth in zip(kernel, plain, exact, strict=True):
+        assert (result.dtype, result.shape) == (jnp.bfloat16, truth.shape)
+        yield tuple(distance(x.astype(jnp.float32), truth) for x in (result, other))
+
+
 SHAPES = {
     "read, four heads in a block": (2, 32, 256, 4, 32),
     "write, two": (3, 64, 128, 2, 64),
@@ -45,14 +56,8 @@ SHAPES = {
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_kernels_are_as_near_to_float32_as_the_plain_form(shape):
     arrays, heads = inputs(*shape), shape[3]
-    exact = with_gradients(attention.plain, heads, *(x.astype(jnp.float32) for x in arrays))
-    plain = with_gradients(attention.plain, heads, *arrays)
-    with pltpu.force_tpu_interpret_mode():
-        kernel = with_gradients(flat, heads, *arrays)
-    for result, other, truth in zip(kernel, plain, exact, strict=True):
-        assert (result.dtype, result.shape) == (jnp.bfloat16, truth.shape)
-        error = distance(result.astype(jnp.float32), truth)
-        assert error < min(ROUNDING, 1.5 * distance(other.astype(jnp.float32), truth))
+    for error, other in errors(arrays, heads):
+        assert error < min(ROUNDING, 1.5 * other)
 
 
 @pytest.mark.parametrize("width", [32, 64, 128])
@@ -63,15 +68,8 @@ def test_kernels_for_many_keys_are_nearly_as_near_to_float32(monkeypatch, width)
     key *= jnp.linspace(0.2, 2, 3 * 128, dtype=key.dtype)[None, :, None]
     monkeypatch.setattr(flat_attention, "MOST_KEYS", 128)
     monkeypatch.setattr(long_attention, "BLOCK_SCORES", 32 * 128)
-    arrays = query, key, value, cotangent
-    exact = with_gradients(attention.plain, heads, *(x.astype(jnp.float32) for x in arrays))
-    plain = with_gradients(attention.plain, heads, *arrays)
-    with pltpu.force_tpu_interpret_mode():
-        kernel = with_gradients(flat, heads, *arrays)
-    for result, other, truth in zip(kernel, plain, exact, strict=True):
-        assert (result.dtype, result.shape) == (jnp.bfloat16, truth.shape)
-        error = distance(result.astype(jnp.float32), truth)
-        assert error < 2 * distance(other.astype(jnp.float32), truth)
+    for error, other in errors((query, key, value, cotangent), heads):
+        assert error < 2 * other
 
 
 def test_kernels_sum_over_blocks_of_queries_and_of_examples(monkeypatch):

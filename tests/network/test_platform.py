@@ -21,7 +21,7 @@ def traced_for(monkeypatch, kind):
 def test_both_forms_of_a_projection_agree_with_numpy(monkeypatch, shape):
     rng = np.random.default_rng(0)
     x, kernel, cotangent = (rng.normal(size=s) for s in (shape, (4, 3), (*shape[:-1], 3)))
-    for kind in ("cpu", "TPU v5 lite"):
+    for kind in ("cpu", "TPU v5 lite", "TPU7x"):
         traced_for(monkeypatch, kind)
         assert platform.traced_for("cpu") == (kind == "cpu")
         assert platform.traced_for("tpu") == (kind != "cpu")
