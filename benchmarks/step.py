@@ -34,6 +34,7 @@ from benchmarks.timing import (
 from rin_jax import ConfigError
 from rin_jax.experiment import Experiment, make_experiment
 from rin_jax.network import cost
+from rin_jax.runtime import huge_pages
 
 DTYPES = ("float32", "bfloat16")
 
@@ -199,4 +200,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    huge_pages.use()
     main()

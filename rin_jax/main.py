@@ -10,8 +10,12 @@ import signal
 import sys
 import traceback
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `preemption` listens: no traceback
+from rin_jax.runtime import huge_pages
+
+if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `preemption` listens: no traceback
+    huge_pages.use()
 
 from absl import app, flags
 from ml_collections import config_flags
