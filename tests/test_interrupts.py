@@ -50,7 +50,7 @@ def test_a_start_that_is_interrupted(tmp_path, mode, seconds):
     with started(tmp_path / "run", f"--mode={mode}", *target) as process:
         time.sleep(seconds)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=60)
     if process.returncode != 2:  # there is no checkpoint to sample from
         assert process.returncode in (PREEMPTED, -signal.SIGINT), errors
     assert "Traceback" not in errors
@@ -64,7 +64,7 @@ def test_a_run_that_is_interrupted_saves_its_step(tmp_path):
             if found := re.search(r"  step +(\d+)/", line):
                 break
         process.send_signal(signal.SIGINT)
-        out, errors = process.communicate(timeout=30)
+        out, errors = process.communicate(timeout=60)
     assert process.returncode == PREEMPTED, errors
     assert errors.startswith("interrupted: SIGINT")
     assert "Traceback" not in errors + out
