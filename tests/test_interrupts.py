@@ -53,7 +53,8 @@ def test_a_start_that_is_interrupted(tmp_path, mode, seconds):
         _, errors = process.communicate(timeout=60)
     if process.returncode != 2:  # there is no checkpoint to sample from
         assert process.returncode in (PREEMPTED, -signal.SIGINT), errors
-    assert "Traceback" not in errors
+    # before the first line of main.py, to which a slow machine has not come, Python itself hears
+    assert "Traceback" not in errors or "main.py" not in errors, errors
 
 
 def test_a_run_that_is_interrupted_saves_its_step(tmp_path):
