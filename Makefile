@@ -30,7 +30,7 @@ CHECKED := tests/test_imports.py tests/test_configs.py tests/test_experiment.py 
 	tests/diffusion tests/evaluation tests/launch tests/runtime
 
 check: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(CHECKED)
+	$(BIN)/python -m pytest -n 3 --dist loadfile -m "not slow" $(CHECKED)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
