@@ -10,6 +10,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/digits
 SHELL := /bin/bash
+# pip compiles nothing: Python keeps what it imports, also where the shell forbids it to. The suite
+# starts many processes, and half of a start would be compiling
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help demo test check lint clean
 
@@ -21,13 +24,13 @@ demo: $(VENV)/.base
 	$(BIN)/python -m rin_jax.main --workdir=$(WORKDIR) --mode=sample
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=10
 
 CHECKED := tests/test_imports.py tests/test_configs.py tests/test_experiment.py tests/data \
 	tests/diffusion tests/evaluation tests/launch tests/runtime
 
 check: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(CHECKED)
+	$(BIN)/python -m pytest -n 3 --dist loadfile -m "not slow" $(CHECKED)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

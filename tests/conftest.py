@@ -29,7 +29,7 @@ gc.set_threshold(50_000)
 
 
 def pytest_collection_modifyitems(items):
-    """Files with slow tests first, quick ones last, so that two workers end at about one time.
+    """Files with slow tests first, quick ones last, so that all workers end at about one time.
 
     The other files are from training/ back to benchmarks/, as the first folders are quick.
     """

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +41,12 @@ def started(workdir, *arguments: str) -> Iterator[subprocess.Popen]:
         process.kill()
 
 
+def processor_seconds(pid: int) -> float:
+    """What a process has used: how far it is, however busy the machine is."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @pytest.mark.parametrize(
     ("mode", "seconds"),
     [("train", 0.4), ("train", 1.2), ("train", 2.5), ("export", 2.0), ("sample", 2.5)],
@@ -48,9 +55,10 @@ def test_a_start_that_is_interrupted(tmp_path, mode, seconds):
     """Before the run listens, SIGINT has the effect that it has on any command."""
     target = ["--to=to"] if mode == "export" else []
     with started(tmp_path / "run", f"--mode={mode}", *target) as process:
-        time.sleep(seconds)
+        while process.poll() is None and processor_seconds(process.pid) < seconds:
+            time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=60)
     if process.returncode != 2:  # there is no checkpoint to sample from
         assert process.returncode in (PREEMPTED, -signal.SIGINT), errors
     assert "Traceback" not in errors
@@ -64,7 +72,7 @@ def test_a_run_that_is_interrupted_saves_its_step(tmp_path):
             if found := re.search(r"  step +(\d+)/", line):
                 break
         process.send_signal(signal.SIGINT)
-        out, errors = process.communicate(timeout=30)
+        out, errors = process.communicate(timeout=60)
     assert process.returncode == PREEMPTED, errors
     assert errors.startswith("interrupted: SIGINT")
     assert "Traceback" not in errors + out

@@ -237,9 +237,11 @@ class Model:
         batch, shards = inputs[0].shape[0], sharding.batch_shards(self.mesh)
         rows = np.arange(batch + -batch % shards) % batch
         place = sharding.batch_sharding(self.mesh)
-        inputs = jax.tree.map(
-            lambda x: jax.device_put(jnp.asarray(x)[rows], place), (inputs, frames)
-        )
+
+        def put(x):
+            return jax.device_put(x if len(rows) == batch else jnp.asarray(x)[rows], place)
+
+        inputs = jax.tree.map(put, (inputs, frames))
         return jax.tree.map(lambda x: x[:batch], compiled(self.params, *inputs))
 
 

@@ -410,7 +410,7 @@ def test_an_error_stops_all_threads(tmp_path, monkeypatch):
             second.wait(60)
             raise RuntimeError("of this thread")
         second.set()
-        time.sleep(0.2)
+        time.sleep(1.0)
 
     with pytest.raises(RuntimeError, match="of this thread"):
         write(tmp_path, tmp_path / "photos", progress=progress)

@@ -1,5 +1,6 @@
 """Every runtime of an export gives rin_jax's numbers, by its programs and by the card's code."""
 
+import functools
 import re
 
 import jax
@@ -91,8 +92,9 @@ def test_one_pass_of_any_batch(case, batch):
         theirs += [outputs, _in_torch(*given, **frames)]
         cond = conditioning.of_labels(labels, classes) | frames
         x = model.experiment.sampler.process.network_input(xt)
-        passed = model.experiment.rin, model.params, x, gamma, cond, latents
-        np.testing.assert_allclose(reads, apply_with_reads(*passed)[2], atol=1e-5)
+        passing = jax.jit(functools.partial(apply_with_reads, model.experiment.rin))
+        expected = passing(model.params, x, gamma, cond, latents)[2]
+        np.testing.assert_allclose(reads, expected, atol=1e-5)
     for outputs in theirs:
         for a, b in zip(ours, outputs, strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)

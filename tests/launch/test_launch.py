@@ -277,7 +277,7 @@ def test_again_until_it_makes_no_sense(tmp_path, codes, expected):
         [LAUNCH / "again.sh", "bash", "-c", script],
         cwd=tmp_path,
         env={**os.environ, "PAUSE": "0"},
-        timeout=20,
+        timeout=60,
         check=False,
     )
     assert done.returncode == expected
