@@ -30,7 +30,6 @@ import jax
 from benchmarks.sizes import ROOT, make_config
 from rin_jax.experiment import make_experiment
 from rin_jax.interop import export_format, formulas
-from rin_jax.runtime import huge_pages
 
 PEERS = ("twin", "rin-pytorch", "twin-compiled", "rin-pytorch-compiled", "plain")
 PARTS = ("forward_backward", "sampler_step", "training_step")  # the last gives its state away
@@ -93,11 +92,8 @@ def processes(
     """All processes by name, ours first; they start at the same time, and some may not."""
     ours = {name: getattr(args, name) for name in ("size", "batch", "dtype", "remat")}
     ours["threads"] = threads
-    environment = {
-        "OMP_NUM_THREADS": str(threads),
-        "GLIBC_TUNABLES": huge_pages.TUNABLE,  # as our jobs have, for all alike
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # on a GPU no process may take all memory at once
-    }
+    # on a GPU no process may take all memory at once
+    environment = {"OMP_NUM_THREADS": str(threads), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     attention = {"ours": args.attention, "plain": "xla", "against": args.attention}
     search = [os.environ.get("PYTHONPATH")]
     if not args.peer_python and any(name.startswith("rin-pytorch") for name in names):
