@@ -19,14 +19,18 @@ STEPS, AT_ONCE = 3, 8
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), np.uint8)
 
 
-@pytest.fixture(scope="module")
-def model() -> Model:
-    """A network that has learnt nothing, on one device."""
+def on_devices(count: int) -> Model:
+    """A network that has learnt nothing, on so many devices."""
     experiment = tiny.experiment(sampler__images_per_device=AT_ONCE)
-    mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    mesh = sharding.make_mesh(count, 1, 1, jax.devices()[:count])
     params = new_params(experiment.rin, jax.random.key(0))
     params = jax.device_put(params, sharding.replicated(mesh))
     return Model(experiment, params, mesh, NAMES, 7, "decay_0.9")
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return on_devices(1)
 
 
 def test_a_notebook_cell_prints_one_line(model):
@@ -49,6 +53,17 @@ def test_samples_do_not_depend_on_how_many_there_are(model):
     np.testing.assert_array_equal(many[: AT_ONCE + 1], model.sample(AT_ONCE + 1))
     none = model.sample(0)
     assert (none.shape, none.dtype) == ((0, 8, 8, 1), np.uint8)
+
+
+def test_a_pass_on_several_devices_whether_or_not_the_batch_fills_them(model):
+    rng = np.random.default_rng(0)
+    xt, gamma = rng.normal(size=(4, 8, 8, 1)), np.linspace(0.1, 0.9, 4)
+    several = on_devices(4)
+    for batch in (3, 4):
+        given = xt[:batch], gamma[:batch], list(range(batch))
+        for one, theirs in zip(model.denoise(*given), several.denoise(*given), strict=True):
+            assert theirs.shape[0] == batch
+            np.testing.assert_allclose(theirs, one, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,17 @@ def test_a_program_starts_once_more_as_the_same_process(given):
     assert end == f"{':'.join(expected)} an argument"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of Linux's C library")
+def test_the_command_line_has_them(tmp_path):
+    config = tmp_path / "config.py"
+    config.write_text("import os\nraise ValueError(os.environ['GLIBC_TUNABLES'])\n")
+    environment = {key: x for key, x in os.environ.items() if key != "GLIBC_TUNABLES"}
+    command = [sys.executable, "-m", "rin_jax.main", f"--config={config}"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert huge_pages.TUNABLE in done.stderr
+
+
 def test_what_the_environment_says_stays():
     (_, end) = lines_of("glibc.malloc.hugetlb=0")
     assert end == "glibc.malloc.hugetlb=0 an argument"
