@@ -60,6 +60,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.diffusion.normalize_input = False
     config.diffusion.self_cond_rate = 0.9
     config.diffusion.cond_dropout = 0.1
+    config.diffusion.sigmoid_bias = config_dict.placeholder(float)  # no weight
+    config.diffusion.logit_normal_times = config_dict.placeholder(tuple)  # uniform ones
 
     config.sampler = ml_collections.ConfigDict()
     config.sampler.name = "ddim"

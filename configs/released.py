@@ -41,6 +41,8 @@ def recipe() -> ml_collections.ConfigDict:
     config.diffusion.loss_type = "eps"  # [V]
     config.diffusion.self_cond_rate = 0.9  # [V]
     config.diffusion.cond_dropout = 0.0  # [V] no guidance
+    config.diffusion.sigmoid_bias = config_dict.placeholder(float)  # no weight
+    config.diffusion.logit_normal_times = config_dict.placeholder(tuple)  # uniform ones
 
     config.sampler = ml_collections.ConfigDict()
     config.sampler.name = "ddpm_large"  # [V]

@@ -43,6 +43,7 @@ def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
     config = copy.deepcopy(dict(saved))
     data = {"clip": None, "cache_dir": None}
     older = {"data": data, "train": {"wandb": None}}
+    older |= {"diffusion": {"sigmoid_bias": None, "logit_normal_times": None}}
     older |= {"model": SINCE_FORMAT_2, "evaluation": OLD_EVALUATION}
     for name, fields in older.items():
         if isinstance(found := config.get(name), Mapping):

@@ -1,12 +1,14 @@
 """The loss with lambdas for the network."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rin_jax.diffusion import schedules
 from rin_jax.diffusion.objective import Draws, Objective
 from rin_jax.diffusion.process import PREDICTION_TYPES, add_noise, velocity
 from tests.diffusion.toys import TYPES, column, process, ramp, target
@@ -16,8 +18,11 @@ SHAPE = (4, 3, 3, 2)
 COND = jnp.float32([1, 2, 3, 4])
 
 
-def _objective(kind="eps", loss_type="eps", rate=0.9, scale=0.5, normalize=False, drop=0.0):
-    return Objective(process(kind, scale, normalize), ramp, loss_type, rate, drop)
+def _objective(
+    kind="eps", loss_type="eps", rate=0.9, scale=0.5, normalize=False, drop=0.0, bias=None,
+    times=None,
+):  # fmt: skip
+    return Objective(process(kind, scale, normalize), ramp, loss_type, rate, drop, bias, times)
 
 
 def _images():
@@ -219,6 +224,43 @@ def test_draws_depend_on_the_key_alone():
     assert np.abs(first.t - other.t).max() > 1e-3
 
 
+@pytest.mark.parametrize("bias", [-2.0, 0.0, 1.5])
+def test_the_sigmoid_weight_is_that_of_the_noises_loss(bias):
+    """SiD2 gives it in either form: e^b sigmoid(l - b) of x0's error, sigmoid(b - l) of eps'."""
+    draws, images, zeros = _draws(), _images(), jnp.zeros(SHAPE)
+    falling = functools.partial(schedules.uniform_logsnr, start=3.0, end=-4.0)
+    objective = dataclasses.replace(_objective("x0", "x0", scale=1.0, bias=bias), schedule=falling)
+    passes = (_always(zeros),) * 2
+    found = objective.errors(*passes, _hide, images, COND, draws)
+    levels = 3.0 - 7.0 * draws.t
+    xt = add_noise(images, draws.eps, jax.nn.sigmoid(levels))
+    eps_hat = xt / jnp.sqrt(1 - column(jax.nn.sigmoid(levels), xt)[0])  # where x0 is 0
+    of_eps = jnp.square(draws.eps - eps_hat).mean((1, 2, 3))
+    np.testing.assert_allclose(found, 7.0 * jax.nn.sigmoid(bias - levels) * of_eps, rtol=1e-4)
+
+
+def test_the_sigmoid_weight_does_not_depend_on_the_schedule():
+    """An integral over log-SNR is the same by any schedule that runs over the same levels."""
+    t = (jnp.arange(200_000) + 0.5) / 200_000
+    even = functools.partial(schedules.uniform_logsnr, start=3.0, end=-4.0)
+
+    def total(schedule):
+        objective = dataclasses.replace(_objective("x0", "x0", bias=-1.0), schedule=schedule)
+        return (objective.weight(t) * schedule(t)).mean()
+
+    np.testing.assert_allclose(total(lambda u: even(u**2)), total(even), rtol=1e-4)
+
+
+def test_logit_normal_times():
+    t = _objective(times=(-0.5, 0.7)).draw(KEY, (20_000, 1)).t
+    logits = jnp.log(t) - jnp.log1p(-t)
+    np.testing.assert_allclose(logits.mean(), -0.5, atol=0.02)
+    np.testing.assert_allclose(logits.std(), 0.7, atol=0.02)
+    np.testing.assert_allclose(jnp.median(t), jax.nn.sigmoid(-0.5), atol=0.01)
+    inside = ((logits > -0.5 - 0.7) & (logits < -0.5 + 0.7)).mean()
+    np.testing.assert_allclose(inside, 0.6827, atol=0.01)  # of a normal distribution
+
+
 def test_the_ends_of_the_rates():
     never = _objective(rate=0.0, drop=1.0).draw(KEY, (64, 1))
     always = _objective(rate=1.0, drop=0.0).draw(KEY, (64, 1))
@@ -234,6 +276,9 @@ def test_the_ends_of_the_rates():
         ({"loss_type": "x"}, ["loss_type is 'x'", "eps, x0, v"]),
         ({"self_cond_rate": 1.1}, ["self_cond_rate is 1.1"]),
         ({"cond_dropout": -0.1}, ["cond_dropout is -0.1"]),
+        ({"sigmoid_bias": 1.0}, ["sigmoid_bias is 1.0", "loss_type 'eps'", "set loss_type 'x0'"]),
+        ({"logit_normal_times": (0.0,)}, ["logit_normal_times is (0.0,)", "(0.0, 1.0)"]),
+        ({"logit_normal_times": (0.0, 0.0)}, ["logit_normal_times is (0.0, 0.0)"]),
     ],
 )
 def test_errors_name_field_and_value(changes, words):

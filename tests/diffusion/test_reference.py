@@ -206,6 +206,8 @@ def loss_case(case):
         loss_type=kind.get(p := overrides.get("loss_type", "eps"), p),
         self_cond_rate=rate,
         cond_dropout=overrides.get("cond_dropout", 0.0),
+        sigmoid_bias=None,
+        logit_normal_times=None,
     )
     if overrides.get("self_cond_by_masking", True):
         mask = arrays["u_mask"] > 1 - rate
