@@ -49,7 +49,7 @@ class Cell:
     name: str  # the answer that this cell gives to it
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of the configuration
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of the sampler alone
-    ema: str = "decay_0.998"
+    ema: str = "decay_0.998"  # which average of the weights is measured
     equal_flops: bool = False
     plain: bool = False  # whether the network is a plain transformer
 
@@ -57,6 +57,15 @@ class Cell:
     def key(self) -> str:
         """The name in the JSON file."""
         return f"{self.group}: {self.name}"
+
+    @property
+    def training(self) -> "Cell":
+        """The first cell of the table that is trained as this one is, which may be itself."""
+
+        def trained(cell):
+            return dict(cell.changes), cell.equal_flops, cell.plain
+
+        return next(cell for cell in CELLS if trained(cell) == trained(self))
 
 
 def _layers(blocks: int, depth: int) -> dict[str, int]:
@@ -81,7 +90,12 @@ def _plain(blocks: int, width: int) -> dict[str, Any]:
     return _layers(blocks, 2) | rest
 
 
+def _sigmoid(bias: float) -> dict[str, Any]:
+    return _prediction("x0", "x0") | {"diffusion.sigmoid_bias": bias}
+
+
 _EQUAL = {"equal_flops": True}
+_SOON = "by a power average, 0.05"
 _PLAIN = "plain transformer, equal FLOPs"
 CELLS = (
     Cell("base", "as the configuration"),
@@ -118,6 +132,21 @@ CELLS = (
     Cell("blocks x depth, equal FLOPs", "4 x 1", _layers(4, 1), **_EQUAL),
     Cell("average of the weights", "power 0.05", ema="power_0.05"),
     Cell("average of the weights", "power 0.1", ema="power_0.1"),
+    *(
+        Cell(_SOON, name, changes, ema="power_0.05", equal_flops=equal)
+        for name, changes, equal in (
+            ("as the configuration", {}, False),
+            ("no norm on what is read", {"model.norm_context": False}, False),
+            ("v, v", _prediction("v", "v"), False),
+            ("x0, x0", _prediction("x0", "x0"), False),
+            ("x0 weighted by a sigmoid, bias -4", _sigmoid(-4.0), False),
+            ("x0 weighted by a sigmoid, bias -2", _sigmoid(-2.0), False),
+            ("x0 weighted by a sigmoid, bias 0", _sigmoid(0.0), False),
+            ("logit-normal times, 0, 1", {"diffusion.logit_normal_times": (0.0, 1.0)}, False),
+            ("1 x 4 blocks x depth", _layers(1, 4), True),
+            ("8 latents", {"model.num_latents": 8}, True),
+        )
+    ),
 )  # fmt: skip
 
 
@@ -224,7 +253,7 @@ class Runs:
     def measure(self, cell: Cell, seed: int) -> dict[str, Any]:
         """Trains a cell, unless it has been, and measures it."""
         config = make_config(self.base, cell, seed, self.steps, self.num)
-        trained = cell.key if cell.changes else CELLS[0].key
+        trained = cell.training.key
         name = "".join(c if c.isalnum() else "_" for c in trained) + f"-{seed}"
         workdir = self.out / name
         program = "benchmarks.plain_transformer" if cell.plain else "rin_jax.main"
@@ -267,6 +296,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000, help="of the base; default 1000")
     parser.add_argument("--num", type=int, default=2000, help="samples of a cell; default 2000")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    groups = list(dict.fromkeys(cell.group for cell in CELLS))
+    parser.add_argument("--groups", nargs="+", choices=groups, help="default: all")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at once")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -274,21 +305,22 @@ def main() -> None:
     runs = Runs(args.out, args.base, args.steps, args.num)
     runs.prepare()
 
-    def measure(seed: int, cell: Cell) -> None:
-        if not table.has(cell, seed):
-            table.add(cell, seed, runs.measure(cell, seed))
-            row = table.rows[cell.key][str(seed)]
-            print(f"{cell.key}, seed {seed}: {row['distance']:.2f}", flush=True)
+    together: dict[str, list[Cell]] = {}  # the cells of one training, which one job measures
+    for cell in CELLS:
+        if not args.groups or cell.group in args.groups:
+            together.setdefault(cell.training.key, []).append(cell)
+
+    def measure(seed: int, cells: list[Cell]) -> None:
+        for cell in cells:
+            if not table.has(cell, seed):
+                table.add(cell, seed, runs.measure(cell, seed))
+                row = table.rows[cell.key][str(seed)]
+                print(f"{cell.key}, seed {seed}: {row['distance']:.2f}", flush=True)
 
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        trained = [cell for cell in CELLS if cell.changes or cell is CELLS[0]]
-        jobs = [pool.submit(measure, seed, cell) for seed in args.seeds for cell in trained]
+        some = [(seed, cells) for seed in args.seeds for cells in together.values()]
+        jobs = [pool.submit(measure, *one) for one in some]
         failed = [job for job in jobs if job.exception()]
-        # those that only sample need the base to be trained
-        for seed in args.seeds:
-            for cell in CELLS:
-                if cell not in trained and table.has(CELLS[0], seed):
-                    measure(seed, cell)
     (args.out / "ablations.md").write_text(table.markdown())
     (args.out / "cost.svg").write_text(table.cost_plot())
     print(table.markdown())
