@@ -3,8 +3,8 @@
 Pass 1 runs with empty latents; its latents, with the gradient stopped, feed pass 2 in the
 examples that self-conditioning takes (rate 0.9); the loss is that of pass 2 alone.
 
-Source: arXiv 2212.11972 section 2.3 and algorithm 1; the weight of arXiv 2410.19324 eq. 4 (SiD2) and
-the times of arXiv 2403.03206 section 3.1 may be chosen instead of its even ones.
+Source: arXiv 2212.11972 section 2.3 and algorithm 1; instead of even weights and times those of
+arXiv 2410.19324 eq. 4 (SiD2) and of arXiv 2403.03206 section 3.1 may be chosen.
 """
 
 import dataclasses
@@ -87,9 +87,9 @@ class Objective:
     ) -> Array:  # fmt: skip
         """Mean squared error of each of a batch of examples x [B, ...] in [-1, 1], float32 [B].
 
-        It is weighted if there is a `sigmoid_bias`. The loss is their mean. Each pass is the network with its parameters and a dropout of its
-        own. `drop_cond`: (cond, keep bool [B]) -> cond with the others' condition hidden; `cond` is
-        any pytree that it and the passes understand.
+        Weighted if there is a `sigmoid_bias`. The loss is their mean. Each pass is the network with
+        its parameters and a dropout of its own. `drop_cond`: (cond, keep bool [B]) -> cond with the
+        others' condition hidden; `cond` is any pytree that it and the passes understand.
         """
         x0 = x * self.process.input_scale
         gamma = self.schedule(draws.t)

@@ -18,6 +18,7 @@ Source: arXiv 2212.11972 section 2 and appendix; initialisers and the order of n
 residual follow the authors' released code.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,10 +27,11 @@ import numpy as np
 from flax import linen as nn
 
 from rin_jax.network.attention import HEADS, attend, split
-from rin_jax.network.platform import add_bias, project
+from rin_jax.network.platform import add_bias, gelu, project, project_gelu
 
 Array = jax.Array
 Dtype = Any
+Product = Callable[[Array, Array], Array]
 
 # On a kernel with more than two axes the leading ones count as a receptive field, so (W, H, K)
 # has the limit sqrt(6 / (W (H + K))): smaller than that of the flattened (W, H K) matrix.
@@ -51,14 +53,13 @@ def layer_norm(name: str, dtype: Dtype, zero_scale: bool = False) -> nn.LayerNor
     )
 
 
-def dense(name: str, features: int, dtype: Dtype) -> nn.Dense:
-    """Dense layer with a Glorot-uniform kernel and a zero bias."""
-    return nn.Dense(features, dtype=dtype, kernel_init=GLOROT, dot_general=_product, name=name)
+def dense(name: str, features: int, dtype: Dtype, product: Product = project) -> nn.Dense:
+    """Dense layer with a Glorot-uniform kernel and a zero bias; `product` of input and kernel."""
 
+    def of_two(x, kernel, *_, **__):  # nn.Dense also gives the axes and the default precision
+        return product(x, kernel)
 
-def _product(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
-    """The product of `nn.Dense`, which also gives its axes and the default precision."""
-    return project(x, kernel)
+    return nn.Dense(features, dtype=dtype, kernel_init=GLOROT, dot_general=of_two, name=name)
 
 
 class HeadProjection(nn.Module):
@@ -123,12 +124,6 @@ def attention_weights(query: Array, key: Array, heads: int) -> Array:
     return jax.nn.softmax(logits / np.sqrt(query.shape[-1]).astype(np.float32), axis=-1)
 
 
-def gelu(x: Array) -> Array:
-    """x (1 + erf(x / sqrt(2))) / 2, computed in float32."""
-    wide = x.astype(jnp.float32)
-    return (wide * (0.5 + 0.5 * jax.lax.erf(wide * np.float32(np.sqrt(0.5))))).astype(x.dtype)
-
-
 class FeedForward(nn.Module):
     """Dense, exact GELU, dropout, Dense, with hidden width `ratio` times the input's."""
 
@@ -140,8 +135,9 @@ class FeedForward(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         hidden = dense("hidden", self.ratio * x.shape[-1], self.dtype)(x)
         hidden = nn.with_logical_constraint(hidden, ("batch", "tokens", "hidden"))
-        hidden = gelu(hidden)
-        hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
+        if not (train and self.dropout):
+            return dense("out", x.shape[-1], self.dtype, project_gelu)(hidden)
+        hidden = nn.Dropout(self.dropout, deterministic=False)(gelu(hidden))
         return dense("out", x.shape[-1], self.dtype)(hidden)
 
 

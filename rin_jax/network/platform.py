@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 
@@ -35,6 +36,37 @@ def project(x: Array, kernel: Array) -> Array:
         return jnp.einsum("...w,wf->...f", x, kernel)
     rows = x.reshape(-1, x.shape[-1])
     return (rows @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def gelu(x: Array) -> Array:
+    """x (1 + erf(x / sqrt(2))) / 2, computed in float32."""
+    wide = x.astype(jnp.float32)
+    return (wide * (0.5 + 0.5 * jax.lax.erf(wide * np.float32(np.sqrt(0.5))))).astype(x.dtype)
+
+
+def project_gelu(x: Array, kernel: Array) -> Array:
+    """gelu(x) times kernel, x [..., W], kernel (W, F): [..., F].
+
+    What a TPU's compiler would make one loop of, with the product that gives x, is two products one
+    after the other there, which takes a fifth less of its cycles (docs/plan.md).
+    """
+    return _parted(x, kernel) if traced_for("tpu") else _project_gelu(x, kernel)
+
+
+def _project_gelu(x, kernel):
+    return project(gelu(x), kernel)
+
+
+@jax.custom_vjp
+def _parted(x, kernel):
+    return project(jax.lax.optimization_barrier(gelu(x)), kernel)
+
+
+def _parted_backward(saved, cotangent):
+    return jax.vjp(_project_gelu, *saved)[1](cotangent)
+
+
+_parted.defvjp(lambda *arrays: (_parted(*arrays), arrays), _parted_backward)
 
 
 @jax.custom_vjp

@@ -73,6 +73,26 @@ def test_a_cell_that_only_samples_takes_the_network_of_the_base(tmp_path, monkey
     assert runs.measure(cell, 1) == found  # the record of before does not count twice
 
 
+def test_rows_that_are_trained_alike_are_measured_from_one_training(tmp_path, monkeypatch):
+    runs, trained = Runs(tmp_path, "digits_modern", 1000, 10), []
+
+    def run(self, program, stored, workdir, *flags):
+        if not flags:
+            trained.append(workdir.name)
+        (workdir / "evaluation").mkdir(parents=True, exist_ok=True)
+        (workdir / "evaluation" / "new.json").write_text(json.dumps(RECORD))
+
+    monkeypatch.setattr(Runs, "_run", run)
+    alike = [cell for cell in CELLS if cell.changes == {"model.norm_context": False}]
+    assert [cell.ema for cell in alike] == ["decay_0.998", "power_0.05"]
+    for cell in alike:
+        runs.measure(cell, 0)
+    assert len(trained) == 2
+    assert len(set(trained)) == 1  # the second time the command finds it done
+    assert alike[0].training is alike[1].training is alike[0]
+    assert LATENTS.training is LATENTS  # as many steps as its FLOPs allow
+
+
 def test_a_plain_transformer_is_trained_and_measured_by_its_own_program(tmp_path, monkeypatch):
     runs, programs = Runs(tmp_path, "digits_modern", 1000, 10), []
 

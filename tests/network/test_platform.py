@@ -1,5 +1,7 @@
 """What is chosen by platform gives the same numbers."""
 
+import functools
+import math
 import types
 
 import jax
@@ -31,6 +33,36 @@ def test_both_forms_of_a_projection_agree_with_numpy(monkeypatch, shape):
         assert distance(of_x, cotangent @ kernel.T) < 1e-6
         rows, columns = x.reshape(-1, 4), cotangent.reshape(-1, 3)
         assert distance(of_kernel, rows.T @ columns) < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["cpu", "TPU v5 lite"])
+def test_both_forms_of_a_product_with_gelu_agree_with_its_formula(monkeypatch, kind):
+    """The gradient by differences of the formula, in float64."""
+    traced_for(monkeypatch, kind)
+    rng = np.random.default_rng(0)
+    x, kernel, cotangent = (rng.normal(size=s) for s in ((2, 5, 4), (4, 3), (2, 5, 3)))
+
+    def exact(x):
+        return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
+
+    arrays = jnp.float32(x), jnp.float32(kernel)
+    out, gradients = jax.vjp(jax.checkpoint(platform.project_gelu), *arrays)
+    of_x, of_kernel = gradients(jnp.float32(cotangent))
+    assert distance(out, exact(x) @ kernel) < 1e-6
+    slope = (exact(x + 1e-6) - exact(x - 1e-6)) / 2e-6
+    assert distance(of_x, cotangent @ kernel.T * slope) < 1e-6
+    assert distance(of_kernel, np.einsum("btw,btf->wf", exact(x), cotangent)) < 1e-6
+
+
+def test_a_tpu_computes_a_product_with_gelu_apart_but_not_its_gradient(monkeypatch):
+    arrays = jnp.ones((2, 5, 4)), jnp.ones((4, 3))
+    for kind, parted in (("cpu", 0), ("NVIDIA H100 80GB HBM3", 0), ("TPU v5 lite", 1)):
+        traced_for(monkeypatch, kind)
+        form = functools.partial(platform.project_gelu)  # traced anew
+        out, gradients = jax.vjp(form, *arrays)
+        programs = jax.make_jaxpr(form)(*arrays), jax.make_jaxpr(gradients)(out)
+        found = [str(program).count("optimization_barrier") for program in programs]
+        assert found == [parted, 0]
 
 
 @pytest.mark.parametrize(("kind", "axes"), [("cpu", 1), ("NVIDIA H100 80GB HBM3", 2)])
