@@ -46,7 +46,7 @@ class Objective:
     # bias b of a weight -dlogSNR/dt e^b sigmoid(logSNR - b) of the loss of x0; None: no weight
     sigmoid_bias: float | None
     # mean and standard deviation of log(t / (1 - t)), normal; None: t is uniform
-    logit_normal_times: tuple[float, ...] | None
+    logit_normal_times: tuple[float, float] | None
 
     def __post_init__(self):
         one_of("diffusion.loss_type", self.loss_type, PREDICTION_TYPES)
