@@ -100,7 +100,7 @@ def test_dropout_of_attention_removes_weights_and_keeps_their_mean():
 
     first = train(0)
     kept = first * (1 - rate) * keys  # how many weights were kept
-    np.testing.assert_allclose(kept, np.round(kept), atol=0.02)
+    np.testing.assert_allclose(kept, np.round(kept), atol=0.2)  # sums of 4096 are rounded
     assert distance(first, np.broadcast_to(first[..., :1], first.shape)) < 1e-5  # one weight a key
     assert (np.abs(first - 1) < 5 * np.sqrt(rate / (1 - rate) / keys)).all()
     assert len(np.unique(np.round(kept[..., 0]))) > 2  # each query draws its own

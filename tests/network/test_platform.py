@@ -39,6 +39,7 @@ def test_both_forms_of_a_projection_agree_with_numpy(monkeypatch, shape):
 def test_both_forms_of_a_product_with_gelu_agree_with_its_formula(monkeypatch, kind):
     """The gradient by differences of the formula, in float64."""
     traced_for(monkeypatch, kind)
+    monkeypatch.setattr(platform, "MANY_WEIGHTS", 12)
     rng = np.random.default_rng(0)
     x, kernel, cotangent = (rng.normal(size=s) for s in ((2, 5, 4), (4, 3), (2, 5, 3)))
 
@@ -56,8 +57,10 @@ def test_both_forms_of_a_product_with_gelu_agree_with_its_formula(monkeypatch, k
 
 def test_a_tpu_computes_a_product_with_gelu_apart_but_not_its_gradient(monkeypatch):
     arrays = jnp.ones((2, 5, 4)), jnp.ones((4, 3))
-    for kind, parted in (("cpu", 0), ("NVIDIA H100 80GB HBM3", 0), ("TPU v5 lite", 1)):
+    kinds = ("cpu", 12, 0), ("NVIDIA H100 80GB HBM3", 12, 0), ("TPU v5e", 12, 1), ("TPU v5e", 13, 0)
+    for kind, many, parted in kinds:
         traced_for(monkeypatch, kind)
+        monkeypatch.setattr(platform, "MANY_WEIGHTS", many)
         form = functools.partial(platform.project_gelu)  # traced anew
         out, gradients = jax.vjp(form, *arrays)
         programs = jax.make_jaxpr(form)(*arrays), jax.make_jaxpr(gradients)(out)
