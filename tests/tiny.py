@@ -25,6 +25,7 @@ TINY = {
         "schedule": {"name": "sigmoid", "start": -3.0, "end": 3.0, "tau": 0.9},
         "prediction_type": "eps", "loss_type": "eps", "input_scale": 1.0,
         "normalize_input": False, "self_cond_rate": 0.9, "cond_dropout": 0.1,
+        "sigmoid_bias": None, "logit_normal_times": None,
     },
     "sampler": {
         "name": "ddim", "num_steps": 3, "schedule": {"name": "offset_cosine"},
