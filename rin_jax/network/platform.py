@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array
-MANY_WEIGHTS = 2**22  # 4096 x 1024; with 2048 x 512 one loop of two products is the faster
+# Where two products of a TPU are the faster one after the other: by the compiler, docs/plan.md.
+MANY_WEIGHTS = 2**22  # of one of them at least
+FEW_TOKENS = 128  # of an example at most
 
 
 def traced_for(platform: str) -> bool:
@@ -48,11 +50,11 @@ def gelu(x: Array) -> Array:
 def project_gelu(x: Array, kernel: Array) -> Array:
     """gelu(x) times kernel, x [..., W], kernel (W, F): [..., F].
 
-    A TPU's compiler makes one loop of it and of the product that gives x. With many weights they
-    are asked to be one after the other, which takes fewer of its cycles (docs/plan.md).
+    A TPU's compiler makes one loop of it and of the product that gives x. With many weights for few
+    tokens it is told to compute one after the other.
     """
-    apart = traced_for("tpu") and kernel.size >= MANY_WEIGHTS
-    return _apart(x, kernel) if apart else _project_gelu(x, kernel)
+    many = kernel.size >= MANY_WEIGHTS and x.shape[-2] <= FEW_TOKENS
+    return _apart(x, kernel) if many and traced_for("tpu") else _project_gelu(x, kernel)
 
 
 def _project_gelu(x, kernel):

@@ -57,10 +57,13 @@ def test_both_forms_of_a_product_with_gelu_agree_with_its_formula(monkeypatch, k
 
 def test_a_tpu_computes_a_product_with_gelu_apart_but_not_its_gradient(monkeypatch):
     arrays = jnp.ones((2, 5, 4)), jnp.ones((4, 3))
-    kinds = ("cpu", 12, 0), ("NVIDIA H100 80GB HBM3", 12, 0), ("TPU v5e", 12, 1), ("TPU v5e", 13, 0)
-    for kind, many, parted in kinds:
+    for kind, many, few, parted in (
+        ("cpu", 12, 5, 0), ("NVIDIA H100 80GB HBM3", 12, 5, 0), ("TPU v5e", 12, 5, 1),
+        ("TPU v5e", 13, 5, 0), ("TPU v5e", 12, 4, 0),
+    ):  # fmt: skip
         traced_for(monkeypatch, kind)
         monkeypatch.setattr(platform, "MANY_WEIGHTS", many)
+        monkeypatch.setattr(platform, "FEW_TOKENS", few)
         form = functools.partial(platform.project_gelu)  # traced anew
         out, gradients = jax.vjp(form, *arrays)
         programs = jax.make_jaxpr(form)(*arrays), jax.make_jaxpr(gradients)(out)
