@@ -25,7 +25,7 @@ Array = jax.Array
 Shape = tuple[int, ...]
 
 LANES = 128
-MOST_KEYS = 4096  # that lie in vector memory with all that the backward pass keeps beside them
+MOST_KEYS = 2048  # that lie in vector memory with all that the backward pass keeps beside them
 VECTOR_MEMORY = 15 * 2**20  # bytes of 16 MiB, the least that a TPU has
 BLOCK_SCORES = 2**18  # of a block at most: 1 MiB in float32
 MOST_EXAMPLES = 4  # of a block: enough to fill the waits of one with the work of others
@@ -142,9 +142,24 @@ def _put_together(ref, parts: Array, width: int) -> None:
 
 
 def _products(a, b, axis_a: int, axis_b: int) -> Array:
-    """The product of each pair of heads, of bfloat16 and summed in float32: [n H, ...]."""
-    pairs = [(x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)) for x, y in zip(a, b, strict=True)]
-    return jnp.stack([product(x, y, axis_a, axis_b) for x, y in pairs])
+    """The product of each pair of heads: [n H, ...]."""
+    return jnp.stack([_product(x, y, axis_a, axis_b) for x, y in zip(a, b, strict=True)])
+
+
+def _product(x: Array, y: Array, axis_x: int, axis_y: int) -> Array:
+    """A product of bfloat16, summed in float32."""
+    return product(x.astype(jnp.bfloat16), y.astype(jnp.bfloat16), axis_x, axis_y)
+
+
+def _add_products(sums, a, b) -> None:
+    """Adds the products over queries of each pair of heads, for keys, to those of [n, S, lanes].
+
+    One head after the other: with 2,048 keys each product is 1 MiB.
+    """
+    heads = len(a) // sums.shape[0]
+    for n in range(sums.shape[0]):
+        pairs = zip(a[n * heads : (n + 1) * heads], b[n * heads : (n + 1) * heads], strict=True)
+        sums[n] += functools.reduce(jnp.add, (_product(x, y, 0, 0) for x, y in pairs))
 
 
 def _softmax(query: list[Array], key: list[Array], width: int) -> tuple[Array, Array]:
@@ -157,8 +172,8 @@ def _softmax(query: list[Array], key: list[Array], width: int) -> tuple[Array, A
 
 
 # All heads of a block take each step together, so that a chip has other work while it waits for a
-# product or a sum of one of them: in a row they take 1.5 to 1.9 times as long. Nothing as large as
-# the scores is divided, which in float32 is ten instructions.
+# product or a sum of one of them: one after the other they take up to 1.9 times as long. Nothing as
+# large as the scores is divided, which is ten instructions in float32. docs/plan.md has figures.
 
 
 def _forward(query_ref, key_ref, value_ref, out_ref, *, width: int):
@@ -183,20 +198,15 @@ def _backward(
         key_sum[...] = jnp.zeros_like(key_sum)
         value_sum[...] = jnp.zeros_like(value_sum)
 
-    def of_examples(x):  # the sum over the heads of each
-        x = x.reshape(-1, LANES // width, *x.shape[1:])
-        return functools.reduce(jnp.add, [x[:, head] for head in range(x.shape[1])])
-
     query, key = _apart(query_ref, width), _for_each(key_ref, width)
     powers, share = _softmax(query, key, width)
     cotangent = [x * r for x, r in zip(_apart(cotangent_ref, width), share, strict=True)]
     dpowers = _products(cotangent, _for_each(value_ref, width), 1, 1)
-    dvalue = _products(powers, cotangent, 0, 0)
+    _add_products(value_sum, powers, cotangent)
     terms = powers * dpowers
     dscores = terms - powers * (share * terms.sum(2, keepdims=True))
     _put_together(dquery_ref, _products(dscores, key, 1, 0) * scale, width)
-    key_sum[...] += of_examples(_products(dscores, query, 0, 0))
-    value_sum[...] += of_examples(dvalue)
+    _add_products(key_sum, dscores, query)
 
     @pl.when(block == pl.num_programs(2) - 1)
     def _():
