@@ -95,7 +95,7 @@ def _sigmoid(bias: float) -> dict[str, Any]:
 
 
 _EQUAL = {"equal_flops": True}
-_SOON = "by a power average, 0.05"
+_POWER = "by a power average, 0.05"
 _PLAIN = "plain transformer, equal FLOPs"
 CELLS = (
     Cell("base", "as the configuration"),
@@ -133,7 +133,7 @@ CELLS = (
     Cell("average of the weights", "power 0.05", ema="power_0.05"),
     Cell("average of the weights", "power 0.1", ema="power_0.1"),
     *(
-        Cell(_SOON, name, changes, ema="power_0.05", equal_flops=equal)
+        Cell(_POWER, name, changes, ema="power_0.05", equal_flops=equal)
         for name, changes, equal in (
             ("as the configuration", {}, False),
             ("no norm on what is read", {"model.norm_context": False}, False),

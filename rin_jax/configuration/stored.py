@@ -41,10 +41,11 @@ def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
     What it has is not checked: a section may be missing, or something else.
     """
     config = copy.deepcopy(dict(saved))
-    data = {"clip": None, "cache_dir": None}
-    older = {"data": data, "train": {"wandb": None}}
-    older |= {"diffusion": {"sigmoid_bias": None, "logit_normal_times": None}}
-    older |= {"model": SINCE_FORMAT_2, "evaluation": OLD_EVALUATION}
+    older = {
+        "data": {"clip": None, "cache_dir": None}, "model": SINCE_FORMAT_2,
+        "diffusion": {"sigmoid_bias": None, "logit_normal_times": None},
+        "train": {"wandb": None}, "evaluation": OLD_EVALUATION,
+    }  # fmt: skip
     for name, fields in older.items():
         if isinstance(found := config.get(name), Mapping):
             kept = {key: x for key, x in found.items() if name != "evaluation" or key in fields}

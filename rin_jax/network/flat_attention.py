@@ -107,7 +107,8 @@ def divisor(size: int, limit: int, multiple: int = 1) -> int:
 
 
 def product(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
-    """The product over an axis of each, summed in float32."""
+    """The product over an axis of each, of bfloat16 and summed in float32."""
+    a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
     axes = (((axis_a,), (axis_b,)), ((), ()))
     return jax.lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)
 
@@ -143,12 +144,7 @@ def _put_together(ref, parts: Array, width: int) -> None:
 
 def _products(a, b, axis_a: int, axis_b: int) -> Array:
     """The product of each pair of heads: [n H, ...]."""
-    return jnp.stack([_product(x, y, axis_a, axis_b) for x, y in zip(a, b, strict=True)])
-
-
-def _product(x: Array, y: Array, axis_x: int, axis_y: int) -> Array:
-    """A product of bfloat16, summed in float32."""
-    return product(x.astype(jnp.bfloat16), y.astype(jnp.bfloat16), axis_x, axis_y)
+    return jnp.stack([product(x, y, axis_a, axis_b) for x, y in zip(a, b, strict=True)])
 
 
 def _add_products(sums, a, b) -> None:
@@ -159,7 +155,7 @@ def _add_products(sums, a, b) -> None:
     heads = len(a) // sums.shape[0]
     for n in range(sums.shape[0]):
         pairs = zip(a[n * heads : (n + 1) * heads], b[n * heads : (n + 1) * heads], strict=True)
-        sums[n] += functools.reduce(jnp.add, (_product(x, y, 0, 0) for x, y in pairs))
+        sums[n] += functools.reduce(jnp.add, (product(x, y, 0, 0) for x, y in pairs))
 
 
 def _softmax(query: list[Array], key: list[Array], width: int) -> tuple[Array, Array]:

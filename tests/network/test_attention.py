@@ -75,8 +75,11 @@ def test_kernels_for_many_keys_are_nearly_as_near_to_float32(monkeypatch, width)
 def test_kernels_sum_over_blocks_of_queries_and_of_examples(monkeypatch):
     arrays = inputs(4, 48, 128, 4, 32)
     expected = with_gradients(attention.plain, 4, *arrays)
-    for scores in (16 * 128, 48 * 128 * 2):  # three blocks of queries; two examples a block
+    # of four heads: three blocks of queries; two examples a block
+    for scores, rows, examples in ((4 * 16 * 128, 16, 1), (4 * 48 * 128 * 2, 48, 2)):
         monkeypatch.setattr(flat_attention, "BLOCK_SCORES", scores)
+        tiles = flat_attention.Tiles(*arrays[:2], 4)
+        assert (tiles.rows, tiles.examples) == (rows, examples)
         with pltpu.force_tpu_interpret_mode():
             results = with_gradients(flat, 4, *arrays)
         for result, other in zip(results, expected, strict=True):
