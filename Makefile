@@ -20,7 +20,7 @@ help:
 	@sed -n 's/^# //p' Makefile
 
 demo: $(VENV)/.base
-	$(BIN)/python -m rin_jax.main --config=configs/digits.py --workdir=$(WORKDIR)
+	$(BIN)/python -m rin_jax.main --config=configs/digits_modern.py --workdir=$(WORKDIR)
 	$(BIN)/python -m rin_jax.main --workdir=$(WORKDIR) --mode=sample
 
 test: $(VENV)/.installed

@@ -143,6 +143,7 @@ CELLS = (
             ("x0 weighted by a sigmoid, bias -2", _sigmoid(-2.0), False),
             ("x0 weighted by a sigmoid, bias 0", _sigmoid(0.0), False),
             ("logit-normal times, 0, 1", {"diffusion.logit_normal_times": (0.0, 1.0)}, False),
+            ("norms of queries and keys", {"model.qk_norm": True}, False),
             ("1 x 4 blocks x depth", _layers(1, 4), True),
             ("8 latents", {"model.num_latents": 8}, True),
         )
@@ -167,7 +168,7 @@ def make_config(base: str, cell: Cell, seed: int, steps: int, num: int) -> Confi
     config.train.num_steps = round(steps * scale)
     config.train.sample_every_steps = config.train.num_steps
     config.checkpoint.every_steps = max(1, config.train.num_steps // 4)
-    config.ema.snapshot_every_steps = None
+    config.ema.decays, config.ema.snapshot_every_steps = (0.998,), None
     config.sampler.guidance_scale = 0.0
     config.evaluation.num_samples = num
     config.evaluation.every_steps = None

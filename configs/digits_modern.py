@@ -1,4 +1,4 @@
-"""The digits by a recipe that is newer than RIN's: the same data, network and cost, better sooner.
+"""The digits by a recipe that is newer than RIN's, in a third of the steps: the demo.
 
     python -m rin_jax.main --config=configs/digits_modern.py --workdir=runs/digits_modern
 
@@ -20,6 +20,12 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         raise ValueError(f"digits_modern.py has no variant {arg!r}; choose 'tiny' or none.")
     config = digits.get_config()
     modern.change(config)
+
+    config.train.num_steps = 1000
+    config.train.sample_every_steps = 500
+    config.ema.decays = ()  # the power averages, which so short a training does not outrun
+    config.evaluation.every_steps = 500
+
     if arg == "tiny":
         digits.shrink(config)
     return config

@@ -28,6 +28,7 @@ def recipe() -> ml_collections.ConfigDict:
     config.model.latent_self_cond = True  # [V]
     config.model.interface_self_cond = False  # [V]
     config.model.norm_context = False  # [V] routing normalises its queries alone
+    config.model.qk_norm = False
     config.model.time_on_latents = True  # [V]
     config.model.label_on_latents = True  # [V]
     config.model.label_in_time = False  # [V]

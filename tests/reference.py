@@ -99,7 +99,7 @@ def rin_of(config: dict, num_classes: int, sequence: tuple | None = None) -> RIN
         latent_self_cond="latent" in self_cond, interface_self_cond="tape" in self_cond,
         label_on_latents=on_latents, label_in_time=video is not None and num_classes > 0,
         sequence=sequence, conv_size=config.get("conv_kernel_size", 0),
-        conv_dropout=config.get("conv_drop_units", 0.0), cond_route=route,
+        conv_dropout=config.get("conv_drop_units", 0.0), qk_norm=False, cond_route=route,
         cond_dim=config["cond_dim"] or None, remat="none", dtype="float32",
     )  # fmt: skip
 

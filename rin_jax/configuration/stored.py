@@ -24,7 +24,7 @@ SINCE_FORMAT_2 = {
     "interface_self_cond": False, "norm_context": False, "time_on_latents": True,
     "label_on_latents": True, "cond_route": "read", "cond_dim": None, "time_scale": 1000.0,
     "video": None, "sequence": None, "label_in_time": False, "conv_size": 0, "conv_dropout": 0.0,
-    "attention_dropout": 0.0,
+    "attention_dropout": 0.0, "qk_norm": False,
 }  # fmt: skip
 # The section `evaluation` of configurations that were saved before it said how figures are made.
 OLD_EVALUATION = {

@@ -32,8 +32,10 @@ SAMPLERS = {  # what this file can do of the sampler's fields
 }  # fmt: skip
 OLDER = {  # fields of the network that older exports lack
     "cond_frames": 0, "video": None, "sequence": None, "label_in_time": False, "conv_size": 0,
+    "qk_norm": False,
 }  # fmt: skip
 norm = functools.partial(nn.LayerNorm, eps=1e-6)
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 class FeedForward(nn.Module):
@@ -57,9 +59,15 @@ class MLP(nn.Module):
 class Attention(nn.Module):
     """Queries [B, Q, W] to context [B, S, V]; the inner width is the smaller of W and `other`."""
 
-    def __init__(self, num_heads: int, width: int, context_width: int, other: int):
+    def __init__(self, net: dict, num_heads: int, width: int, context_width: int, other: int):
         super().__init__()
         self.num_heads, inner = num_heads, min(width, other) // num_heads * num_heads
+        if net["qk_norm"]:
+            self.query_norm, self.key_norm = (
+                nn.RMSNorm(inner // num_heads, eps=1e-6) for _ in range(2)
+            )
+        else:
+            self.query_norm = self.key_norm = nn.Identity()
         self.query, self.out = nn.Linear(width, inner), nn.Linear(inner, width)
         self.key, self.value = (nn.Linear(context_width, inner) for _ in range(2))
 
@@ -67,8 +75,8 @@ class Attention(nn.Module):
         def heads(x):
             return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-        q, k, v = self.query(queries), self.key(context), self.value(context)
-        mixed = scaled_dot_product_attention(heads(q), heads(k), heads(v))
+        q, k, v = (heads(x) for x in (self.query(queries), self.key(context), self.value(context)))
+        mixed = scaled_dot_product_attention(self.query_norm(q), self.key_norm(k), v)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
@@ -80,7 +88,7 @@ class CrossAttention(nn.Module):
         self.norm = norm(width)
         self.context_norm = norm(context_width) if net["norm_context"] else nn.Identity()
         heads = net["routing_heads"]
-        self.attention = Attention(heads, width, context_width, other or context_width)
+        self.attention = Attention(net, heads, width, context_width, other or context_width)
         self.mlp = MLP(width, ratio) if ratio else nn.Identity()
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
@@ -88,10 +96,11 @@ class CrossAttention(nn.Module):
 
 
 class SelfAttentionLayer(nn.Module):
-    def __init__(self, heads: int, width: int, ratio: int):
+    def __init__(self, net: dict, width: int, ratio: int):
         super().__init__()
         self.attention_norm, self.ffn_norm = norm(width), norm(width)
-        self.attention, self.ffn = Attention(heads, *3 * [width]), FeedForward(width, ratio)
+        self.attention = Attention(net, net["num_heads"], *3 * [width])
+        self.ffn = FeedForward(width, ratio)
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.attention_norm(x)
@@ -128,7 +137,7 @@ class Block(nn.Module):
             self.read_cond = CrossAttention(net, latent, cond_width, ratio, other)
         self.read = CrossAttention(net, latent, interface, ratio)
         self.compute = nn.ModuleList(
-            SelfAttentionLayer(net["num_heads"], latent, ratio) for _ in range(depth)
+            SelfAttentionLayer(net, latent, ratio) for _ in range(depth)
         )
         if depth:
             self.write = CrossAttention(net, interface, latent, net["interface_mlp_ratio"])
@@ -484,6 +493,6 @@ def file_names(model: RIN) -> dict[str, list[tuple[tuple[int, ...], Tensor]]]:
             if parts[1] == "compute":
                 index = (place, int(parts.pop(2)))
         if last == "weight":
-            last = "scale" if isinstance(module, nn.LayerNorm | nn.GroupNorm) else "kernel"
+            last = "scale" if isinstance(module, NORMS) else "kernel"
         names.setdefault(".".join([*parts, last]), []).append((index, parameter))
     return names

@@ -52,6 +52,7 @@ class RINBlock(nn.Module):
     latent_mlp_ratio: int
     interface_mlp_ratio: int
     norm_context: bool
+    qk_norm: bool
     cond_width: int
     dropout: float
     attention_dropout: float
@@ -75,7 +76,7 @@ class RINBlock(nn.Module):
         def route(name, mlp_ratio, other_width=interface.shape[-1]):
             return cross(
                 min(latents.shape[-1], other_width), self.routing_heads, mlp_ratio,
-                self.norm_context, self.dtype, name=name,
+                self.norm_context, self.dtype, self.qk_norm, name=name,
             )  # fmt: skip
 
         context = interface
@@ -88,7 +89,7 @@ class RINBlock(nn.Module):
         if self.depth:
             compute = layer(
                 self.num_heads, self.latent_mlp_ratio, self.dropout, self.attention_dropout,
-                self.drop_path, self.dtype, name="compute",
+                self.drop_path, self.dtype, self.qk_norm, name="compute",
             )  # fmt: skip
             layers = scan_layers(
                 lambda module, z: module(nn.with_logical_constraint(z, TOKENS), train),

@@ -9,7 +9,7 @@ from rin_jax.network.rin import RIN
 # Parts of a compiled step or sampler by the names of its instructions, the first that is found:
 # flax names modules, JAX what it does with a function. What is fused has the name of its result.
 PARTS = {
-    "attention scores": r"/attention/(?!(query|key|value|out)/)",
+    "attention scores": r"/attention/(?!(query|key|value|out|query_norm|key_norm)/)",
     "norms": r"norm/",
     "sums of gradients of biases": r"transpose\(.*/(query|key|value|out|hidden)/reduce_sum",
     "head projections": r"/attention/",

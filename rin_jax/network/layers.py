@@ -84,7 +84,8 @@ class HeadProjection(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention of queries [B, Q, W] to context [B, S, any]; returns [B, Q, W].
 
-    `width` is the inner width; a head has `width // num_heads` features. Softmax in float32.
+    `width` is the inner width; a head has `width // num_heads` features. Softmax in float32. With
+    `qk_norm` the queries and keys of each head pass an RMSNorm, whose scale all heads share.
     Where the collection "intermediates" is mutable, and only there, the mean of the heads'
     attention [B, Q, S] goes into it as "weights". `dropout` acts on the weights if `train`.
     """
@@ -93,6 +94,7 @@ class Attention(nn.Module):
     width: int
     dtype: Dtype
     dropout: float = 0.0
+    qk_norm: bool = False
 
     @nn.compact
     def __call__(self, queries: Array, context: Array, train: bool = False) -> Array:
@@ -103,6 +105,9 @@ class Attention(nn.Module):
             return nn.with_logical_constraint(heads, HEADS)
 
         query, key = project("query", queries), project("key", context)
+        if self.qk_norm:
+            query = head_norm("query_norm", query, self.num_heads)
+            key = head_norm("key_norm", key, self.num_heads)
         if self.is_mutable_collection("intermediates"):
             weights = attention_weights(query, key, self.num_heads)
             self.sow("intermediates", "weights", weights.mean(1))
@@ -115,6 +120,16 @@ class Attention(nn.Module):
         else:
             heads = attend(query, key, value, self.num_heads)
         return HeadProjection(sizes, queries.shape[-1:], self.dtype, name="out")(heads)
+
+
+def head_norm(name: str, x: Array, heads: int) -> Array:
+    """RMSNorm of each of the heads [B, T, H K], epsilon 1e-6, in float32: [B, T, H K].
+
+    Source: arXiv 2010.04245, 2302.05442 section 2 (there a LayerNorm); measured in
+    docs/ablations.md.
+    """
+    norm = nn.RMSNorm(epsilon=1e-6, dtype=x.dtype, name=name)
+    return norm(split(x, heads)).reshape(x.shape)
 
 
 def attention_weights(query: Array, key: Array, heads: int) -> Array:
@@ -165,13 +180,16 @@ class CrossAttention(nn.Module):
     mlp_ratio: int
     norm_context: bool
     dtype: Dtype
+    qk_norm: bool = False
 
     @nn.compact
     def __call__(self, x: Array, context: Array) -> Array:
         queries = layer_norm("norm", self.dtype)(x)
         if self.norm_context:
             context = layer_norm("context_norm", self.dtype)(context)
-        attention = Attention(self.num_heads, self.width, self.dtype, name="attention")
+        attention = Attention(
+            self.num_heads, self.width, self.dtype, qk_norm=self.qk_norm, name="attention"
+        )
         x = x + attention(queries, context)
         if self.mlp_ratio:
             x = MLP(self.mlp_ratio, self.dtype, name="mlp")(x)
@@ -192,6 +210,7 @@ class SelfAttentionLayer(nn.Module):
     attention_dropout: float
     drop_path: float
     dtype: Dtype
+    qk_norm: bool = False
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -201,8 +220,9 @@ class SelfAttentionLayer(nn.Module):
 
         normed = layer_norm("attention_norm", self.dtype)(x)
         attention = Attention(
-            self.num_heads, x.shape[-1], self.dtype, self.attention_dropout, name="attention"
-        )
+            self.num_heads, x.shape[-1], self.dtype, self.attention_dropout, self.qk_norm,
+            name="attention",
+        )  # fmt: skip
         x = x + keep(attention(normed, normed, train))
         normed = layer_norm("ffn_norm", self.dtype)(x)
         ffn = FeedForward(self.mlp_ratio, self.dropout, self.dtype, name="ffn")

@@ -63,6 +63,7 @@ class RIN(nn.Module):
     latent_self_cond: bool  # whether the latents start from the previous step's
     interface_self_cond: bool  # whether the interface tokens start from those of the previous step
     norm_context: bool  # whether read and write normalise their context
+    qk_norm: bool  # whether all attention normalises the queries and keys of each head
     time_on_latents: bool  # whether the time token is among the latents
     label_on_latents: bool  # whether the class token is among the latents
     label_in_time: bool  # whether there is no class token: the class joins the embedding of gamma
@@ -197,9 +198,9 @@ class RIN(nn.Module):
         for group, (depth, blocks) in enumerate(itertools.groupby(self.depths)):
             block = RINBlock(
                 depth, self.num_heads, self.routing_heads, self.latent_mlp_ratio,
-                self.interface_mlp_ratio, self.norm_context, cond_width, self.dropout,
-                self.attention_dropout, self.drop_path, self.conv_size, self.conv_dropout,
-                self.num_written, self.remat, dtype, name=f"blocks_{group}",
+                self.interface_mlp_ratio, self.norm_context, self.qk_norm, cond_width,
+                self.dropout, self.attention_dropout, self.drop_path, self.conv_size,
+                self.conv_dropout, self.num_written, self.remat, dtype, name=f"blocks_{group}",
             )  # fmt: skip
             stack = scan_layers(lambda module, x: module(x, cond_tokens, train), len(list(blocks)))
             carry, _ = stack(block, carry, None)

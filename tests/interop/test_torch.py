@@ -60,7 +60,7 @@ CLIP = {"example_shape": (3, 4, 6, 1), "cond_frames": 3, "video": small.VIDEO}
 OPTIONS = {
     "context norms, scale, a line of tokens": {
         "norm_context": True, "time_scale": 10.0, "example_shape": (2, 10, 1),
-        "interface_positions": "sin_cos",
+        "interface_positions": "sin_cos", "qk_norm": True,
     },
     "time and label read, depths": {
         "time_on_latents": False, "label_on_latents": False, "num_blocks": 4, "depth": (2, 2, 1, 0),

@@ -12,7 +12,7 @@ SMALL = {
     "num_latents": 5, "latent_dim": 16, "interface_dim": 8, "num_heads": 4, "routing_heads": 2,
     "latent_mlp_ratio": 2, "interface_mlp_ratio": 2, "interface_self_cond": True,
     "latent_positions": "learned", "interface_positions": "learned", "latent_self_cond": True,
-    "norm_context": False, "time_on_latents": True, "label_on_latents": True,
+    "norm_context": False, "qk_norm": False, "time_on_latents": True, "label_on_latents": True,
     "label_in_time": False, "sequence": None, "conv_size": 0, "conv_dropout": 0.0,
     "attention_dropout": 0.0, "cond_route": "read", "cond_dim": None, "time_scale": 1000.0,
     "dropout": 0.0, "drop_path": 0.0, "remat": "none",

@@ -75,6 +75,7 @@ def test_self_conditioning_adds_a_forward_pass():
          "attention scores"),
         ("jit(step)/jvp(RIN)/blocks_0/write/attention/query/btw,wf->btf/dot_general",
          "head projections"),
+        ("jit(step)/jvp(RIN)/blocks_0/write/attention/query_norm/reduce_sum", "norms"),
         ("jit(step)/transpose(jvp(RIN))/blocks_0/write/attention/query/reduce_sum",
          "sums of gradients of biases"),
         ("jit(step)/transpose(jvp(RIN))/blocks_0/compute/ffn/hidden/dot_general", "MLPs"),

@@ -11,10 +11,11 @@ from rin_jax.network.rin import scan_layers
 from tests.network.small import distance, fill
 
 
-def test_attention_is_softmax_of_scaled_products():
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_attention_is_softmax_of_scaled_products(qk_norm):
     rng = np.random.default_rng(0)
     queries, context = rng.normal(size=(2, 3, 8)), rng.normal(size=(2, 5, 6))
-    attention = layers.Attention(num_heads=2, width=4, dtype=jnp.float32)
+    attention = layers.Attention(num_heads=2, width=4, dtype=jnp.float32, qk_norm=qk_norm)
     args = jnp.float32(queries), jnp.float32(context)
     params = fill(jax.eval_shape(attention.init, jax.random.key(0), *args)["params"])
     q, k, v = (
@@ -22,6 +23,11 @@ def test_attention_is_softmax_of_scaled_products():
         for name, x in (("query", queries), ("key", context), ("value", context))
     )
     assert q.shape == (2, 2, 3, 2)
+    if qk_norm:  # of each head, by its root mean square
+        q, k = (
+            x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * params[f"{name}_norm"]["scale"]
+            for name, x in (("query", q), ("key", k))
+        )
     weights = np.exp(q @ k.swapaxes(-1, -2) / np.sqrt(2))
     heads = weights / weights.sum(-1, keepdims=True) @ v
     expected = np.einsum("bhqk,hkw->bqw", heads, params["out"]["kernel"]) + params["out"]["bias"]

@@ -10,7 +10,7 @@ from tests.network.small import SEQUENCE, fill, inputs, small
 
 VARIANTS = (
     {},
-    {"norm_context": True, "num_blocks": 3, "depth": (1, 1, 0)},
+    {"norm_context": True, "qk_norm": True, "num_blocks": 3, "depth": (1, 1, 0)},
     {"time_on_latents": False, "label_on_latents": False, "cond_route": "decoupled"},
     {"num_classes": 0, "latent_self_cond": False, "interface_self_cond": False},
     {"sequence": SEQUENCE, "conv_size": 3, "example_shape": (9, 2), "patch_size": 1},
