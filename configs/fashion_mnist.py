@@ -24,27 +24,35 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config = digits.get_config()
     modern.change(config)
 
-    config.model.patch_size = 4
+    # 196 narrow interface tokens and few latents cost what 49 wide ones and many latents do
+    config.model.patch_size = 2
     config.model.num_blocks = 3
-    config.model.num_latents = 26  # time and class token included
+    config.model.num_latents = 12  # time and class token included
     config.model.latent_dim = 128
-    config.model.interface_dim = 64
+    config.model.interface_dim = 48
+    config.model.latent_mlp_ratio = 3
+    config.model.interface_mlp_ratio = 3
+
+    config.diffusion.logit_normal_times = (0.0, 1.0)  # mean and standard deviation
 
     config.sampler.name = "dpmpp_2m"
     config.sampler.num_steps = 25
-    config.sampler.guidance_scale = 2.0
+    config.sampler.guidance_scale = 1.0
+    config.sampler.guidance_latents = "own"
 
     config.data.name = "fashion_mnist"
     config.data.flip = True
 
     config.train.batch_size = 128
-    config.train.num_steps = 7000
+    config.train.num_steps = 4000
     config.train.log_every_steps = 100
 
+    config.ema.decays = ()  # the power averages alone
+    config.ema.power_lengths = (0.1, 0.05)
     config.ema.snapshot_every_steps = 1000
 
     config.evaluation.num_samples = 10_000
-    config.evaluation.every_steps = 3000
+    config.evaluation.every_steps = 4000
     config.evaluation.held_out_every_steps = 1000
 
     if arg == "tiny":
