@@ -41,7 +41,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.sampler.guidance_latents = "own"
 
     config.data.name = "fashion_mnist"
-    config.data.flip = True
+    config.data.flip = False  # all shoes point to the left
 
     config.train.batch_size = 128
     config.train.num_steps = 4000
