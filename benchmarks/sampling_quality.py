@@ -1,7 +1,7 @@
 """Quality of samples against steps, sampler and treatment of the latents, on the digits.
 
-    python -m rin_jax.main --config=configs/digits.py --workdir=runs/digits
-    python -m benchmarks.sampling_quality --workdir=runs/digits --json=quality.json
+    python -m rin_jax.main --config=configs/digits.py --workdir=runs/digits_lamb
+    python -m benchmarks.sampling_quality --workdir=runs/digits_lamb --json=quality.json
 
 For each setting and seed 1,000 images, classes in turn: the share that a classifier reads as the
 class asked for, and the Frechet distance of its features to those of all real digits. Settings

@@ -1,6 +1,6 @@
 """Handwritten digits, 8 x 8, class-conditional, on two CPU cores and without a download.
 
-    python -m rin_jax.main --config=configs/digits.py --workdir=runs/digits
+    python -m rin_jax.main --config=configs/digits.py --workdir=runs/digits_lamb
 
 LAMB, a prediction of the noise and a sigmoid schedule, as in the published experiments;
 digits_modern.py needs fewer steps. Nothing about this experiment is published; all numbers are our

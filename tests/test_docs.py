@@ -53,6 +53,7 @@ NOT_RUN = {
     "Debian's package is installed",
     "--config.data.name=cifar10": "downloads CIFAR-10",
     "--config=configs/fashion_mnist.py": "takes long; the commands of the digits are the same",
+    "--workdir=runs/digits_lamb": "the commands of the demo are the same",
     "--workdir=runs/guide": "trains as the digits do, with another average",
     "--source=KINETICS": "reads the videos of Kinetics; tests/data/test_folder_classes.py",
     "--source=MODEL_DIR": "reads a checkpoint of the authors; tests/interop/test_pix2seq.py",
