@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import re
 from pathlib import Path
 
 import jax
@@ -16,6 +17,7 @@ from rin_jax.network.partitioning import param_shapes
 from rin_jax.network.rin import RIN
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+EXPERIMENTS = CONFIGS.parent / "docs" / "experiments.md"
 # Parameters and GFLOPs of the authors' code, counted apart from this project and rounded.
 PARAMETERS = {
     "imagenet64": "267M",
@@ -165,6 +167,16 @@ def test_forward_flops_are_those_of_the_released_code(name):
     rounding = 0.5 * 10.0 ** -len(expected.partition(".")[2])
     assert gflops == pytest.approx(float(expected), abs=rounding + 0.003 * float(expected))
     assert f" {gflops:.1f} [D]" in module.__doc__
+
+
+@pytest.mark.parametrize("name", ["digits", "digits_modern", "fashion_mnist", "moving_digits"])
+def test_parameters_and_flops_of_our_own_are_told(name):
+    rin = make_experiment(load(name).get_config()).rin
+    parameters, gflops = f"{count_parameters(rin):,}", f"{forward_flops(rin) / 1e9:.3f}"
+    assert f"    parameters  {parameters}\n" in load(name).__doc__
+    assert f"({gflops})\n" in load(name).__doc__
+    row = f"| `{name}.py` |.*| {parameters} | {gflops} |\n"
+    assert re.search(row.replace("|", r"\|"), EXPERIMENTS.read_text())
 
 
 @pytest.mark.parametrize(("patch_size", "depth", "expected"), [(8, 4, "157.8"), (4, 6, "214.4")])
