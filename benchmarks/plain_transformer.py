@@ -24,7 +24,8 @@ from rin_jax import experiment, main
 from rin_jax.network import conditioning, cost
 from rin_jax.network.blocks import REMAT_POLICIES, scan_layers
 from rin_jax.network.conditioning import Cond
-from rin_jax.network.layers import Array, Dtype, ScalarEmbedding, SelfAttentionLayer
+from rin_jax.network.embeddings import ScalarEmbedding
+from rin_jax.network.layers import Array, Dtype, SelfAttentionLayer
 from rin_jax.network.rin import RIN
 from rin_jax.network.tokenizer import PatchStem, Readout
 

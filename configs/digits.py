@@ -4,7 +4,7 @@
 
 LAMB, a prediction of the noise and a sigmoid schedule, as in the published experiments;
 digits_modern.py needs fewer steps. Nothing about this experiment is published; all numbers are our
-choice. docs/experiments.md has the measured times and shares of samples read as the class asked for.
+choice. docs/experiments.md has measured times, and shares of samples read as the class asked for.
 
     parameters  389,492
     GFLOPs      0.0 forward, one image (0.010)

@@ -18,7 +18,7 @@ from etils import epath
 from flax import traverse_util
 
 from rin_jax import ConfigError
-from rin_jax.network.layers import sincos_positions
+from rin_jax.network.embeddings import sincos_positions
 from rin_jax.network.partitioning import param_shapes
 from rin_jax.network.rin import RIN
 

@@ -30,7 +30,8 @@ from rin_jax import of_mapping
 from rin_jax.network import conditioning, validation
 from rin_jax.network.blocks import RINBlock, scan_layers
 from rin_jax.network.conditioning import Cond, Sequence
-from rin_jax.network.layers import MLP, Array, PositionTable, ScalarEmbedding, layer_norm
+from rin_jax.network.embeddings import PositionTable, ScalarEmbedding
+from rin_jax.network.layers import MLP, Array, layer_norm
 from rin_jax.network.tokenizer import PatchStem, Readout, Sizes, Video, grid_of
 
 Latents = Array | dict[str, Array] | None  # None stands for zeros

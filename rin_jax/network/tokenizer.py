@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from rin_jax import at_least_one, one_of
-from rin_jax.network.layers import GLOROT, Array, Dtype, PositionTable, dense, layer_norm
+from rin_jax.network.embeddings import PositionTable
+from rin_jax.network.layers import GLOROT, Array, Dtype, dense, layer_norm
 
 Sizes = tuple[int, ...]
 

@@ -9,7 +9,8 @@ from benchmarks import plain_transformer
 from benchmarks.plain_transformer import PlainTransformer
 from rin_jax.experiment import make_experiment
 from rin_jax.network import cost
-from rin_jax.network.layers import ScalarEmbedding, SelfAttentionLayer
+from rin_jax.network.embeddings import ScalarEmbedding
+from rin_jax.network.layers import SelfAttentionLayer
 from rin_jax.network.partitioning import module_of, names, param_shapes, stacked_axes
 from rin_jax.network.tokenizer import PatchStem, Readout
 from tests.network.small import BATCH, SMALL, inputs

@@ -10,7 +10,7 @@ from rin_jax.diffusion import schedules
 from rin_jax.diffusion.process import PREDICTION_TYPES
 from rin_jax.diffusion.update_rules import RULES
 from rin_jax.interop import formulas, rin_torch
-from rin_jax.network.layers import sinusoidal_encoding
+from rin_jax.network.embeddings import sinusoidal_encoding
 from tests import reference
 from tests.interop import exports
 from tests.network import small

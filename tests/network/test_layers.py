@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from rin_jax.network import layers
+from rin_jax.network import embeddings, layers
 from rin_jax.network.rin import scan_layers
 from tests.network.small import distance, fill
 
@@ -163,7 +163,7 @@ def test_projections_count_leading_axes_as_receptive_field(module, shape, limit)
 
 
 def test_position_table_is_a_cut_normal():
-    table = layers.PositionTable((64,), 128, "learned", 1.0).init(jax.random.key(0))
+    table = embeddings.PositionTable((64,), 128, "learned", 1.0).init(jax.random.key(0))
     table = np.asarray(table["params"]["table"])
     assert table.shape == (64, 128)
     assert 0.039 < np.abs(table).max() <= 0.04
@@ -171,20 +171,20 @@ def test_position_table_is_a_cut_normal():
 
 
 def test_learned_part_of_the_sum_starts_at_zero():
-    table = layers.PositionTable((2, 3), 8, "sin_cos_plus_learned", 5.0)
+    table = embeddings.PositionTable((2, 3), 8, "sin_cos_plus_learned", 5.0)
     variables = table.init(jax.random.key(0))
-    codes = layers.sincos_positions((2, 3), 8, 5.0)
+    codes = embeddings.sincos_positions((2, 3), 8, 5.0)
     assert distance(table.apply(variables), codes) == 0
     moved = jax.tree.map(lambda p: p + 0.5, variables)
     assert distance(table.apply(moved), codes + 0.5) < 1e-6
-    fixed = layers.PositionTable((2, 3), 8, "sin_cos", 5.0)
+    fixed = embeddings.PositionTable((2, 3), 8, "sin_cos", 5.0)
     assert "params" not in fixed.init(jax.random.key(0))
 
 
 def test_products_of_position_codes_depend_on_the_distance_alone():
     width, span, rows, cols = 16, 30.0, 4, 7
     frequencies = 10000.0 ** (-np.arange(4) / 4)  # two axes, sine and cosine: width / 4
-    codes = np.asarray(layers.sincos_positions((rows, cols), width, span), np.float64)
+    codes = np.asarray(embeddings.sincos_positions((rows, cols), width, span), np.float64)
     y, x = (c.ravel() for c in np.mgrid[0:rows, 0:cols])
     dy = (y[:, None] - y) * span / (rows - 1)
     dx = (x[:, None] - x) * span / (cols - 1)
@@ -196,7 +196,7 @@ def test_products_of_position_codes_depend_on_the_distance_alone():
 
 
 def test_gamma_is_embedded_by_standardised_sinusoids():
-    embed = layers.ScalarEmbedding(32, 1000.0, jnp.float32)
+    embed = embeddings.ScalarEmbedding(32, 1000.0, jnp.float32)
     gamma = np.float32([0.0, 0.1234, 0.1237, 1.0])
     params = fill(jax.eval_shape(embed.init, jax.random.key(0), gamma)["params"])
     angles = gamma[:, None].astype(np.float64) * 1000 * 10000.0 ** (-np.arange(4) / 4)

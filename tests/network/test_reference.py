@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from rin_jax.interop.pix2seq import import_params
-from rin_jax.network import layers
+from rin_jax.network import embeddings
 from rin_jax.network.rin import RIN
 from tests import reference
 from tests.reference import error, labels_of, load, under
@@ -59,13 +59,13 @@ def test_scalar_embedding(scale, dim):
     arrays, _ = load("embed")
     weights = under(arrays, f"scalar/scaling{scale}_dim{dim}/")
     gamma = arrays["scalar/gamma"]
-    encoding = layers.sinusoidal_encoding(gamma * np.float32(scale), dim)
+    encoding = embeddings.sinusoidal_encoding(gamma * np.float32(scale), dim)
     assert error(encoding, weights["encoding"]) < 3e-4
     params = {
         ours: {leaf: weights[f"w/time_emb/{theirs}/{leaf}"] for leaf in ("kernel", "bias")}
         for ours, theirs in (("hidden", "dense0"), ("out", "dense1"))
     }
-    embed = layers.ScalarEmbedding(4 * dim, scale, np.float32)
+    embed = embeddings.ScalarEmbedding(4 * dim, scale, np.float32)
     out = embed.apply({"params": params}, gamma)
     assert error(out[:, 0], weights["out"]) < 3e-4
 
@@ -73,7 +73,8 @@ def test_scalar_embedding(scale, dim):
 def test_position_codes():
     arrays, _ = load("embed")
     coords = arrays["positional_encoding/coords"]
-    assert error(layers.sinusoidal_encoding(coords, 12), arrays["positional_encoding/dim12"]) < 3e-4
+    codes = embeddings.sinusoidal_encoding(coords, 12)
+    assert error(codes, arrays["positional_encoding/dim12"]) < 3e-4
     cases = {k: v for k, v in arrays.items() if k.startswith("sincos")}
     assert len(cases) == 6
     for name, expected in cases.items():
@@ -82,14 +83,14 @@ def test_position_codes():
         span = float(parts[-1].removeprefix("max"))
         shape = tuple(int(p[1:]) for p in parts[:-2])
         assert len(shape) == (1 if kind == "sincos1d" else 2)
-        codes = layers.sincos_positions(shape, expected.shape[-1], span)
+        codes = embeddings.sincos_positions(shape, expected.shape[-1], span)
         assert error(codes.reshape(expected.shape), expected) < 3e-4, name
 
 
 def test_sin_cos_of_one_token_is_finite():
-    assert np.isfinite(layers.sincos_positions((1,), 8, 1000.0)).all()
-    table = layers.sincos_positions((1, 5), 8, 1000.0)
-    assert error(table, layers.sincos_positions((5,), 8, 1000.0)) == 0
+    assert np.isfinite(embeddings.sincos_positions((1,), 8, 1000.0)).all()
+    table = embeddings.sincos_positions((1, 5), 8, 1000.0)
+    assert error(table, embeddings.sincos_positions((5,), 8, 1000.0)) == 0
 
 
 def test_context_norm_has_its_own_weights():
