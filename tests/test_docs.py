@@ -77,6 +77,7 @@ NOT_RUN = {
     "docker": "needs a registry",
     "export": "sets variables of the shell",
 }
+CONFIG_OF = {"digits": "digits_modern", "digits_lamb": "digits"}  # of workdirs of another name
 FOLDERS = ("rin_jax", "tests", "configs", "docs", "launch", "notebooks", "benchmarks", "models")
 SOURCES = (".py", ".sh", ".md", ".ipynb", ".yaml")
 STEPS = 11  # of a training; one more than the :tiny forms' cadences
@@ -152,7 +153,8 @@ def test_commands_are_right(document, monkeypatch):
         if arguments is not None:
             own = re.search(r"--workdir=runs/(\w+)", " ".join(words))
             if own and "--config=" not in " ".join(words):  # it is what the run has stored
-                arguments = [f"--config={ROOT}/configs/{own[1]}.py", *arguments]
+                name = CONFIG_OF.get(own[1], own[1])
+                arguments = [f"--config={ROOT}/configs/{name}.py", *arguments]
             if "--config.data.name=animals" in arguments:  # what a set that is prepared tells
                 known = {"image_size": 32, "channels": 3, "num_classes": 3}
                 told = [f"--config.data.{field}={value}" for field, value in known.items()]
