@@ -37,7 +37,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
     config.sampler.name = "dpmpp_2m"
     config.sampler.num_steps = 25
-    config.sampler.guidance_scale = 1.0
+    config.sampler.guidance_scale = 0.3
     config.sampler.guidance_latents = "own"
 
     config.data.name = "fashion_mnist"
@@ -48,7 +48,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.train.log_every_steps = 100
 
     config.ema.decays = ()  # the power averages alone
-    config.ema.power_lengths = (0.1, 0.05)
     config.ema.snapshot_every_steps = 1000
 
     config.evaluation.num_samples = 10_000

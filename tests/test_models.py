@@ -10,14 +10,15 @@ from sklearn.datasets import load_digits
 import rin_jax
 from rin_jax.sampling.generate import describe_images
 
-FOLDERS = sorted(path.parent for path in Path(__file__).parents[1].glob("models/*/config.json"))
+MODELS = Path(__file__).parents[1] / "models"
+FOLDERS = sorted(path.parent for path in MODELS.glob("*/config.json"))
 MOST_BYTES = 8_000_000
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
 
-def test_there_are_two():
-    assert [folder.name for folder in FOLDERS] == ["digits", "moving_digits"]
+def test_there_are_three():
+    assert [folder.name for folder in FOLDERS] == ["digits", "fashion_mnist", "moving_digits"]
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
@@ -37,7 +38,7 @@ def test_a_committed_model(folder):
 
 def test_the_digits_are_digits():
     """Most samples lie nearest to a real digit of their own class."""
-    model = rin_jax.load(str(FOLDERS[0])).with_sampler(num_steps=25)
+    model = rin_jax.load(str(MODELS / "digits")).with_sampler(num_steps=25)
     labels = np.arange(50) % 10
     samples = model.sample(50, labels, seed=1).reshape(50, -1).astype(np.float64)
     images, classes = load_digits(return_X_y=True)
@@ -48,7 +49,7 @@ def test_the_digits_are_digits():
 
 def test_clips_go_on_where_the_given_frames_end():
     """The network has no classes, the clips that come along do."""
-    model = rin_jax.load(str(FOLDERS[1])).with_sampler(num_steps=10)
+    model = rin_jax.load(str(MODELS / "moving_digits")).with_sampler(num_steps=10)
     made, given = (some.astype(np.float64) for some in (model.sample(8), model.clips["frames"][:8]))
     distances = np.square(made[:, None, 0] - given[None, :, -1]).mean((2, 3, 4))
     assert (distances.argmin(1) == np.arange(8)).sum() >= 7
