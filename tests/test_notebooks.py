@@ -185,7 +185,7 @@ def test_training_leaves_an_export(tmp_path):
         "digits", tmp_path, VARIANT="tiny", STEPS=20, PICTURES=2, SAMPLER_STEPS=4
     )
     assert improving.shape[1] == 2 * (152 + 2) + 2  # of two steps
-    lines = (tmp_path / "runs" / "digits" / "metrics.jsonl").read_text().splitlines()
+    lines = (tmp_path / "runs" / "digits_lamb" / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line)["train/loss"] for line in lines]
     assert np.mean(losses[-5:]) < 0.7  # 1 is that of a network that knows nothing
     assert (improving[100:450, 4:150] != improving[100:450, 158:304]).any()
