@@ -5,6 +5,7 @@ They are forked from one process, which has imported JAX once. Each writes its e
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -79,6 +80,7 @@ class Pod:
 def main(members: list[dict]) -> None:
     from rin_jax.runtime import preemption  # noqa: F401 - imported once, before the fork
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the suite's own may be ignored
     children = {}
     for index, member in enumerate(members):
         child = os.fork()
