@@ -11,10 +11,9 @@ from rin_jax.interop import formulas
 
 UNKNOWN = "not measured"
 # the one value of a sampler's field that rin_torch.py and the loop in numpy compute
-PLAIN = {
-    "eta": 0.0, "latents": "carry", "refresh": 0, "guidance_interval": [0.0, 1.0],
-    "guidance_latents": "shared",
-}  # fmt: skip
+PLAIN = {"eta": 0.0, "latents": "carry", "refresh": 0}
+DDIM_STEPS = 50  # where the sampler's own rule is another one
+IN_TORCH = ("ddim", "dpmpp_2m", "ddpm_large", "ddpm_small")  # the rules of rin_torch.py
 FRAMES_OF_ONNX = ('"frames": frames', '"frames": np.zeros_like(frames)')  # given, and null
 X0 = {  # the card's expression of x0, by what the network predicts
     "eps": "(xt - np.sqrt(1 - gamma) * prediction) / np.sqrt(gamma)",
@@ -73,7 +72,7 @@ the network, the process, the sampler and the class names.{frames_note}
 samples = model.sample(4{keyword}{keyword_frames})  # uint8 {shape}
 ```
 
-**PyTorch**, with `rin_torch.py` from this folder and no other package{read_by}.{note}
+**PyTorch**, with `rin_torch.py` from this folder and no other package{read_by}.{torch_note}
 
 ```python
 {numpy}import torch
@@ -81,7 +80,7 @@ import rin_torch
 
 {frames}model = rin_torch.load(".")
 noise = torch.randn(4, *model.example_shape)
-samples = model.sample(noise{tensor}{tensor_frames}, {plain})  # in [-1, 1]
+samples = model.sample(noise{tensor}{tensor_frames}{torch_changes})  # in [-1, 1]
 ```
 
 **JAX without rin_jax** (`pip install jax flatbuffers safetensors`): `sampler.stablehlo` holds the \
@@ -106,7 +105,7 @@ samples = sampler(weights, noise, labels, keys{keyword_frames})  # in [-1, 1]
 """
 
 ONNX = """
-**ONNX Runtime** (`pip install onnxruntime`), with DDIM as a loop in numpy:
+**ONNX Runtime** (`pip install onnxruntime`), with DDIM as a loop in numpy.{onnx_note}
 
 ```python
 import numpy as np
@@ -129,13 +128,13 @@ def denoise(xt, gamma, cond, latents):
 
 carried = [i.name for i in denoiser.get_inputs() if i.name.startswith("previous_")]
 sizes = {{i.name: i.shape[1:] for i in denoiser.get_inputs()}}
-latents = [np.zeros((len(noise), *sizes[name]), np.float32) for name in carried]
+latents = {others}[np.zeros((len(noise), *sizes[name]), np.float32) for name in carried]
 xt = noise
 for i in range(steps):
     gamma, gamma_next = (gamma_of(1 - np.float32(j) / steps) for j in (i, i + 1))
     prediction, carry = denoise(xt, gamma, cond, latents)
-    if guidance:
-        without, _ = denoise(xt, gamma, null, latents)
+    if {guided}:
+        without, {second} = denoise(xt, gamma, null, {start})
         prediction = (1 + guidance) * prediction - guidance * without
     latents = carry
     x0 = np.clip({x0}, -{bound}, {bound})
@@ -157,7 +156,8 @@ def card(
     config, network = description["config"], description["network"]
     sampler, known = config["sampler"], network["num_classes"]
     labels = [i % known if known else -1 for i in range(4)]
-    plain, note = _plain(sampler)
+    changes, torch_note = _allowed(sampler, IN_TORCH)
+    _, onnx_note = _allowed(sampler, ("ddim",))
     bound = float(config["diffusion"]["input_scale"])
     samples = "![Samples](samples.png)" if picture else "No sample grid was drawn at the export."
     labelled = ('"labels": labels', '"labels": np.full_like(labels, -1)')
@@ -170,8 +170,10 @@ def card(
         "labels": labels, "keyword": f", labels={labels}" if known else "",
         "tensor": f", torch.tensor({labels})" if known else "",
         "latents": _latents(network),
-        "ddim_steps": sampler["num_steps"] if sampler["name"] == "ddim" else 50,
-        "guidance": float(sampler["guidance_scale"]), "plain": plain, "note": note,
+        "torch_changes": "".join(f", {k}={v!r}" for k, v in changes.items()),
+        "torch_note": torch_note, "onnx_note": onnx_note,
+        "ddim_steps": sampler["num_steps"] if sampler["name"] == "ddim" else DDIM_STEPS,
+        "guidance": float(sampler["guidance_scale"]), **_guided(sampler),
         "gamma_of": formulas.function(**sampler["schedule"]),
         "x0": X0[config["diffusion"]["prediction_type"]],
         "bound": bound,
@@ -255,16 +257,26 @@ def _measured(records: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in table)
 
 
-def _plain(sampler: Mapping[str, Any]) -> tuple[str, str]:
-    """Arguments that make a sampler plain DDIM, and a sentence where they change its fields."""
-    given = {k: list(v) if isinstance(v, tuple) else v for k, v in sampler.items()}
-    steps = given["num_steps"] if given["name"] == "ddim" else 50
-    other = {field: value for field, value in PLAIN.items() if given[field] != value}
-    fields = {"name": "ddim", "num_steps": steps, **other}
-    changed = [field for field in ("name", *other) if given[field] != fields[field]]
-    has = ", ".join(f"{field} {given[field]}" for field in changed)
-    note = f" It draws with plain DDIM here, not with the sampler above, which has {has}."
-    return ", ".join(f"{k}={v!r}" for k, v in fields.items()), note if changed else ""
+def _allowed(sampler: Mapping[str, Any], rules: Sequence[str]) -> tuple[dict[str, Any], str]:
+    """What to change of a sampler where there are these rules, and a sentence that says so."""
+    changes = {field: value for field, value in PLAIN.items() if sampler[field] != value}
+    if sampler["name"] not in rules:
+        steps = {} if sampler["num_steps"] == DDIM_STEPS else {"num_steps": DDIM_STEPS}
+        changes = {"name": "ddim", **steps, **changes}
+    changed = [field for field in changes if field != "num_steps"]
+    has = ", ".join(f"{field} {sampler[field]}" for field in changed)
+    rule = changes.get("name", sampler["name"])
+    note = f" It draws with plain {rule} here, not with the sampler above, which has {has}."
+    return changes, note if changed else ""
+
+
+def _guided(sampler: Mapping[str, Any]) -> dict[str, str]:
+    """The parts of the loop in numpy that depend on where guidance acts and starts from."""
+    low, high = sampler["guidance_interval"]
+    where = "guidance" if (low, high) == (0, 1) else f"guidance and {low} <= gamma <= {high}"
+    if sampler["guidance_latents"] == "shared":
+        return {"guided": where, "others": "", "second": "_", "start": "latents"}
+    return {"guided": where, "others": "others = ", "second": "others", "start": "others"}
 
 
 def _latents(network: Mapping[str, Any]) -> str:

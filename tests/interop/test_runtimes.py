@@ -18,13 +18,16 @@ from tests.interop import exports
 
 VARIANTS = {
     "guided DDIM": {"sampler__guidance_scale": 1.0, "sampler__num_steps": 5},
-    # all that the PyTorch file and the card's loop do not do, so that they draw with plain DDIM
+    "2M, guided by own latents where there is more noise": {
+        "sampler__name": "dpmpp_2m", "sampler__num_steps": 50, "sampler__guidance_scale": 1.0,
+        "sampler__guidance_latents": "own", "sampler__guidance_interval": (0.0, 0.6),
+    },
+    # all that the PyTorch file and the card's loop do not do
     "2M of v, normalised, unconditional": {
         "data__num_classes": 0, "diffusion__prediction_type": "v",
         "diffusion__normalize_input": True, "diffusion__input_scale": 0.5,
         "sampler__name": "dpmpp_2m", "sampler__eta": 0.5, "sampler__latents": "reset",
-        "sampler__refresh": 1, "sampler__guidance_latents": "own",
-        "sampler__guidance_interval": (0.2, 0.8),
+        "sampler__refresh": 1,
         "sampler__schedule": {"name": "sigmoid", "start": -3.0, "end": 3.0, "tau": 0.9},
     },
     "guided DDPM in bfloat16": {
@@ -115,24 +118,28 @@ def test_stablehlo_in_the_cards_words(case, monkeypatch):
 
 
 def test_pytorch_and_onnx_in_the_cards_words(case, monkeypatch):
-    """Both draw with DDIM: the export's own or, where that does something else, a plain one."""
+    """Both draw with the export's own sampler or, where they lack it, with another, and say so."""
     model, folder = case
     if not _float32(model):
         pytest.skip("they compute in float32")
-    classes = model.experiment.rin.num_classes
+    classes, own = model.experiment.rin.num_classes, model.experiment.sampler.name
     labels = np.arange(4) % classes if classes else None
-    plain = {} if classes else {"name": "ddim", "num_steps": 50, **card.PLAIN}
-    drawn_with = model.with_sampler(**plain)
-    for word in ("import rin_torch", "onnxruntime"):
+    text = (folder / "README.md").read_text()
+    for word, rules in (("import rin_torch", rin_torch.SAMPLERS["name"]), ("onnxruntime", ("ddim",))):
         made = exports.run_here(exports.readme_code(folder, word), folder, monkeypatch)
         noise = np.asarray(made["noise"])
-        ours = np.asarray(drawn_with.sample_from(noise, labels, **_frames(model)))
+        given, frames = (noise, labels), _frames(model)
+        rule = {} if own in rules else {"name": "ddim", "num_steps": 50}
+        drawn_with = model.with_sampler(**rule, **card.PLAIN)
+        ours = np.asarray(drawn_with.sample_from(*given, **frames))
         np.testing.assert_allclose(made["samples"], ours, atol=1e-4)
-    said = "plain DDIM here, not with the sampler above, which has name dpmpp_2m, eta 0.5, latents"
-    assert (said in (folder / "README.md").read_text()) == (not classes)
-    if not classes:
-        theirs = model.sample_from(np.asarray(made["noise"]))
-        assert np.abs(np.asarray(theirs) - ours).max() > 0.01
+        if rule or not classes:
+            assert f"plain {rule.get('name', own)} here, not with the sampler above" in text
+            theirs = model.sample_from(*given, **frames)
+            assert np.abs(np.asarray(theirs) - ours).max() > 1e-3
+    said = f"which has {f'name {own}' * (own != 'ddim')}"
+    assert (said in text) == (own != "ddim")
+    assert ("eta 0.5, latents reset, refresh 1." in text) == (not classes)
 
 
 def test_programs_are_portable(case):
@@ -156,8 +163,8 @@ def test_programs_are_portable(case):
 
 def test_what_the_card_writes_for_other_runtimes_is_what_they_do():
     assert set(card.X0) == set(PREDICTION_TYPES)
-    known = {field: values for field, values in rin_torch.SAMPLERS.items() if field != "name"}
-    assert known == {field: (only,) for field, only in card.PLAIN.items()}
+    plain = {field: (only,) for field, only in card.PLAIN.items()}
+    assert rin_torch.SAMPLERS == {"name": card.IN_TORCH, **plain}
 
 
 def test_a_missing_package_is_named_before_anything_is_written(tmp_path, monkeypatch):

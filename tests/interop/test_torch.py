@@ -154,6 +154,11 @@ SAMPLERS = {
         "diffusion__prediction_type": "x0", "sampler__latent_decay": 0.5,
         "sampler__time_difference": 1.5, "data__num_classes": 0,
     },
+    "2M, guided in an interval by own latents, decay": {
+        "sampler__name": "dpmpp_2m", "sampler__guidance_scale": 1.5,
+        "sampler__guidance_latents": "own", "sampler__guidance_interval": (0.01, 0.9),
+        "sampler__latent_decay": 0.5, "diffusion__prediction_type": "v",
+    },
 }  # fmt: skip
 
 
