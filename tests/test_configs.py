@@ -120,7 +120,7 @@ def test_dials_of_own_data_build(dials):
     experiment = make_experiment(config)
     assert experiment.data.image_size == (64 if "64" in dials else 32)
     assert (experiment.rin.dropout > 0) == ("few" in dials)
-    assert experiment.rin.num_tokens == (256 if "gpu" in dials else 64)
+    assert experiment.rin.num_tokens == 256
 
 
 @pytest.mark.parametrize("name", EVERY)
