@@ -125,7 +125,7 @@ def test_pytorch_and_onnx_in_the_cards_words(case, monkeypatch):
     classes, own = model.experiment.rin.num_classes, model.experiment.sampler.name
     labels = np.arange(4) % classes if classes else None
     text = (folder / "README.md").read_text()
-    for word, rules in (("import rin_torch", rin_torch.SAMPLERS["name"]), ("onnxruntime", ("ddim",))):
+    for word, rules in (("import rin_torch", card.IN_TORCH), ("onnxruntime", ("ddim",))):
         made = exports.run_here(exports.readme_code(folder, word), folder, monkeypatch)
         noise = np.asarray(made["noise"])
         given, frames = (noise, labels), _frames(model)
@@ -164,7 +164,7 @@ def test_programs_are_portable(case):
 def test_what_the_card_writes_for_other_runtimes_is_what_they_do():
     assert set(card.X0) == set(PREDICTION_TYPES)
     plain = {field: (only,) for field, only in card.PLAIN.items()}
-    assert rin_torch.SAMPLERS == {"name": card.IN_TORCH, **plain}
+    assert {"name": card.IN_TORCH, **plain} == rin_torch.SAMPLERS
 
 
 def test_a_missing_package_is_named_before_anything_is_written(tmp_path, monkeypatch):
