@@ -27,8 +27,8 @@ from torch.nn.functional import gelu, layer_norm, pad, scaled_dot_product_attent
 FORMAT, NO_LABEL = 2, -1  # of config.json; the label of an example without a class
 TINY = 1e-9  # the least divisor
 SAMPLERS = {  # what this file can do of the sampler's fields
-    "name": ("ddim", "ddpm_large", "ddpm_small"), "eta": (0.0,), "latents": ("carry",),
-    "refresh": (0,), "guidance_interval": ([0.0, 1.0],), "guidance_latents": ("shared",),
+    "name": ("ddim", "dpmpp_2m", "ddpm_large", "ddpm_small"), "eta": (0.0,), "latents": ("carry",),
+    "refresh": (0,),
 }  # fmt: skip
 OLDER = {  # fields of the network that older exports lack
     "cond_frames": 0, "video": None, "sequence": None, "label_in_time": False, "conv_size": 0,
@@ -400,24 +400,51 @@ class RIN(nn.Module):
             if (value := fields.get(field, allowed[0])) not in allowed:
                 raise ValueError(f"sampler {field} {value!r} is not in this file; use {allowed}.")
         name, num_steps, decay = fields["name"], fields["num_steps"], fields["latent_decay"]
-        xt, latents, w = noise, self.first(noise.shape[0]), fields["guidance_scale"]
+        w, (low, high) = fields["guidance_scale"], fields["guidance_interval"]
+        xt, latents, before = noise, self.first(noise.shape[0]), None
+        others = latents  # of the passes without a condition, where they have their own
         for i in range(num_steps):
             ahead = i + 1.0 + fields["time_difference"]
             times = (1 - torch.tensor([float(i), ahead]) / num_steps).clamp(min=0)
             gammas = [signal_power(t, **fields["schedule"]) for t in times]
             gamma, gamma_next = torch.tensor(gammas, device=xt.device)
             prediction, new = self(xt, gamma.expand(len(xt)), labels, latents, frames, sequence)
-            if w:  # the pass without a condition starts from the same latents
-                without, _ = self(xt, gamma.expand(len(xt)), previous=latents)
+            if w and low <= gamma <= high:
+                start = latents if fields["guidance_latents"] == "shared" else others
+                without, second = self(xt, gamma.expand(len(xt)), previous=start)
                 prediction = (1 + w) * prediction - w * without
-            latents = {k: decay * latents[k] + (1 - decay) * new[k] for k in new}
+                others = mean(others, second, decay)
+            latents = mean(latents, new, decay)
             x0, eps = self.to_x0_eps(prediction, xt, gamma)
             if name == "ddim":
                 xt = gamma_next.sqrt() * x0 + (1 - gamma_next).sqrt() * eps
+            elif name == "dpmpp_2m":
+                better, before = extrapolated(x0, gamma, gamma_next, before), (x0, gamma)
+                eps = (xt - gamma.sqrt() * better) / (1 - gamma).clamp(min=TINY).sqrt()
+                xt = gamma_next.sqrt() * better + (1 - gamma_next).sqrt() * eps
             else:
                 z = torch.randn_like(xt) if fresh is None else fresh(i)
                 xt = ancestral(xt, eps, z, gamma, gamma_next, name == "ddpm_small")
         return x0 / self.diffusion["input_scale"]
+
+
+def mean(old: dict[str, Tensor], new: dict[str, Tensor], decay: float) -> dict[str, Tensor]:
+    """Latents to start the next pass from; without decay the new ones."""
+    return {name: decay * old[name] + (1 - decay) * new[name] for name in new}
+
+
+def logsnr(gamma: Tensor) -> Tensor:
+    gamma = gamma.clamp(1e-9, 1 - 2.0**-24)
+    return gamma.log() - (-gamma).log1p()
+
+
+def extrapolated(
+    x0: Tensor, gamma: Tensor, gamma_next: Tensor, before: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """x0 of DPM-Solver++(2M), arXiv 2211.01095 section 4; `before`: x0 and gamma a step ago."""
+    if before is None or (last := logsnr(gamma) - logsnr(before[1])) == 0:
+        return x0
+    return x0 + (logsnr(gamma_next) - logsnr(gamma)) / (2 * last) * (x0 - before[0])
 
 
 def ancestral(xt: Tensor, eps: Tensor, fresh: Tensor, gamma, gamma_next, small: bool) -> Tensor:
