@@ -248,6 +248,7 @@ def run(words: list[str], monkeypatch) -> None:
         .replace("gs://BUCKET", "bucket")
         .replace("--source=DIR", "--source=pictures")
         .replace("samples/NAME", f"samples/{sampled.name if sampled else 'NAME'}")
+        .replace("guide_checkpoint=1000", "guide_checkpoint=10")  # the :tiny forms' cadence
         for word in arguments_of(words)
     ]
     if any(word.startswith("--num=") for word in arguments):
