@@ -248,13 +248,14 @@ def run(words: list[str], monkeypatch) -> None:
         .replace("gs://BUCKET", "bucket")
         .replace("--source=DIR", "--source=pictures")
         .replace("samples/NAME", f"samples/{sampled.name if sampled else 'NAME'}")
-        .replace("guide_checkpoint=1000", "guide_checkpoint=10")  # the :tiny forms' cadence
         for word in arguments_of(words)
     ]
     if any(word.startswith("--num=") for word in arguments):
         arguments.append("--num=20")
     if any(word.startswith("--config.evaluation.num_samples=") for word in arguments):
         arguments.append("--config.evaluation.num_samples=20")
+    if any(word.startswith("--config.sampler.guide_checkpoint=") for word in arguments):
+        arguments.append("--config.sampler.guide_checkpoint=10")  # the :tiny forms' cadence
     if "--mode=prepare" in arguments:
         for prepared in Path("tfds").glob("animals_*"):
             shutil.rmtree(prepared)

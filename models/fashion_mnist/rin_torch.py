@@ -416,11 +416,11 @@ class RIN(nn.Module):
                 others = mean(others, second, decay)
             latents = mean(latents, new, decay)
             x0, eps = self.to_x0_eps(prediction, xt, gamma)
-            if name == "ddim":
-                xt = gamma_next.sqrt() * x0 + (1 - gamma_next).sqrt() * eps
-            elif name == "dpmpp_2m":
+            better = x0
+            if name == "dpmpp_2m":
                 better, before = extrapolated(x0, gamma, gamma_next, before), (x0, gamma)
                 eps = (xt - gamma.sqrt() * better) / (1 - gamma).clamp(min=TINY).sqrt()
+            if name in ("ddim", "dpmpp_2m"):
                 xt = gamma_next.sqrt() * better + (1 - gamma_next).sqrt() * eps
             else:
                 z = torch.randn_like(xt) if fresh is None else fresh(i)
@@ -434,6 +434,7 @@ def mean(old: dict[str, Tensor], new: dict[str, Tensor], decay: float) -> dict[s
 
 
 def logsnr(gamma: Tensor) -> Tensor:
+    """log(gamma / (1 - gamma)), finite at both ends."""
     gamma = gamma.clamp(1e-9, 1 - 2.0**-24)
     return gamma.log() - (-gamma).log1p()
 
