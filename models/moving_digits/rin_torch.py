@@ -27,13 +27,15 @@ from torch.nn.functional import gelu, layer_norm, pad, scaled_dot_product_attent
 FORMAT, NO_LABEL = 2, -1  # of config.json; the label of an example without a class
 TINY = 1e-9  # the least divisor
 SAMPLERS = {  # what this file can do of the sampler's fields
-    "name": ("ddim", "ddpm_large", "ddpm_small"), "eta": (0.0,), "latents": ("carry",),
-    "refresh": (0,), "guidance_interval": ([0.0, 1.0],), "guidance_latents": ("shared",),
+    "name": ("ddim", "dpmpp_2m", "ddpm_large", "ddpm_small"), "eta": (0.0,), "latents": ("carry",),
+    "refresh": (0,),
 }  # fmt: skip
 OLDER = {  # fields of the network that older exports lack
     "cond_frames": 0, "video": None, "sequence": None, "label_in_time": False, "conv_size": 0,
+    "qk_norm": False,
 }  # fmt: skip
 norm = functools.partial(nn.LayerNorm, eps=1e-6)
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 class FeedForward(nn.Module):
@@ -57,9 +59,15 @@ class MLP(nn.Module):
 class Attention(nn.Module):
     """Queries [B, Q, W] to context [B, S, V]; the inner width is the smaller of W and `other`."""
 
-    def __init__(self, num_heads: int, width: int, context_width: int, other: int):
+    def __init__(self, net: dict, num_heads: int, width: int, context_width: int, other: int):
         super().__init__()
         self.num_heads, inner = num_heads, min(width, other) // num_heads * num_heads
+        if net["qk_norm"]:
+            self.query_norm, self.key_norm = (
+                nn.RMSNorm(inner // num_heads, eps=1e-6) for _ in range(2)
+            )
+        else:
+            self.query_norm = self.key_norm = nn.Identity()
         self.query, self.out = nn.Linear(width, inner), nn.Linear(inner, width)
         self.key, self.value = (nn.Linear(context_width, inner) for _ in range(2))
 
@@ -67,8 +75,8 @@ class Attention(nn.Module):
         def heads(x):
             return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-        q, k, v = self.query(queries), self.key(context), self.value(context)
-        mixed = scaled_dot_product_attention(heads(q), heads(k), heads(v))
+        q, k, v = (heads(x) for x in (self.query(queries), self.key(context), self.value(context)))
+        mixed = scaled_dot_product_attention(self.query_norm(q), self.key_norm(k), v)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
@@ -80,7 +88,7 @@ class CrossAttention(nn.Module):
         self.norm = norm(width)
         self.context_norm = norm(context_width) if net["norm_context"] else nn.Identity()
         heads = net["routing_heads"]
-        self.attention = Attention(heads, width, context_width, other or context_width)
+        self.attention = Attention(net, heads, width, context_width, other or context_width)
         self.mlp = MLP(width, ratio) if ratio else nn.Identity()
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
@@ -88,10 +96,11 @@ class CrossAttention(nn.Module):
 
 
 class SelfAttentionLayer(nn.Module):
-    def __init__(self, heads: int, width: int, ratio: int):
+    def __init__(self, net: dict, width: int, ratio: int):
         super().__init__()
         self.attention_norm, self.ffn_norm = norm(width), norm(width)
-        self.attention, self.ffn = Attention(heads, *3 * [width]), FeedForward(width, ratio)
+        self.attention = Attention(net, net["num_heads"], *3 * [width])
+        self.ffn = FeedForward(width, ratio)
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.attention_norm(x)
@@ -128,7 +137,7 @@ class Block(nn.Module):
             self.read_cond = CrossAttention(net, latent, cond_width, ratio, other)
         self.read = CrossAttention(net, latent, interface, ratio)
         self.compute = nn.ModuleList(
-            SelfAttentionLayer(net["num_heads"], latent, ratio) for _ in range(depth)
+            SelfAttentionLayer(net, latent, ratio) for _ in range(depth)
         )
         if depth:
             self.write = CrossAttention(net, interface, latent, net["interface_mlp_ratio"])
@@ -391,24 +400,52 @@ class RIN(nn.Module):
             if (value := fields.get(field, allowed[0])) not in allowed:
                 raise ValueError(f"sampler {field} {value!r} is not in this file; use {allowed}.")
         name, num_steps, decay = fields["name"], fields["num_steps"], fields["latent_decay"]
-        xt, latents, w = noise, self.first(noise.shape[0]), fields["guidance_scale"]
+        w, (low, high) = fields["guidance_scale"], fields["guidance_interval"]
+        xt, latents, before = noise, self.first(noise.shape[0]), None
+        others = latents  # of the passes without a condition, where they have their own
         for i in range(num_steps):
             ahead = i + 1.0 + fields["time_difference"]
             times = (1 - torch.tensor([float(i), ahead]) / num_steps).clamp(min=0)
             gammas = [signal_power(t, **fields["schedule"]) for t in times]
             gamma, gamma_next = torch.tensor(gammas, device=xt.device)
             prediction, new = self(xt, gamma.expand(len(xt)), labels, latents, frames, sequence)
-            if w:  # the pass without a condition starts from the same latents
-                without, _ = self(xt, gamma.expand(len(xt)), previous=latents)
+            if w and low <= gamma <= high:
+                start = latents if fields["guidance_latents"] == "shared" else others
+                without, second = self(xt, gamma.expand(len(xt)), previous=start)
                 prediction = (1 + w) * prediction - w * without
-            latents = {k: decay * latents[k] + (1 - decay) * new[k] for k in new}
+                others = mean(others, second, decay)
+            latents = mean(latents, new, decay)
             x0, eps = self.to_x0_eps(prediction, xt, gamma)
-            if name == "ddim":
-                xt = gamma_next.sqrt() * x0 + (1 - gamma_next).sqrt() * eps
+            better = x0
+            if name == "dpmpp_2m":
+                better, before = extrapolated(x0, gamma, gamma_next, before), (x0, gamma)
+                eps = (xt - gamma.sqrt() * better) / (1 - gamma).clamp(min=TINY).sqrt()
+            if name in ("ddim", "dpmpp_2m"):
+                xt = gamma_next.sqrt() * better + (1 - gamma_next).sqrt() * eps
             else:
                 z = torch.randn_like(xt) if fresh is None else fresh(i)
                 xt = ancestral(xt, eps, z, gamma, gamma_next, name == "ddpm_small")
         return x0 / self.diffusion["input_scale"]
+
+
+def mean(old: dict[str, Tensor], new: dict[str, Tensor], decay: float) -> dict[str, Tensor]:
+    """Latents to start the next pass from; without decay the new ones."""
+    return {name: decay * old[name] + (1 - decay) * new[name] for name in new}
+
+
+def logsnr(gamma: Tensor) -> Tensor:
+    """log(gamma / (1 - gamma)), finite at both ends."""
+    gamma = gamma.clamp(1e-9, 1 - 2.0**-24)
+    return gamma.log() - (-gamma).log1p()
+
+
+def extrapolated(
+    x0: Tensor, gamma: Tensor, gamma_next: Tensor, before: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """x0 of DPM-Solver++(2M), arXiv 2211.01095 section 4; `before`: x0 and gamma a step ago."""
+    if before is None or (last := logsnr(gamma) - logsnr(before[1])) == 0:
+        return x0
+    return x0 + (logsnr(gamma_next) - logsnr(gamma)) / (2 * last) * (x0 - before[0])
 
 
 def ancestral(xt: Tensor, eps: Tensor, fresh: Tensor, gamma, gamma_next, small: bool) -> Tensor:
@@ -513,6 +550,6 @@ def file_names(model: RIN) -> dict[str, list[tuple[tuple[int, ...], Tensor]]]:
             if parts[1] == "compute":
                 index = (place, int(parts.pop(2)))
         if last == "weight":
-            last = "scale" if isinstance(module, nn.LayerNorm | nn.GroupNorm) else "kernel"
+            last = "scale" if isinstance(module, NORMS) else "kernel"
         names.setdefault(".".join([*parts, last]), []).append((index, parameter))
     return names
