@@ -52,6 +52,8 @@ NOT_RUN = {
     "--downloaded=/usr/share/datasets/fashion-mnist": "tests/jobs/test_prepare.py runs it where "
     "Debian's package is installed",
     "--config.data.name=cifar10": "downloads CIFAR-10",
+    "--config.data.name=cifar10_jpeg": "reads its images; docs/own-data.md has such commands",
+    "--workdir=runs/cifar10_jpeg": "reads its images; docs/own-data.md has such commands",
     "--config=configs/fashion_mnist.py": "takes long; the commands of the digits are the same",
     "--workdir=runs/digits_lamb": "the commands of the demo are the same",
     "--workdir=runs/guide": "trains as the digits do, with another average",
@@ -77,7 +79,8 @@ NOT_RUN = {
     "docker": "needs a registry",
     "export": "sets variables of the shell",
 }
-CONFIG_OF = {"digits": "digits_modern", "digits_lamb": "digits"}  # of workdirs of another name
+# Of workdirs of another name
+CONFIG_OF = {"digits": "digits_modern", "digits_lamb": "digits", "cifar10_jpeg": "own_data"}
 FOLDERS = ("rin_jax", "tests", "configs", "docs", "launch", "notebooks", "benchmarks", "models")
 SOURCES = (".py", ".sh", ".md", ".ipynb", ".yaml")
 STEPS = 11  # of a training; one more than the :tiny forms' cadences
@@ -155,7 +158,8 @@ def test_commands_are_right(document, monkeypatch):
             if own and "--config=" not in " ".join(words):  # it is what the run has stored
                 name = CONFIG_OF.get(own[1], own[1])
                 arguments = [f"--config={ROOT}/configs/{name}.py", *arguments]
-            if "--config.data.name=animals" in arguments:  # what a set that is prepared tells
+            names = "--config.data.name=animals", "--config.data.name=cifar10_jpeg"
+            if any(name in arguments for name in names):  # what a set that is prepared tells
                 known = {"image_size": 32, "channels": 3, "num_classes": 3}
                 told = [f"--config.data.{field}={value}" for field, value in known.items()]
                 arguments = [*arguments, *told]
