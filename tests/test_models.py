@@ -17,8 +17,9 @@ MOST_BYTES = 8_000_000
 pytestmark = pytest.mark.usefixtures("one_device")
 
 
-def test_there_are_three():
-    assert [folder.name for folder in FOLDERS] == ["digits", "fashion_mnist", "moving_digits"]
+def test_all_are_there():
+    names = ["cifar10_jpeg", "digits", "fashion_mnist", "moving_digits"]
+    assert [folder.name for folder in FOLDERS] == names
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
