@@ -15,7 +15,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "model": {
             "patch_size": 8, "num_blocks": 2, "depth": 2, "num_latents": 128, "latent_dim": 384,
             "interface_dim": 256, "num_heads": 8, "routing_heads": 8, "latent_mlp_ratio": 4,
-            "interface_mlp_ratio": 4, "dtype": "float32", "remat": "dots",  # the fastest on a CPU
+            "interface_mlp_ratio": 4, "dtype": "float32", "remat": "dots",  # see README.md
         },
         "data": {"image_size": 64, "channels": 3, "num_classes": 10},
     },
@@ -28,7 +28,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "s32": {  # a regularised peer would draw other numbers, so nothing is dropped
         "config": "cifar10",
         "batch": 4,
-        "model": {"dropout": 0.0, "drop_path": 0.0, "remat": "dots"},  # the fastest on a CPU
+        "model": {"dropout": 0.0, "drop_path": 0.0, "remat": "dots"},  # see README.md
         "data": {"image_size": 32, "channels": 3, "num_classes": 10},
     },
     "imagenet64": {"config": "imagenet64", "batch": 32, "model": {}, "data": {}},
